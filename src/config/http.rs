@@ -1,0 +1,160 @@
+//! `[http.NAME]`: servers, routes, matches, actions.
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::{HeaderName, Method, StatusCode};
+use ipnet::IpNet;
+
+use super::runtime::OnChange;
+use super::scalar::{HostPattern, ListenAddr, Pattern};
+use super::template::Template;
+
+/// Checked `[http.NAME]`. Only enabled servers and routes are here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpSpec {
+    pub name: Arc<str>,
+    /// In the document's order, never empty. Servers may share an address when their hosts differ.
+    pub listen: Vec<ListenAddr>,
+    /// Names it answers for; empty: any.
+    pub hosts: Vec<HostPattern>,
+    /// What belongs to the connection: equal for all servers that share an address.
+    pub connection: ConnectionSpec,
+    /// Largest request body in bytes; `None`: no limit.
+    pub body_limit: Option<u64>,
+    pub routes: Vec<RouteSpec>,
+    /// The action for what no route takes.
+    pub fallback: Option<ActionSpec>,
+    pub on_change: OnChange,
+}
+
+/// The part of a server that every server on the same address must agree on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionSpec {
+    pub h1: bool,
+    /// On cleartext: HTTP/2 with prior knowledge.
+    pub h2: bool,
+    pub trusted_proxies: Vec<IpNet>,
+    /// First byte of a head to its last; also how long a new connection may stay silent. `None`: no limit.
+    pub header_timeout: Option<Duration>,
+    /// Between two reads of a request body.
+    pub body_timeout: Option<Duration>,
+    /// Between two requests of a connection.
+    pub idle_timeout: Option<Duration>,
+    /// How long a write may make no progress.
+    pub write_timeout: Option<Duration>,
+    /// Bytes of a request head.
+    pub header_size: usize,
+    /// Number of header fields.
+    pub headers: usize,
+    /// Connections of this address, the whole process together.
+    pub connections: Option<usize>,
+    /// Connections of this address from one peer address.
+    pub connections_per_client: Option<usize>,
+    /// Concurrent HTTP/2 streams of a connection.
+    pub streams: u32,
+    pub requests_per_connection: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteSpec {
+    pub name: Option<Arc<str>>,
+    pub matcher: MatchSpec,
+    pub action: ActionSpec,
+    /// Overrides the server's.
+    pub body_limit: Option<Option<u64>>,
+}
+
+/// Conditions of a route: every non-empty list must hold, a list holds when any item does.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MatchSpec {
+    pub host: Vec<HostPattern>,
+    pub path: Vec<PathPattern>,
+    pub method: Vec<Method>,
+    /// Each named field must hold one of its values.
+    pub header: Vec<(HeaderName, Vec<TextPattern>)>,
+    pub cookie: Vec<(String, Vec<TextPattern>)>,
+    pub query: Vec<(String, Vec<TextPattern>)>,
+    pub scheme: Vec<Scheme>,
+    /// The client's address, after trusted proxies.
+    pub remote: Vec<IpNet>,
+    /// Must not hold.
+    pub not: Option<Box<MatchSpec>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+/// A path, compared decoded (but `%2F`) and without dot segments.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PathPattern {
+    /// `/v1`: exactly that.
+    Exact(String),
+    /// `/v1/*`, held as `/v1`: that and all below. `/*` is held as the empty string.
+    Below(String),
+    /// `/v1*`, held as `/v1`: all that begins so.
+    Prefix(String),
+    /// `~^/v[0-9]+/`: a regular expression, unanchored.
+    Regex(Pattern),
+}
+
+/// A value of a header, cookie or query key.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TextPattern {
+    /// `*`: present, whatever it holds.
+    Any,
+    Exact(String),
+    /// `abc*`, held as `abc`.
+    Prefix(String),
+    Regex(Pattern),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum ActionSpec {
+    Proxy(ProxySpec),
+    Respond(RespondSpec),
+    Redirect(RedirectSpec),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProxySpec {
+    /// Name of an upstream that the document holds (one written as a URL or address is there under its `host:port`).
+    pub upstream: Arc<str>,
+    /// Put before the request's path: `/base` of `http://host/base`; without trailing slash, empty for none.
+    pub base: String,
+    pub host_header: HostHeader,
+    /// For one try; overrides the upstream's `timeouts.response`.
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum HostHeader {
+    /// As the client sent it.
+    Preserve,
+    /// The target's `host:port`.
+    Upstream,
+    Fixed(::http::HeaderValue),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct RespondSpec {
+    pub status: StatusCode,
+    pub body: RespondBody,
+    pub headers: Vec<(HeaderName, Template)>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum RespondBody {
+    Template(Template),
+    /// An absolute path; read at prepare, its contents are part of the generation.
+    File(PathBuf),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct RedirectSpec {
+    pub to: Template,
+    pub status: StatusCode,
+}

@@ -1,0 +1,51 @@
+//! The grammar of the configuration language: what one value, one table, one error looks like. It knows no sockets
+//! and no runtime; `document` is the root that uses it. What leaves this module as a *spec* cannot be wrong in
+//! itself: references are resolved, defaults are in, regexes are compiled.
+
+pub mod admin;
+pub mod http;
+pub mod runtime;
+pub mod scalar;
+pub mod template;
+pub mod upstream;
+
+use serde::{Deserialize, Serialize};
+
+/// The text formats a document may come in. All three mean the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    Toml,
+    Json,
+    Yaml,
+}
+
+/// How bad a diagnostic is: an error refuses the document, a warning does not (unless `strict=true`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Error,
+    Warning,
+}
+
+/// One finding about a document, with its place: what the admin API lists under `errors` and `warnings`, and what
+/// the CLI draws with a caret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Diagnostic {
+    /// JSON Pointer (RFC 6901) of the value it is about; empty for the whole document.
+    pub pointer: String,
+    /// Line of the value, from 1; absent when the document has no text (nothing was parsed).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub line: Option<u32>,
+    /// Column of the value in characters, from 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub column: Option<u32>,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// How to mend it, where we know.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub help: Option<String>,
+    /// Byte range in the source, for drawing; not part of the API.
+    #[serde(skip)]
+    pub span: Option<(u32, u32)>,
+}

@@ -1,0 +1,2 @@
+//! How bytes arrive: accept loops and what is spoken on a connection.
+pub mod http;

@@ -1,0 +1,30 @@
+//! Counters of one worker, summed when read: no shared cache line on the request path.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What one worker counts.
+#[derive(Debug, Default)]
+pub struct WorkerCounters {
+    /// Open client connections.
+    pub connections: AtomicU64,
+    /// Requests begun since start.
+    pub requests: AtomicU64,
+    /// Panics caught in a connection or request since start.
+    pub panics: AtomicU64,
+}
+
+impl WorkerCounters {
+    pub fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Which worker this is, for sharded state, and where it counts.
+#[derive(Debug)]
+pub struct WorkerContext {
+    /// From 0.
+    pub index: usize,
+    /// How many there are.
+    pub of: usize,
+    pub counters: WorkerCounters,
+}
