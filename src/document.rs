@@ -37,7 +37,10 @@ pub enum Refused {
     /// Not well-formed TOML, JSON or YAML: 400.
     Syntax(Vec<Diagnostic>),
     /// Well-formed, but wrong in itself: 422. Warnings of the same document come with the errors.
-    Invalid { errors: Vec<Diagnostic>, warnings: Vec<Diagnostic> },
+    Invalid {
+        errors: Vec<Diagnostic>,
+        warnings: Vec<Diagnostic>,
+    },
     Unavailable(Vec<Diagnostic>),
 }
 
@@ -55,7 +58,11 @@ impl Document {
     ///
     /// # Errors
     /// [`Refused`] with every error found, each with its JSON Pointer, line and column.
-    pub fn parse(_bytes: &[u8], _format: Format, _context: &Context<'_>) -> Result<Parsed, Refused> {
+    pub fn parse(
+        _bytes: &[u8],
+        _format: Format,
+        _context: &Context<'_>,
+    ) -> Result<Parsed, Refused> {
         unimplemented!()
     }
 
@@ -76,10 +83,20 @@ impl Document {
 }
 
 impl Parsed {
-    pub fn locate(&self, _p: &str, _m: &str, _h: Option<&str>) -> Diagnostic { unimplemented!() }
+    pub fn locate(&self, _p: &str, _m: &str, _h: Option<&str>) -> Diagnostic {
+        unimplemented!()
+    }
 }
 impl Document {
-    pub fn listen_pointer(&self, _a: &crate::config::scalar::ListenAddr) -> String { unimplemented!() }
-    pub fn file_pointers(&self) -> Vec<(PathBuf, String)> { unimplemented!() }
+    pub fn listen_pointer(&self, _a: &crate::config::scalar::ListenAddr) -> String {
+        unimplemented!()
+    }
+    pub fn file_pointers(&self) -> Vec<(PathBuf, String)> {
+        unimplemented!()
+    }
 }
-impl Diagnostic { pub fn warning(self) -> Diagnostic { self } }
+impl Diagnostic {
+    pub fn warning(self) -> Diagnostic {
+        self
+    }
+}

@@ -86,7 +86,10 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
             change,
             servers: servers.iter().map(|s| s.name.to_string()).collect(),
         });
-        steps.push(Step { key: key.clone(), change });
+        steps.push(Step {
+            key: key.clone(),
+            change,
+        });
     };
     for (key, specs) in &after {
         let change = match before.get(key) {
@@ -94,7 +97,8 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
             Some(was) if connection(was) != connection(specs) => Change::Refresh,
             Some(was) if was != specs => Change::Update,
             Some(_) => {
-                let same = upstreams_of(specs).all(|name| old_upstreams.get(name) == new_upstreams.get(name));
+                let same = upstreams_of(specs)
+                    .all(|name| old_upstreams.get(name) == new_upstreams.get(name));
                 if same { Change::Keep } else { Change::Update }
             }
         };
@@ -104,7 +108,13 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
         add(key, Change::Close, specs);
     }
     let targets = |map: &BTreeMap<Arc<str>, UpstreamSpec>| -> BTreeSet<(Arc<str>, TargetAddr)> {
-        map.values().flat_map(|u| u.targets.iter().map(|t| (u.name.clone(), t.address.clone()))).collect()
+        map.values()
+            .flat_map(|u| {
+                u.targets
+                    .iter()
+                    .map(|t| (u.name.clone(), t.address.clone()))
+            })
+            .collect()
     };
     let (old_targets, new_targets) = (targets(old_upstreams), targets(new_upstreams));
     let kept = old_targets.intersection(&new_targets).count();
@@ -119,7 +129,10 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
     }
     let plan = Plan {
         listeners,
-        servers: named(old.map_or(&no_servers, |d| &d.http), new.map_or(&no_servers, |d| &d.http)),
+        servers: named(
+            old.map_or(&no_servers, |d| &d.http),
+            new.map_or(&no_servers, |d| &d.http),
+        ),
         upstreams: named(old_upstreams, new_upstreams),
         targets: Carried {
             kept: kept as u64,
@@ -141,7 +154,12 @@ fn named<T: PartialEq>(old: &BTreeMap<Arc<str>, T>, new: &BTreeMap<Arc<str>, T>)
     Named {
         added: names(&mut new.keys().filter(|name| !old.contains_key(*name))),
         removed: names(&mut old.keys().filter(|name| !new.contains_key(*name))),
-        changed: names(&mut new.iter().filter(|(n, v)| old.get(*n).is_some_and(|o| o != *v)).map(|(n, _)| n)),
+        changed: names(
+            &mut new
+                .iter()
+                .filter(|(n, v)| old.get(*n).is_some_and(|o| o != *v))
+                .map(|(n, _)| n),
+        ),
     }
 }
 
@@ -150,7 +168,10 @@ pub(super) fn boot_only(old: &Document, new: &Document) -> Vec<(&'static str, St
     let (old, new) = (&old.runtime, &new.runtime);
     let mut found = Vec::new();
     let mut say = |pointer, key: &str| {
-        found.push((pointer, format!("`{key}` is read at start-up only; the running value stays until a restart")));
+        found.push((
+            pointer,
+            format!("`{key}` is read at start-up only; the running value stays until a restart"),
+        ));
     };
     if old.workers != new.workers {
         say("/runtime/workers", "workers");

@@ -36,14 +36,19 @@ impl RequestBody {
         RequestBody { _incoming: None }
     }
     pub fn new(incoming: Incoming, _rules: BodyRules) -> RequestBody {
-        RequestBody { _incoming: Some(incoming) }
+        RequestBody {
+            _incoming: Some(incoming),
+        }
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Error;
-    fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         unimplemented!()
     }
     fn is_end_stream(&self) -> bool {

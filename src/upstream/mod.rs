@@ -135,4 +135,12 @@ pub fn sweep(_shared: &Shared, _worker: &WorkerContext) {
     unimplemented!()
 }
 
-impl Shared { pub fn new(control: tokio::runtime::Handle, workers: usize) -> Shared { Shared { targets: Registry::default(), control, workers } } }
+impl Shared {
+    pub fn new(control: tokio::runtime::Handle, workers: usize) -> Shared {
+        Shared {
+            targets: Registry::default(),
+            control,
+            workers,
+        }
+    }
+}
