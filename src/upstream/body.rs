@@ -1,7 +1,7 @@
 //! The request body on its way to a target: the client's stream with its limit, its read timeout and the gate that
 //! `Expect: 100-continue` puts before it.
 //!
-//! A body that has an end in sight already (none was sent) costs nothing. Any other shares a [`Progress`] with the
+//! A body that has an end in sight already (none was sent) costs nothing. Any other shares a `Progress` with the
 //! exchange that sends it: hyper takes the body away, yet the exchange must know whether the client is being waited for,
 //! whether the body has ended, and what went wrong on the client's side.
 

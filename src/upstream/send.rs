@@ -28,12 +28,6 @@ const TARGETS: usize = 3;
 /// Pooled connections tried on one target: after a restart of the origin all are stale, a fresh one is then quicker.
 const POOLED: u32 = 2;
 
-/// A try that failed; with the request when it was not sent.
-struct Failed {
-    error: Error,
-    request: Option<Box<Request<RequestBody>>>,
-}
-
 /// What does not change between the tries of one request.
 struct Plan<'a> {
     worker: &'a WorkerContext,
@@ -52,6 +46,9 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`] in the vocabulary of RFC 9209. Dropping the future cancels the request and its connection.
+    //
+    // The tries borrow the request's place here and put it back when it was not sent: handing it down by value would
+    // keep a copy of its place in every future on the way.
     pub async fn send(
         &self,
         worker: &Arc<WorkerContext>,
@@ -89,72 +86,55 @@ impl Upstream {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
-            match self.try_member(member, &plan, request).await {
+            match self.try_member(member, &plan, &mut request).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failed {
-                    error,
-                    request: Some(unsent),
-                }) => {
+                Err(error) if error.unsent => {
                     tracing::debug!(upstream = %self.name, target = %member.target.address(), %error, "not sent");
                     last = Some(error);
-                    request = *unsent;
                 }
-                Err(Failed {
-                    error,
-                    request: None,
-                }) => return Err(error),
+                Err(error) => return Err(error),
             }
         }
         Err(last.unwrap_or_else(|| self.none_usable()))
     }
 
-    /// One target: a pooled connection or two, then a fresh one.
+    /// One target: a pooled connection or two, then a fresh one. After an unsent error `request` is as it was.
     async fn try_member(
         &self,
         member: &Member,
         plan: &Plan<'_>,
-        mut request: Request<RequestBody>,
-    ) -> Result<(Response<UpstreamBody>, InFlight), Failed> {
+        request: &mut Request<RequestBody>,
+    ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
         let flight = InFlight::begin(&member.target);
         let mut pooled = POOLED;
         loop {
-            let (connection, reused) =
-                match self.connection(member, plan.worker.index, pooled).await {
-                    Ok(found) => found,
-                    Err(error) => {
-                        return Err(Failed {
-                            error,
-                            request: Some(Box::new(request)),
-                        });
-                    }
-                };
+            let (connection, reused) = self.connection(member, plan.worker.index, pooled).await?;
             pooled = pooled.saturating_sub(u32::from(reused));
             // hyper keeps what it writes, so the copy must be made before.
-            let spare = reused.then(|| copy(&request)).flatten();
-            let failed = match exchange(connection, request, plan, member).await {
+            let spare = reused.then(|| copy(request)).flatten();
+            match exchange(connection, request, plan, member).await {
                 Ok((connection, response)) => {
+                    let (target, keep) = (member.target.clone(), plan.keep);
                     let lease = Lease {
                         connection,
-                        target: member.target.clone(),
-                        keep: plan.keep,
+                        target,
+                        keep,
                     };
-                    let sent = plan.sent.clone();
+                    let (sent, idle) = (plan.sent.clone(), self.timeouts.idle);
                     return Ok((
-                        response
-                            .map(|body| UpstreamBody::new(body, lease, sent, self.timeouts.idle)),
+                        response.map(|body| UpstreamBody::new(body, lease, sent, idle)),
                         flight,
                     ));
                 }
-                Err(failed) => failed,
-            };
-            request = match (failed.request, spare) {
-                (Some(unsent), _) if reused => *unsent,
-                (None, Some(spare)) if failed.error.kind == Kind::ConnectionTerminated => {
-                    pooled = 0;
-                    spare
-                }
-                (request, _) => return Err(Failed { request, ..failed }),
-            };
+                Err(error) if error.unsent && reused => {}
+                Err(error) => match spare {
+                    Some(spare) if error.kind == Kind::ConnectionTerminated && !error.unsent => {
+                        *request = spare;
+                        pooled = 0;
+                    }
+                    _ => return Err(error),
+                },
+            }
         }
     }
 
@@ -174,14 +154,10 @@ impl Upstream {
         }
         match target.slot(self.pool.max_connections) {
             Some(slot) => {
-                let fresh = dial(
-                    target.address(),
-                    target.names(),
-                    self.timeouts.connect,
-                    worker,
-                    slot,
-                )
-                .await?;
+                let within = self.timeouts.connect;
+                // Boxed: dialing is rare, and every request's future would carry its state.
+                let fresh =
+                    Box::pin(dial(target.address(), target.names(), within, worker, slot)).await?;
                 Ok((fresh, false))
             }
             None => {
@@ -200,16 +176,18 @@ impl Upstream {
     }
 }
 
-/// Sends on `connection` and waits for the head of the answer, no longer than the response timeout.
+/// Sends on `connection` and waits for the head of the answer, no longer than the response timeout. `request` is left
+/// empty, but for an unsent error.
 async fn exchange(
     mut connection: Connection,
-    request: Request<RequestBody>,
+    request: &mut Request<RequestBody>,
     plan: &Plan<'_>,
     member: &Member,
-) -> Result<(Connection, Response<Incoming>), Failed> {
+) -> Result<(Connection, Response<Incoming>), Error> {
     let sent = plan.sent.as_deref();
     let outcome = {
-        let mut answer = pin!(connection.sender.try_send_request(request));
+        let sending = std::mem::replace(request, Request::new(RequestBody::empty()));
+        let mut answer = pin!(connection.sender.try_send_request(sending));
         let mut timer = pin!(None);
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
@@ -243,10 +221,8 @@ async fn exchange(
     match outcome {
         Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             // No upgrade was asked for: what follows on this connection would be no HTTP.
-            Err(Failed::sent(Error::upstream(
-                Kind::HttpUpgradeFailed,
-                format!("{peer}: 101 without an upgrade"),
-            )))
+            let detail = format!("{peer}: 101 without an upgrade");
+            Err(Error::upstream(Kind::HttpUpgradeFailed, detail))
         }
         Some(Ok(response)) => {
             if let Some(sent) = sent {
@@ -255,34 +231,19 @@ async fn exchange(
             Ok((connection, response))
         }
         Some(Err(mut error)) => {
-            let request = error.take_message().map(Box::new);
+            let unsent = error
+                .take_message()
+                .map(|message| *request = message)
+                .is_some();
             // hyper ends the exchange when the client's body breaks; the cause is then the client's.
             let cause = sent.and_then(Progress::failure);
             let error = cause.unwrap_or_else(|| Error::exchange(error.error(), peer));
-            Err(Failed {
-                error: Error {
-                    unsent: request.is_some(),
-                    ..error
-                },
-                request,
-            })
+            Err(Error { unsent, ..error })
         }
         None => {
             let limit = plan.response_timeout.unwrap_or_default();
             let detail = format!("{peer}: no response head within {limit:?}");
-            Err(Failed::sent(Error::upstream(
-                Kind::HttpResponseTimeout,
-                detail,
-            )))
-        }
-    }
-}
-
-impl Failed {
-    fn sent(error: Error) -> Failed {
-        Failed {
-            error,
-            request: None,
+            Err(Error::upstream(Kind::HttpResponseTimeout, detail))
         }
     }
 }
