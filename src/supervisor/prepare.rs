@@ -100,12 +100,12 @@ impl Supervisor {
         if let Some(current) = &self.current {
             let changed = plan::boot_only(&current.document, &document).into_iter();
             warnings
-                .extend(changed.map(|(pointer, message)| parsed.locate(pointer, &message, None)));
+                .extend(changed.map(|(pointer, message)| parsed.locate(pointer, message, None)));
         }
         if self.posted && matches!(request.source, Source::File) {
             let message = "what runs was posted: reading the file again drops what it changed";
-            let help = Some("`GET /now` shows it; keep it in the file if you need it");
-            warnings.push(parsed.locate("", message, help));
+            let help = "`GET /now` shows it; keep it in the file if you need it";
+            warnings.push(parsed.locate("", message, Some(help.into())));
         }
         self.inner
             .log
@@ -255,15 +255,15 @@ impl Supervisor {
                     dir.display()
                 );
                 let help = "give this one another `runtime.state_dir` and another `admin.listen`, or stop the other one";
-                let error = parsed.locate("/runtime/state_dir", &message, Some(help));
+                let error = parsed.locate("/runtime/state_dir", message, Some(help.into()));
                 Err(Rejection::with(409, "not-prepared", vec![error]))
             }
             Err(LockError::Unwritable(dir, error)) => {
                 let message = format!("{}: {error}; nothing is kept there", dir.display());
                 warnings.push(
                     parsed
-                        .locate("/runtime/state_dir", &message, None)
-                        .warning(),
+                        .locate("/runtime/state_dir", message, None)
+                        ,
                 );
                 Ok(None)
             }
@@ -341,7 +341,7 @@ impl Supervisor {
         let mut opened = Vec::new();
         let mut errors = Vec::new();
         for step in steps.iter().filter(|step| step.change == Change::Open) {
-            let pointer = parsed.document.listen_pointer(&step.key.address);
+            let pointer = place_of(&parsed.document, &step.key);
             let ListenAddr::Tcp(address) = step.key.address else {
                 errors.push(parsed.locate(
                     &pointer,
@@ -355,8 +355,8 @@ impl Supervisor {
                 Ok(reserved) => opened.push((step.key.clone(), reserved)),
                 Err(error) => errors.push(parsed.locate(
                     &pointer,
-                    &error.to_string(),
-                    error.help().as_deref(),
+                    error.to_string(),
+                    error.help(),
                 )),
             }
         }
@@ -370,7 +370,7 @@ impl Supervisor {
             match AdminReserved::reserve(wanted) {
                 Ok(reserved) => admin = Some(reserved),
                 Err((message, help)) => {
-                    errors.push(parsed.locate("/admin/listen", &message, help.as_deref()))
+                    errors.push(parsed.locate("/admin/listen", message, help))
                 }
             }
         }
@@ -402,6 +402,19 @@ impl Supervisor {
             tokio::time::sleep(RETIRE_LOOK).await;
         }
     }
+}
+
+/// Where the document names an address: its first server's `listen`.
+fn place_of(document: &Document, key: &BindingKey) -> String {
+    let named = document.http.values().find_map(|server| {
+        let owned = key.owner.as_ref().is_none_or(|(name, _)| *name == server.name);
+        let index = match &key.owner {
+            Some((_, index)) => Some(*index),
+            None => server.listen.iter().position(|address| *address == key.address),
+        };
+        index.filter(|_| owned).map(|index| document.listen_pointer(&server.name, index))
+    });
+    named.unwrap_or_default()
 }
 
 async fn parse(
@@ -448,7 +461,7 @@ async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<F
                 path.display()
             ),
         };
-        Err(parsed.locate(&pointer, &error, None))
+        Err(parsed.locate(&pointer, error, None))
     });
     let (mut files, mut errors) = (Files::new(), Vec::new());
     for read in join_all(reads).await {
@@ -476,8 +489,8 @@ async fn resolve(parsed: &Parsed, snapshot: &Snapshot, deadline: Instant) -> Vec
             missing.into_iter().map(move |host| {
                 let message = format!("{host} is not found; this target is down until it is");
                 parsed
-                    .locate(&format!("/upstreams/{name}/targets"), &message, None)
-                    .warning()
+                    .locate(&format!("/upstreams/{name}/targets"), message, None)
+                    
             })
         });
     join_all(lookups).await.into_iter().flatten().collect()
