@@ -5,6 +5,8 @@ mod across;
 mod locator;
 mod reach;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,5 @@
 //! A document's JSON form as text in each format, such that parsing it again gives the same document.
 
-use std::fmt::Write as _;
-
 use serde_json::Value;
 
 use super::Format;
@@ -84,8 +82,8 @@ fn is_flat(value: &Value) -> bool {
 fn yaml_flat(value: &Value, out: &mut String) {
     match value {
         Value::String(text) => yaml_text(text, out),
-        // Empty tables and lists, numbers and booleans are the same in JSON. Writing to a String cannot fail.
-        other => drop(write!(out, "{other}")),
+        // Empty tables and lists, numbers and booleans are the same in JSON.
+        other => out.push_str(&other.to_string()),
     }
 }
 
@@ -108,7 +106,7 @@ fn yaml_text(text: &str, out: &mut String) {
             '\t' => out.push_str("\\t"),
             // Control characters, line separators and the byte order mark are not to be seen in a text.
             c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') => {
-                drop(write!(out, "\\u{:04x}", u32::from(c)));
+                out.push_str(&format!("\\u{:04x}", u32::from(c)));
             }
             c => out.push(c),
         }

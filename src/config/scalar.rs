@@ -333,11 +333,9 @@ impl Pattern {
 fn regex_message(error: &regex_automata::meta::BuildError) -> String {
     let source = std::error::Error::source(error).and_then(|e| e.source().or(Some(e))).map(ToString::to_string);
     let full = source.unwrap_or_else(|| error.to_string());
-    let caret = full.lines().find_map(|line| {
-        let trimmed = line.trim_start();
-        // The parser indents both the expression and the carets below it by four.
-        trimmed.starts_with('^').then(|| line.chars().take_while(|c| *c != '^').count().saturating_sub(3))
-    });
+    // The parser draws the expression and carets below it, both indented by four.
+    let carets = full.lines().rfind(|line| line.contains('^') && line.chars().all(|c| matches!(c, ' ' | '^')));
+    let caret = carets.map(|line| line.chars().take_while(|c| *c == ' ').count().saturating_sub(3));
     let reason = full.lines().last().unwrap_or_default();
     let reason = reason.strip_prefix("error: ").unwrap_or(reason);
     match caret {

@@ -2,7 +2,6 @@
 //! bytes in the text, so a JSON Pointer, a line and a column are made only for what ends up in a diagnostic.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 /// Tables and lists inside each other that a document may have.
 pub const MAX_DEPTH: usize = 64;
@@ -175,8 +174,7 @@ impl<'a> Places<'a> {
                         }
                     }
                 }
-                // Writing to a String cannot fail.
-                Step::Index(i) => drop(write!(out, "/{i}")),
+                Step::Index(i) => out.push_str(&format!("/{i}")),
             }
         }
         out

@@ -11,9 +11,6 @@ use super::{is_shallow, to_u32};
 
 pub(super) fn parse<'a>(source: &'a str, places: &mut Places<'a>, findings: &mut Findings) -> Option<Node<'a>> {
     let whole = (0, to_u32(source.len()));
-    if !keys_are_short(source, findings) {
-        return None;
-    }
     let (table, errors) = DeTable::parse_recoverable(source);
     for error in errors {
         let range = error.span().unwrap_or_default();
@@ -26,21 +23,6 @@ pub(super) fn parse<'a>(source: &'a str, places: &mut Places<'a>, findings: &mut
     }
     let at = places.add(At::NOWHERE, Step::Root, whole, whole);
     table_node(table.into_inner(), at, 1, places, findings)
-}
-
-/// A dotted key nests a table per dot without any bracket, which the parser's own bound of depth does not see.
-fn keys_are_short(source: &str, findings: &mut Findings) -> bool {
-    let mut offset = 0;
-    for line in source.split_inclusive('\n') {
-        // Dots before the value, or anywhere in a header; a text line of many dots is only looked at more closely.
-        let key = line.split(['=', '"', '\'', '#']).next().unwrap_or_default();
-        if key.bytes().filter(|b| *b == b'.').count() > 1_000 {
-            findings.syntax((to_u32(offset), to_u32(offset)), "a key of more than 1,000 parts");
-            return false;
-        }
-        offset += line.len();
-    }
-    true
 }
 
 fn span_of<T>(spanned: &Spanned<T>) -> Span {
