@@ -1,2 +1,5 @@
 //! How bytes arrive: accept loops and what is spoken on a connection.
 pub mod http;
+pub mod io;
+pub mod streams;
+pub mod timers;
