@@ -1,13 +1,31 @@
-//! One request: routing, headers, actions, errors.
+//! One request: admission, routing, headers, actions, errors. [`pipeline::serve`] is the way in; what a generation does
+//! behind one address is its [`Entry`].
 
-use std::collections::{BTreeMap, HashMap};
+pub mod action;
+pub mod body;
+pub mod client;
+pub mod connection;
+pub mod error;
+pub mod headers;
+pub mod host;
+pub mod path;
+pub mod pipeline;
+pub mod request;
+pub mod route;
+pub mod text;
+pub mod vars;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use crate::config::http::{ConnectionSpec, HttpSpec};
+use crate::config::scalar::{HostPattern, Pattern};
 use crate::upstream::Upstream;
+use action::Action;
+use route::{Head, Routes, domains_above};
 
 /// Contents of the files a document names, read at prepare.
 pub type Files = HashMap<PathBuf, Bytes>;
@@ -15,23 +33,314 @@ pub type Files = HashMap<PathBuf, Bytes>;
 /// What one generation does behind one bound address: all servers that share it. Shared by the workers.
 #[derive(Debug)]
 pub struct Entry {
-    pub connection: ConnectionSpec,
+    /// Shared with its connections, which outlive the entry.
+    pub connection: Arc<ConnectionSpec>,
+    servers: Vec<Server>,
+    exact: HashMap<Box<str>, usize>,
+    below: HashMap<Box<str>, usize>,
+    regex: Vec<(Pattern, usize)>,
+    /// The server without `hosts`.
+    default: Option<usize>,
+    definitions: OnceLock<HashSet<u64>>,
+}
+
+/// One server of an address.
+#[derive(Debug)]
+pub struct Server {
+    pub name: Arc<str>,
+    /// For what no route takes.
+    pub body_limit: Option<u64>,
+    matchers: Routes,
+    routes: Vec<Route>,
+    fallback: Option<Action>,
+}
+
+/// One route, less its conditions.
+#[derive(Debug)]
+pub struct Route {
+    pub name: Option<Arc<str>>,
+    /// Its own, or the server's. Bytes.
+    pub body_limit: Option<u64>,
+    action: Action,
 }
 
 impl Entry {
     /// Compiles the servers of one address. `specs` share `connection`; every upstream they name is in `upstreams`,
     /// every file in `files` (the document's checks guarantee it).
     pub fn build(
-        _specs: &[&HttpSpec],
-        _upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
-        _files: &Files,
+        specs: &[&HttpSpec],
+        upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
+        files: &Files,
     ) -> Entry {
-        unimplemented!()
+        let mut entry = Entry {
+            connection: Arc::new(
+                specs
+                    .first()
+                    .map_or_else(unlimited, |spec| spec.connection.clone()),
+            ),
+            servers: Vec::with_capacity(specs.len()),
+            exact: HashMap::new(),
+            below: HashMap::new(),
+            regex: Vec::new(),
+            default: None,
+            definitions: OnceLock::new(),
+        };
+        for (number, spec) in specs.iter().enumerate() {
+            entry.servers.push(Server::build(spec, upstreams, files));
+            for host in &spec.hosts {
+                match host {
+                    HostPattern::Exact(name) => {
+                        _ = entry.exact.insert(name.as_str().into(), number)
+                    }
+                    HostPattern::Below(name) => {
+                        _ = entry.below.insert(name.as_str().into(), number)
+                    }
+                    HostPattern::Regex(pattern) => entry.regex.push((pattern.clone(), number)),
+                }
+            }
+            if spec.hosts.is_empty() {
+                entry.default = Some(number);
+            }
+        }
+        entry
     }
 
     /// True if a request that lives by `definition` (see `generation::Flight::define`: a digest of server name, action and
     /// the target used) would live by the same here.
-    pub fn holds(&self, _definition: u64) -> bool {
-        unimplemented!()
+    ///
+    /// Until a request's target is known its definition is that of server and action alone.
+    pub fn holds(&self, definition: u64) -> bool {
+        // Asked at drain deadlines only, so gathered then.
+        let all = self.definitions.get_or_init(|| {
+            let actions = self.servers.iter().flat_map(|server| {
+                server
+                    .routes
+                    .iter()
+                    .map(|route| &route.action)
+                    .chain(&server.fallback)
+            });
+            // As `define` stores it: never 0.
+            actions
+                .flat_map(Action::definitions)
+                .map(|definition| definition.max(1))
+                .collect()
+        });
+        all.contains(&definition)
+    }
+
+    /// The server for `host` (lower case, without port): exact, then the longest domain it lies below, then a pattern,
+    /// then the one without `hosts`. Nothing falls through from one to another; no server is a 404.
+    pub fn server(&self, host: &str) -> Option<&Server> {
+        let number = self.server_number(host)?;
+        self.servers.get(number)
+    }
+
+    fn server_number(&self, host: &str) -> Option<usize> {
+        if !self.exact.is_empty()
+            && let Some(number) = self.exact.get(host)
+        {
+            return Some(*number);
+        }
+        if !self.below.is_empty()
+            && let Some(number) = domains_above(host)
+                // `.a.test` lies below nothing.
+                .filter(|_| !host.starts_with('.'))
+                .find_map(|domain| self.below.get(domain))
+        {
+            return Some(*number);
+        }
+        self.regex
+            .iter()
+            .find(|(pattern, _)| pattern.regex.is_match(host))
+            .map(|(_, number)| *number)
+            .or(self.default)
+    }
+}
+
+impl Server {
+    fn build(
+        spec: &HttpSpec,
+        upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
+        files: &Files,
+    ) -> Server {
+        let action = |spec_action| Action::build(&spec.name, spec_action, upstreams, files);
+        Server {
+            name: spec.name.clone(),
+            body_limit: spec.body_limit,
+            matchers: Routes::new(
+                spec.routes
+                    .iter()
+                    .map(|route| route.matcher.clone())
+                    .collect(),
+            ),
+            routes: spec
+                .routes
+                .iter()
+                .map(|route| Route {
+                    name: route.name.clone(),
+                    body_limit: route.body_limit.unwrap_or(spec.body_limit),
+                    action: action(&route.action),
+                })
+                .collect(),
+            fallback: spec.fallback.as_ref().map(action),
+        }
+    }
+
+    /// The first route that takes `head` and its action, else the server's own action.
+    pub fn find(&self, head: &Head<'_>) -> (Option<&Route>, Option<&Action>) {
+        match self
+            .matchers
+            .find(head)
+            .and_then(|number| self.routes.get(number))
+        {
+            Some(route) => (Some(route), Some(&route.action)),
+            None => (None, self.fallback.as_ref()),
+        }
+    }
+}
+
+/// For an address without servers, which a document does not make.
+fn unlimited() -> ConnectionSpec {
+    ConnectionSpec {
+        h1: true,
+        h2: true,
+        trusted_proxies: Vec::new(),
+        header_timeout: None,
+        body_timeout: None,
+        idle_timeout: None,
+        write_timeout: None,
+        header_size: 32 * 1024,
+        headers: 100,
+        connections: None,
+        connections_per_client: None,
+        streams: 100,
+        requests_per_connection: None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod test_kit {
+    //! Specs and connections for the tests of this layer and the one above.
+
+    use std::time::Duration;
+
+    use super::connection::Connection;
+    use super::*;
+    use crate::config::http::{ActionSpec, RespondBody, RespondSpec};
+    use crate::config::runtime::OnChange;
+    use crate::config::template::{Part, Template};
+    use crate::metrics::{WorkerContext, WorkerCounters};
+
+    pub(crate) fn spec() -> ConnectionSpec {
+        ConnectionSpec {
+            header_timeout: Some(Duration::from_secs(10)),
+            body_timeout: Some(Duration::from_secs(30)),
+            idle_timeout: Some(Duration::from_secs(75)),
+            write_timeout: Some(Duration::from_secs(30)),
+            ..unlimited()
+        }
+    }
+
+    pub(crate) fn worker() -> Arc<WorkerContext> {
+        Arc::new(WorkerContext {
+            index: 0,
+            of: 1,
+            counters: WorkerCounters::default(),
+        })
+    }
+
+    pub(crate) fn connection(spec: ConnectionSpec) -> Connection {
+        let peer = "192.0.2.1:50000".parse().unwrap();
+        let local = "192.0.2.2:80".parse().unwrap();
+        Connection::new(peer, local, Arc::new(spec), worker())
+    }
+
+    pub(crate) fn template(text: &str) -> Template {
+        Template {
+            parts: vec![Part::Text(text.into())],
+        }
+    }
+
+    pub(crate) fn respond(text: &str) -> ActionSpec {
+        let body = RespondBody::Template(template(text));
+        ActionSpec::Respond(RespondSpec {
+            status: http::StatusCode::OK,
+            body,
+            headers: vec![],
+        })
+    }
+
+    /// A server that answers `text` to all.
+    pub(crate) fn server(name: &str, connection: ConnectionSpec, text: &str) -> HttpSpec {
+        HttpSpec {
+            name: name.into(),
+            listen: vec![],
+            hosts: vec![],
+            connection,
+            body_limit: None,
+            routes: vec![],
+            fallback: Some(respond(text)),
+            on_change: OnChange::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::test_kit::{respond, server, spec};
+    use super::*;
+
+    fn build(specs: &[HttpSpec]) -> Entry {
+        Entry::build(
+            &specs.iter().collect::<Vec<_>>(),
+            &BTreeMap::new(),
+            &Files::new(),
+        )
+    }
+
+    #[test]
+    fn the_server_is_the_exact_then_the_longest_then_the_one_without_hosts() {
+        let with = |name: &str, hosts: Vec<HostPattern>| HttpSpec {
+            hosts,
+            ..server(name, spec(), name)
+        };
+        let below = |domain: &str| HostPattern::Below(domain.into());
+        let entry = build(&[
+            with("any", vec![]),
+            with("wide", vec![below("a.test")]),
+            with(
+                "narrow",
+                vec![below("b.a.test"), HostPattern::Exact("c.a.test".into())],
+            ),
+        ]);
+        let name = |host: &str| entry.server(host).map(|server| server.name.to_string());
+        for (host, expected) in [
+            ("a.test", "any"),
+            ("x.a.test", "wide"),
+            ("y.x.a.test", "wide"),
+            ("x.b.a.test", "narrow"),
+            ("b.a.test", "wide"),
+            ("c.a.test", "narrow"),
+            (".a.test", "any"),
+            ("", "any"),
+        ] {
+            assert_eq!(name(host).as_deref(), Some(expected), "{host}");
+        }
+        let entry = build(&[with("only", vec![HostPattern::Exact("a.test".into())])]);
+        assert!(entry.server("b.test").is_none());
+    }
+
+    #[test]
+    fn a_definition_holds_where_server_and_action_are_the_same() {
+        let one = build(&[server("web", spec(), "hello")]);
+        let same = build(&[server("other", spec(), "x"), server("web", spec(), "hello")]);
+        let changed = build(&[server("web", spec(), "goodbye")]);
+        let renamed = build(&[server("site", spec(), "hello")]);
+        let definition = one.servers[0].fallback.as_ref().unwrap().definition;
+        assert!(one.holds(definition) && same.holds(definition));
+        assert!(!changed.holds(definition) && !renamed.holds(definition) && !one.holds(0));
+        assert_eq!(respond("a"), respond("a"));
     }
 }

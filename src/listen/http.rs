@@ -1,11 +1,27 @@
-//! A cleartext HTTP connection: the first bytes choose HTTP/1 or HTTP/2 under a deadline; an I/O wrapper runs the header,
-//! idle and write timers (hyper's one timer counts two of them together).
+//! A cleartext HTTP connection: the first bytes choose HTTP/1 or HTTP/2 under a deadline, then hyper speaks it and the
+//! timers watch. hyper's own timer would count header and idle time together and end without an answer, so it is off.
 
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
-use crate::generation::Slot;
-use crate::http::Entry;
+use bytes::Bytes;
+use http::Request;
+use hyper::body::{Body as _, Incoming};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use super::io::Watched;
+use super::streams::{Owner, Streams};
+use super::timers::{Event, Watch};
+use crate::generation::{EpochGuard, Slot};
+use crate::http::body::{Answer, Exchange};
+use crate::http::connection::{Connection, Expired};
+use crate::http::{Entry, pipeline};
 use crate::metrics::WorkerContext;
 
 /// One bound address on one worker: what its connections share.
@@ -15,17 +31,274 @@ pub struct Listener {
     pub worker: Arc<WorkerContext>,
 }
 
+/// What a client with prior knowledge of HTTP/2 sends first (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Of the first read: as a rule a whole head, so that choosing the protocol costs no extra call to the system.
+const FIRST_READ: usize = 2048;
+/// How long, and for how many bytes, a closed connection is read on so that our last answer is not lost to a reset.
+const LAST_READ: (Duration, usize) = (Duration::from_secs(2), 1024 * 1024);
+/// How long the answer to a head that never ended may take to leave.
+const LAST_WRITE: Duration = Duration::from_secs(1);
+/// Bytes of an HTTP/1 read or write buffer, if no larger head is allowed. Also the bound of a head that never ends.
+const BUFFER: usize = 64 * 1024;
+/// Windows towards clients, who are not trusted to hold more than this of our memory.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of a response that may wait in a stream's send buffer.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Streams that a client opened and reset before we came to them (CVE-2023-44487); more is a GOAWAY.
+const PENDING_RESETS: usize = 20;
+/// Streams that we had to reset for the client's errors (CVE-2025-8671); more is a GOAWAY.
+const LOCAL_RESETS: usize = 100;
+
 /// Serves one accepted connection to its end. The caller holds permits and counts, catches panics.
 ///
-/// Ends early when `guard.epoch.cut` is cancelled; finishes kindly when `guard.epoch.finish` is.
+/// Ends early when `guard.epoch.cut` is cancelled; finishes kindly when `guard.epoch.finish` is: the next HTTP/1
+/// response says `Connection: close`, an idle HTTP/1 connection lingers for `IDLE_LINGER`, HTTP/2 sends GOAWAY.
 pub async fn serve<S>(
-    _stream: S,
-    _peer: SocketAddr,
-    _local: SocketAddr,
-    _listener: Arc<Listener>,
-    _guard: crate::generation::EpochGuard,
+    mut stream: S,
+    peer: SocketAddr,
+    local: SocketAddr,
+    listener: Arc<Listener>,
+    guard: EpochGuard,
 ) where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    unimplemented!()
+    let spec = listener.slot.pin().entry.connection.clone();
+    let connection = Arc::new(Connection::new(peer, local, spec, listener.worker.clone()));
+    let mut watch = Watch::new(connection.clone(), &guard.epoch);
+    let Some((protocol, prefix)) = choose(&mut stream, &connection, &mut watch).await else {
+        return;
+    };
+    let io = Watched::new(stream, prefix, connection.clone());
+    match protocol {
+        Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
+        Protocol::Http2 => serve_http2(io, listener, connection, watch).await,
+    }
 }
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Reads until the protocol is clear. `None`: the client left, was silent for too long or speaks what is not allowed
+/// here (its bytes are no request in any protocol that is, so there is nothing to answer with).
+async fn choose<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    connection: &Connection,
+    watch: &mut Watch<'_>,
+) -> Option<(Protocol, Bytes)> {
+    let (http1, http2) = (connection.spec.h1, connection.spec.h2);
+    if !http2 {
+        // hyper knows the preface and ends the connection.
+        return http1.then(|| (Protocol::Http1, Bytes::new()));
+    }
+    let mut first = Vec::with_capacity(FIRST_READ);
+    loop {
+        let common = first
+            .iter()
+            .zip(PREFACE)
+            .take_while(|(a, b)| a == b)
+            .count();
+        if common == PREFACE.len() {
+            return Some((Protocol::Http2, Bytes::from(first)));
+        }
+        if common < first.len() {
+            return http1.then(|| (Protocol::Http1, Bytes::from(first)));
+        }
+        let mut read = pin!(stream.read_buf(&mut first));
+        let came = std::future::poll_fn(|cx| match read.as_mut().poll(cx) {
+            Poll::Ready(read) => Poll::Ready(read.ok()),
+            Poll::Pending => match watch.poll(cx) {
+                // It has the linger to say what it came for.
+                Poll::Ready(Event::Finish) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Ready(Event::Cut | Event::Expired(_)) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            },
+        })
+        .await;
+        if came.is_none_or(|size| size == 0) {
+            return None;
+        }
+    }
+}
+
+/// Pins the generation of this instant and begins a request in it.
+fn begin(
+    listener: &Listener,
+    connection: &Arc<Connection>,
+    streams: Option<&Streams>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Answer> + Send + use<> {
+    let serving = listener.slot.pin();
+    let flight = serving.generation.begin(listener.slot.binding);
+    let begun = connection.begin(!request.body().is_end_stream());
+    let stall = streams.map(Streams::announce);
+    let exchange = Exchange {
+        flight,
+        connection: connection.clone(),
+        stall,
+    };
+    pipeline::serve(exchange, begun, serving, request)
+}
+
+async fn serve_http1<S>(
+    io: Watched<S>,
+    listener: Arc<Listener>,
+    connection: Arc<Connection>,
+    mut watch: Watch<'_>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = {
+        let connection = connection.clone();
+        service_fn(move |request| begin(&listener, &connection, None, request))
+    };
+    let spec = &connection.spec;
+    let mut serving = http1::Builder::new()
+        // A client that shuts down its side after the request still gets its answer. The price: one that went away is
+        // noticed only when something is written to it; the upstream's timeouts bound that.
+        .half_close(true)
+        .keep_alive(true)
+        .max_headers(spec.headers)
+        .max_header_size(spec.header_size)
+        .max_buf_size(spec.header_size.max(BUFFER))
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(io), service);
+    let ended = loop {
+        let step = std::future::poll_fn(|cx| match Pin::new(&mut serving).poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Ok(result)),
+            Poll::Pending => watch.poll(cx).map(Err),
+        })
+        .await;
+        match step {
+            Ok(result) => break result,
+            // Responses say so from now on; between two the deadline is the linger.
+            Err(Event::Finish) => {}
+            Err(Event::Expired(Expired::Header { partial: true }))
+                if connection.may_refuse_head() =>
+            {
+                let io = serving.into_parts().io.into_inner();
+                refuse_slow_head(io).await;
+                return;
+            }
+            Err(Event::Cut | Event::Expired(_)) => return,
+        }
+    };
+    let malformed = match &ended {
+        Ok(()) => false,
+        Err(error) => {
+            tracing::debug!(peer = %connection.peer, %error, "HTTP/1 connection ended");
+            error.is_parse()
+        }
+    };
+    if malformed || (ended.is_ok() && connection.is_unread()) {
+        read_away(serving.into_parts().io.into_inner()).await;
+    }
+}
+
+/// `408` by hand, since no request came that hyper could answer.
+async fn refuse_slow_head<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>) {
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    let write = async {
+        io.write_all(ANSWER).await?;
+        io.shutdown().await
+    };
+    // Best effort: the connection ends either way.
+    let _ = tokio::time::timeout(LAST_WRITE, write).await;
+}
+
+/// Reads what the client still sends after our side was shut down: closing with unread bytes would be a reset, and that
+/// may overtake our last answer.
+async fn read_away<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>) {
+    let (time, mut left) = LAST_READ;
+    let read = async {
+        let mut buffer = [0; 4096];
+        while let Ok(size @ 1..) = io.read(&mut buffer).await {
+            let Some(rest) = left.checked_sub(size) else {
+                break;
+            };
+            left = rest;
+        }
+    };
+    // Time over: it is closed as it is.
+    let _ = tokio::time::timeout(time, read).await;
+}
+
+async fn serve_http2<S>(
+    io: Watched<S>,
+    listener: Arc<Listener>,
+    connection: Arc<Connection>,
+    mut watch: Watch<'_>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    connection.set_multiplexed();
+    let spec = connection.spec.clone();
+    let owner = Owner::new(spec.write_timeout, listener.worker.clone());
+    let streams = &owner.streams;
+    let service = {
+        let (connection, streams) = (connection.clone(), streams.clone());
+        service_fn(move |request| begin(&listener, &connection, Some(&streams), request))
+    };
+    let mut serving = http2::Builder::new(streams.clone())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(spec.streams)
+        .max_header_list_size(u32::try_from(spec.header_size).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .serve_connection(TokioIo::new(io), service);
+    let mut closing = false;
+    let ended = loop {
+        let step = std::future::poll_fn(|cx| {
+            let polled = Pin::new(&mut serving).poll(cx);
+            streams.reap();
+            match polled {
+                Poll::Ready(result) => return Poll::Ready(Ok(result)),
+                Poll::Pending
+                    if !closing
+                        && spec
+                            .requests_per_connection
+                            .is_some_and(|n| connection.served() >= n) =>
+                {
+                    return Poll::Ready(Err(Event::Finish));
+                }
+                Poll::Pending => {}
+            }
+            watch.poll(cx).map(Err)
+        })
+        .await;
+        match step {
+            Ok(result) => break result,
+            // Streams in progress end in their own time; without any, the linger ends it.
+            Err(Event::Finish) => {}
+            Err(Event::Expired(Expired::Idle | Expired::Header { .. }))
+                if connection.open() > 0 =>
+            {
+                continue;
+            }
+            // Said once; expired again, the client did not take the hint.
+            Err(Event::Expired(Expired::Idle | Expired::Header { .. })) if !closing => {}
+            Err(Event::Cut | Event::Expired(_)) => return,
+        }
+        closing = true;
+        connection.finish();
+        Pin::new(&mut serving).graceful_shutdown();
+    };
+    if let Err(error) = ended {
+        tracing::debug!(peer = %connection.peer, %error, "HTTP/2 connection ended");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

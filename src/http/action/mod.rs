@@ -1,0 +1,84 @@
+//! What a route does. Compiled from its spec, so that a request finds fixed texts and values ready.
+
+pub mod proxy;
+pub mod respond;
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use super::Files;
+use crate::config::http::ActionSpec;
+use crate::config::scalar::TargetAddr;
+use crate::upstream::Upstream;
+
+/// A compiled action.
+#[derive(Debug)]
+pub struct Action {
+    pub kind: Kind,
+    /// Of the server's name and the action's spec: the part of a request's definition that is known before a target is.
+    pub definition: u64,
+}
+
+#[derive(Debug)]
+pub enum Kind {
+    Proxy(proxy::Proxy),
+    Respond(respond::Respond),
+    Redirect(respond::Redirect),
+}
+
+impl Action {
+    pub fn build(
+        server: &str,
+        spec: &ActionSpec,
+        upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
+        files: &Files,
+    ) -> Action {
+        let kind = match spec {
+            ActionSpec::Proxy(spec) => Kind::Proxy(proxy::Proxy::build(spec, upstreams)),
+            ActionSpec::Respond(spec) => Kind::Respond(respond::Respond::build(spec, files)),
+            ActionSpec::Redirect(spec) => Kind::Redirect(respond::Redirect::build(spec)),
+        };
+        Action {
+            kind,
+            definition: digest(server, spec),
+        }
+    }
+
+    /// Every definition that a request can live by here (see `generation::Flight::define`).
+    pub fn definitions(&self) -> impl Iterator<Item = u64> {
+        let upstream = match &self.kind {
+            Kind::Proxy(proxy) => proxy.upstream.as_ref(),
+            Kind::Respond(_) | Kind::Redirect(_) => None,
+        };
+        let targets = upstream.into_iter().flat_map(|upstream| upstream.targets());
+        std::iter::once(self.definition)
+            .chain(targets.map(|(address, _, _)| with_target(self.definition, address)))
+    }
+}
+
+/// The definition of a request once its target is known.
+pub fn with_target(definition: u64, target: &TargetAddr) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    definition.hash(&mut hasher);
+    target.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Equal for equal (server, action), within this process. By the spec's `Debug` form: it shows every field, also those
+/// that are added later.
+fn digest(server: &str, spec: &ActionSpec) -> u64 {
+    struct Writer(DefaultHasher);
+    impl fmt::Write for Writer {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.write(text.as_bytes());
+            Ok(())
+        }
+    }
+    let mut writer = Writer(DefaultHasher::new());
+    server.hash(&mut writer.0);
+    // Our writer never fails.
+    let _ = write!(writer, "{spec:?}");
+    writer.0.finish()
+}

@@ -1,0 +1,187 @@
+//! The reverse proxy: one request, made fit for an origin, sent through its upstream; the answer made fit for the
+//! client. Bodies stream both ways and are never gathered.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use hyper::body::{Body, Incoming};
+use hyper::ext::ReasonPhrase;
+
+use crate::config::http::{HostHeader, ProxySpec};
+use crate::generation::Flight;
+use crate::http::action::with_target;
+use crate::http::body::ResponseBody;
+use crate::http::headers;
+use crate::http::request::{Expectation, RequestContext};
+use crate::upstream::body::{BodyRules, RequestBody};
+use crate::upstream::error::{Error, Kind};
+use crate::upstream::{SendOptions, Upstream};
+
+/// `proxy`.
+#[derive(Debug)]
+pub struct Proxy {
+    /// `None` only if a document broke its promise to hold every upstream it names.
+    pub upstream: Option<Arc<Upstream>>,
+    base: String,
+    host_header: HostHeader,
+    timeout: Option<Duration>,
+}
+
+/// What a proxied request brings with it.
+#[derive(Debug)]
+pub struct Inbound {
+    pub parts: Parts,
+    pub body: Incoming,
+    pub expectation: Expectation,
+    /// Largest body in bytes.
+    pub limit: Option<u64>,
+}
+
+impl Proxy {
+    pub fn build(spec: &ProxySpec, upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>) -> Proxy {
+        Proxy {
+            upstream: upstreams.get(&spec.upstream).cloned(),
+            base: spec.base.clone(),
+            host_header: spec.host_header.clone(),
+            timeout: spec.timeout,
+        }
+    }
+
+    /// Sends the request and answers with the origin's response. `definition` is the action's; with the answer the flight
+    /// also lives by the target that gave it.
+    ///
+    /// # Errors
+    /// In the vocabulary of RFC 9209. Nothing was sent to the client then.
+    pub async fn forward(
+        &self,
+        context: &RequestContext<'_>,
+        inbound: Inbound,
+        flight: &Flight,
+        definition: u64,
+    ) -> Result<Response<ResponseBody>, Error> {
+        let Some(upstream) = &self.upstream else {
+            return Err(Error::us(
+                Kind::ProxyConfigurationError,
+                "the route's upstream does not exist",
+            ));
+        };
+        let (request, options) = self.outbound(context, inbound)?;
+        let mut sending = pin!(upstream.send(&context.connection.worker, request, options));
+        let (response, in_flight) = poll_fn(|cx| {
+            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+                return Poll::Ready(sent);
+            }
+            flight.poll_cut(cx).map(|()| {
+                Err(Error::us(
+                    Kind::DestinationUnavailable,
+                    "cut at the drain deadline of its generation",
+                ))
+            })
+        })
+        .await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Error::upstream(
+                Kind::HttpUpgradeFailed,
+                "an answer of 101 that nobody asked for",
+            ));
+        }
+        flight.define(with_target(definition, &in_flight.target.key().1));
+        let (mut parts, body) = response.into_parts();
+        parts.version = Version::HTTP_11;
+        let reason = parts.extensions.remove::<ReasonPhrase>();
+        parts.extensions.clear();
+        if let Some(reason) = reason {
+            parts.extensions.insert(reason);
+        }
+        headers::strip_response(&mut parts.headers);
+        Ok(Response::from_parts(
+            parts,
+            ResponseBody::streamed(body, in_flight),
+        ))
+    }
+
+    fn outbound(
+        &self,
+        context: &RequestContext<'_>,
+        inbound: Inbound,
+    ) -> Result<(Request<RequestBody>, SendOptions), Error> {
+        let Inbound {
+            mut parts,
+            body,
+            expectation,
+            limit,
+        } = inbound;
+        let fields = &mut parts.headers;
+        let wishes = headers::strip_request(fields, context.connection.trusted);
+        // Room for what is set below, at once.
+        fields.reserve(8);
+        headers::set_forwarded(
+            fields,
+            context.connection,
+            context.host.as_ref(),
+            context.scheme,
+        );
+        headers::set_via(fields, context.version)?;
+        if context.version == Version::HTTP_2 {
+            headers::join_cookies(fields);
+        }
+        if wishes.trailers {
+            fields.insert(TE, HeaderValue::from_static("trailers"));
+            fields.insert(CONNECTION, HeaderValue::from_static("te"));
+        }
+        let body = if body.is_end_stream() {
+            fields.remove(EXPECT);
+            RequestBody::empty()
+        } else {
+            if !fields.contains_key(CONTENT_LENGTH) {
+                // Said outright: hyper sends a GET without a length as one without a body.
+                fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+            let rules = BodyRules {
+                limit,
+                timeout: context.connection.spec.body_timeout,
+                expect_continue: expectation == Expectation::Continue,
+            };
+            RequestBody::new(body, rules)
+        };
+        // HTTP/1.0 may name no host; an HTTP/1.1 origin must get one.
+        let mut host_from_target = context.host.is_none();
+        match &self.host_header {
+            HostHeader::Preserve => {}
+            HostHeader::Upstream => host_from_target = true,
+            HostHeader::Fixed(value) => {
+                host_from_target = false;
+                fields.insert(HOST, value.clone());
+            }
+        }
+        parts.uri = Uri::from(self.target(context)?);
+        parts.version = Version::HTTP_11;
+        let options = SendOptions {
+            response_timeout: self.timeout,
+            host_from_target,
+        };
+        Ok((Request::from_parts(parts, body), options))
+    }
+
+    fn target(&self, context: &RequestContext<'_>) -> Result<PathAndQuery, Error> {
+        match context.as_received() {
+            // `OPTIONS *` is about the server, not about a path.
+            Some(target) if self.base.is_empty() || target.as_str() == "*" => Ok(target.clone()),
+            _ => PathAndQuery::from_maybe_shared(Bytes::from(format!(
+                "{}{}",
+                self.base,
+                context.target()
+            )))
+            .map_err(|error| Error::client(StatusCode::BAD_REQUEST, error.to_string())),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The one response body: what a client is sent, and what must live until it has been. Dropping it, by the end of the
+//! response or by a client that went away, is the end of the request: its flight, its target's count and its place on
+//! the connection are released together.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use crate::generation::Flight;
+use crate::upstream::error::{Error, Kind};
+use crate::upstream::{InFlight, UpstreamBody};
+
+/// A request in progress: one place in its generation and one on its connection.
+#[derive(Debug)]
+pub struct Exchange {
+    pub flight: Flight,
+    pub connection: Arc<Connection>,
+    /// HTTP/2: tells the stream's task since when the client takes nothing.
+    pub stall: Option<Arc<Stall>>,
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.connection.end();
+    }
+}
+
+/// The body of every response.
+#[derive(Debug)]
+pub struct ResponseBody {
+    content: Content,
+    exchange: Option<Exchange>,
+    /// Holds the target's in-flight count.
+    _in_flight: Option<InFlight>,
+}
+
+/// Bytes of a fixed body that are handed over at a time: what HTTP/2 is given is queued whatever the client's window, so
+/// more than this would wait in memory where no timer sees it.
+const PIECE: usize = 64 * 1024;
+
+/// What is sent.
+#[derive(Debug)]
+pub enum Content {
+    Empty,
+    Full(Bytes),
+    Upstream(UpstreamBody),
+}
+
+impl From<Bytes> for Content {
+    fn from(bytes: Bytes) -> Content {
+        if bytes.is_empty() {
+            Content::Empty
+        } else {
+            Content::Full(bytes)
+        }
+    }
+}
+
+impl ResponseBody {
+    pub fn new(content: Content) -> ResponseBody {
+        ResponseBody {
+            content,
+            exchange: None,
+            _in_flight: None,
+        }
+    }
+
+    /// A target's body, with its count.
+    pub fn streamed(body: UpstreamBody, in_flight: InFlight) -> ResponseBody {
+        ResponseBody {
+            content: Content::Upstream(body),
+            exchange: None,
+            _in_flight: Some(in_flight),
+        }
+    }
+
+    /// Ties the request's end to this body's.
+    pub fn hold(&mut self, exchange: Exchange) {
+        self.exchange = Some(exchange);
+    }
+
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// Takes the content away, as `HEAD` wants it, and returns its length where that is known beforehand.
+    pub fn suppress(&mut self) -> Option<usize> {
+        match &self.content {
+            Content::Full(bytes) => {
+                let length = bytes.len();
+                self.content = Content::Empty;
+                Some(length)
+            }
+            Content::Empty => Some(0),
+            // Has no content of its own in answer to HEAD.
+            Content::Upstream(_) => None,
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        if let Content::Upstream(_) = this.content
+            && let Some(exchange) = &this.exchange
+            && exchange.flight.poll_cut(cx).is_ready()
+        {
+            let cut = Error::us(
+                Kind::ConnectionTerminated,
+                "cut at the drain deadline of its generation",
+            );
+            return Poll::Ready(Some(Err(cut)));
+        }
+        let polled = match &mut this.content {
+            Content::Empty => Poll::Ready(None),
+            Content::Full(bytes) => {
+                let piece = bytes.split_to(bytes.len().min(PIECE));
+                if bytes.is_empty() {
+                    this.content = Content::Empty;
+                }
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
+        };
+        if let Some(stall) = this
+            .exchange
+            .as_ref()
+            .and_then(|exchange| exchange.stall.as_ref())
+        {
+            stall.set(polled.is_ready());
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Empty => true,
+            Content::Full(_) => false,
+            Content::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Upstream(body) => body.size_hint(),
+        }
+    }
+}
+
+/// Since when an HTTP/2 stream waits for its client to take data. hyper does not poll a body while the stream's window
+/// is closed, so the body itself can't tell; its task watches this.
+#[derive(Debug)]
+pub struct Stall {
+    base: Instant,
+    /// Milliseconds after `base`, plus one; 0: it waits for us or the origin.
+    since: AtomicU64,
+}
+
+impl Stall {
+    pub fn new() -> Stall {
+        Stall {
+            base: Instant::now(),
+            since: AtomicU64::new(0),
+        }
+    }
+
+    fn set(&self, waits: bool) {
+        let since = if waits {
+            u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+        } else {
+            0
+        };
+        self.since.store(since, Ordering::Release);
+    }
+
+    /// Since when the client has taken nothing.
+    pub fn since(&self) -> Option<Instant> {
+        let since = self.since.load(Ordering::Acquire).checked_sub(1)?;
+        self.base
+            .checked_add(std::time::Duration::from_millis(since))
+    }
+}
+
+impl Default for Stall {
+    fn default() -> Self {
+        Stall::new()
+    }
+}
+
+/// A service of ours always answers.
+pub type Answer = Result<http::Response<ResponseBody>, Infallible>;

@@ -1,0 +1,306 @@
+//! What a client connection is doing, shared by its I/O (which runs the timers) and its requests (which begin and end
+//! on it). One allocation per connection; every field that a request touches is behind one uncontended lock.
+//!
+//! The timers themselves are in `listen::timers`. Here only *which* of them runs is known: a connection is new, awaits
+//! a head, reads one, or is busy with requests.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Wake;
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use http::HeaderValue;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::client;
+use crate::config::http::ConnectionSpec;
+use crate::metrics::WorkerContext;
+
+/// How long an idle connection that must end waits for one more request, which is then told so: closing at once would
+/// lose a request that crosses our FIN.
+pub const IDLE_LINGER: Duration = Duration::from_secs(2);
+
+/// A client connection.
+#[derive(Debug)]
+pub struct Connection {
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    /// The connection-level settings it was accepted under. Not the entry they came from: an idle connection must not
+    /// keep an old generation's routes in memory.
+    pub spec: Arc<ConnectionSpec>,
+    pub worker: Arc<WorkerContext>,
+    /// The peer is one of `trusted_proxies`: what it says about its own client is believed.
+    pub trusted: bool,
+    /// The peer's address as it stands in `X-Forwarded-For`.
+    pub(super) peer_text: HeaderValue,
+    /// True for HTTP/2, where streams end on tasks of their own and must wake the connection.
+    multiplexed: AtomicBool,
+    finishing: AtomicBool,
+    unread: AtomicBool,
+    state: Mutex<State>,
+    /// Set when a timer or a token of the connection's driver fired.
+    signal: AtomicBool,
+    driver: AtomicWaker,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// Since when that phase is timed; stamped when the connection's task next goes to sleep in it.
+    since: Option<Instant>,
+    open: u32,
+    served: u64,
+    /// A write could make no progress.
+    blocked: bool,
+    blocked_since: Option<Instant>,
+    /// Nothing of an earlier request can be on its way: the next byte begins a head.
+    clean: bool,
+    head: HeadMarks,
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// No byte came yet.
+    New,
+    /// Between two requests.
+    Idle,
+    /// Part of a head came (HTTP/1 only).
+    Head,
+    /// At least one request is in progress.
+    Busy,
+}
+
+/// Which limit a deadline belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expired {
+    /// `timeouts.header`: the client stayed silent from the start, or a head did not end.
+    Header { partial: bool },
+    /// `timeouts.idle`, or the linger of a connection that must end.
+    Idle,
+    /// `timeouts.write`.
+    Write,
+}
+
+/// What the bytes of a head show that hyper's parser does not hand on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeadMarks {
+    /// `Content-Length` together with `Transfer-Encoding` (RFC 9112 section 6.3: an error).
+    pub both_lengths: bool,
+    /// `#` in the request target (RFC 9112 section 3.2: never sent).
+    pub fragment: bool,
+}
+
+/// A request that began.
+#[derive(Debug, Clone, Copy)]
+pub struct Begun {
+    pub head: HeadMarks,
+    /// `requests_per_connection` is reached with it.
+    pub last: bool,
+}
+
+impl Connection {
+    pub fn new(
+        peer: SocketAddr,
+        local: SocketAddr,
+        spec: Arc<ConnectionSpec>,
+        worker: Arc<WorkerContext>,
+    ) -> Connection {
+        let trusted = client::is_trusted(peer.ip(), &spec.trusted_proxies);
+        Connection {
+            peer,
+            local,
+            trusted,
+            peer_text: client::address_value(peer.ip()),
+            spec,
+            worker,
+            multiplexed: AtomicBool::new(false),
+            finishing: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
+            state: Mutex::new(State {
+                phase: Phase::New,
+                since: None,
+                open: 0,
+                served: 0,
+                blocked: false,
+                blocked_since: None,
+                clean: true,
+                head: HeadMarks::default(),
+            }),
+            signal: AtomicBool::new(false),
+            driver: AtomicWaker::new(),
+        }
+    }
+
+    /// A request's head is complete. `has_body`: more of it may follow.
+    pub fn begin(&self, has_body: bool) -> Begun {
+        let mut state = self.state.lock();
+        state.phase = Phase::Busy;
+        state.since = None;
+        state.open += 1;
+        state.served += 1;
+        state.clean = !has_body;
+        let last = self
+            .spec
+            .requests_per_connection
+            .is_some_and(|most| state.served >= most);
+        Begun {
+            head: std::mem::take(&mut state.head),
+            last,
+        }
+    }
+
+    /// A request's response has ended or was given up.
+    pub fn end(&self) {
+        let mut state = self.state.lock();
+        state.open = state.open.saturating_sub(1);
+        if state.open == 0 {
+            state.phase = Phase::Idle;
+            state.since = None;
+            drop(state);
+            // On HTTP/1 this runs inside the driver's own poll.
+            if self.multiplexed.load(Ordering::Relaxed) {
+                self.driver.wake();
+            }
+        }
+    }
+
+    /// Requests begun so far.
+    pub fn served(&self) -> u64 {
+        self.state.lock().served
+    }
+
+    /// Requests in progress.
+    pub fn open(&self) -> u32 {
+        self.state.lock().open
+    }
+
+    /// From now on streams may overlap and end elsewhere than in the connection's task.
+    pub fn set_multiplexed(&self) {
+        self.multiplexed.store(true, Ordering::Relaxed);
+    }
+
+    /// The connection must end: the next response says so, an idle one lingers.
+    pub fn finish(&self) {
+        self.finishing.store(true, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        if matches!(state.phase, Phase::Idle | Phase::New) {
+            state.since = None;
+        }
+    }
+
+    pub fn is_finishing(&self) -> bool {
+        self.finishing.load(Ordering::Relaxed)
+    }
+
+    /// The connection will be closed while bytes of the client may be unread: close it in two steps, or the reset that
+    /// follows would destroy our answer on its way.
+    pub fn leave_unread(&self) {
+        self.unread.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
+    }
+
+    /// Bytes came. True if they belong to a head that began at a known place, with whether they are its first.
+    pub fn received(&self) -> Option<FirstBytes> {
+        let mut state = self.state.lock();
+        match state.phase {
+            Phase::Busy => None,
+            Phase::Head => state.clean.then_some(FirstBytes(false)),
+            // Without an end of head there is nothing to time on HTTP/2: its idle time runs on.
+            Phase::New | Phase::Idle if self.multiplexed.load(Ordering::Relaxed) => None,
+            Phase::New | Phase::Idle => {
+                state.phase = Phase::Head;
+                state.since = None;
+                state.clean.then_some(FirstBytes(true))
+            }
+        }
+    }
+
+    /// What the head that is being read shows.
+    pub fn mark_head(&self, marks: HeadMarks) {
+        self.state.lock().head = marks;
+    }
+
+    /// A write could make no progress (`true`), or did after that (`false`).
+    pub fn set_blocked(&self, blocked: bool) {
+        let mut state = self.state.lock();
+        state.blocked = blocked;
+        state.blocked_since = None;
+    }
+
+    /// True if a `408` may still be written: a head is being read and nothing else is on the wire.
+    pub fn may_refuse_head(&self) -> bool {
+        let state = self.state.lock();
+        state.phase == Phase::Head && state.clean && !state.blocked
+    }
+
+    /// The next deadline, if any. Stamps what begins now: called when the connection's task has nothing to do.
+    pub fn deadline(&self) -> Option<(Instant, Expired)> {
+        let mut state = self.state.lock();
+        let partial = state.phase == Phase::Head;
+        let first = state.served == 0 && !partial;
+        let linger = self.is_finishing().then_some(IDLE_LINGER);
+        let (limit, expired) = match state.phase {
+            Phase::Busy => (None, Expired::Idle),
+            Phase::Head => (self.spec.header_timeout, Expired::Header { partial }),
+            Phase::New | Phase::Idle if first => (
+                shorter(self.spec.header_timeout, linger),
+                Expired::Header { partial },
+            ),
+            Phase::New | Phase::Idle => (shorter(self.spec.idle_timeout, linger), Expired::Idle),
+        };
+        let mut next = limit.map(|limit| {
+            let since = *state.since.get_or_insert_with(Instant::now);
+            (since + limit, expired)
+        });
+        if state.blocked
+            && let Some(limit) = self.spec.write_timeout
+        {
+            let at = *state.blocked_since.get_or_insert_with(Instant::now) + limit;
+            if next.is_none_or(|(other, _)| at < other) {
+                next = Some((at, Expired::Write));
+            }
+        }
+        next
+    }
+
+    /// The task that drives the connection, to be woken by [`Wake`].
+    pub fn register(&self, cx: &std::task::Context<'_>) {
+        self.driver.register(cx.waker());
+    }
+
+    /// True once after a timer or token fired.
+    pub fn take_signal(&self) -> bool {
+        self.signal.load(Ordering::Relaxed) && self.signal.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// Timers and tokens of a connection are polled with a waker of their own, so that the driver asks them only when one of
+/// them fired and not at each of the connection's wake-ups.
+impl Wake for Connection {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.signal.store(true, Ordering::Release);
+        self.driver.wake();
+    }
+}
+
+/// Bytes of a head; true if it begins with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstBytes(pub bool);
+
+fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

@@ -1,0 +1,82 @@
+//! The one place where a failure becomes a response and a log line. The client learns the status and the registered
+//! name of the failure (RFC 9209); addresses and reasons go to the log only.
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+use super::body::{Content, ResponseBody};
+use crate::upstream::error::{Error, Side};
+
+static PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// The response to a request that failed.
+///
+/// A client's own mistake is normal traffic and logged at debug; an origin's or our own failure is a warning.
+pub fn respond(error: &Error) -> Response<ResponseBody> {
+    let status = error.status();
+    match error.side {
+        Side::Client => tracing::debug!(status = status.as_u16(), %error, "request refused"),
+        Side::Upstream | Side::Us => {
+            tracing::warn!(status = status.as_u16(), %error, "request failed")
+        }
+    }
+    let mut response = plain(status);
+    if let Ok(value) = HeaderValue::try_from(format!("evergate; error={}", error.kind.name())) {
+        response.headers_mut().insert(&PROXY_STATUS, value);
+    }
+    response
+}
+
+/// A response of a status and its reason phrase: what no route took, or a caught panic.
+pub fn plain(status: StatusCode) -> Response<ResponseBody> {
+    let reason = status.canonical_reason().unwrap_or("Error");
+    let text = Bytes::from(format!("{} {reason}\n", status.as_u16()));
+    let mut response = Response::new(ResponseBody::new(Content::Full(text)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    // Some of these statuses are cacheable by default (404, 405, 414, 501).
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::upstream::error::Kind;
+
+    #[test]
+    fn the_client_learns_the_name_and_nothing_else() {
+        let response = respond(&Error::upstream(
+            Kind::ConnectionRefused,
+            "10.1.2.3:80: refused",
+        ));
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+        assert_eq!(
+            response.headers()["proxy-status"],
+            "evergate; error=connection_refused"
+        );
+        let Content::Full(text) = response.body().content() else {
+            panic!("no text")
+        };
+        assert_eq!(text, "502 Bad Gateway\n");
+    }
+
+    #[test]
+    fn a_status_that_fits_better_is_used() {
+        let response = respond(&Error::client(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "more than 10 bytes",
+        ));
+        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(
+            response.headers()["proxy-status"],
+            "evergate; error=http_request_error"
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! Admission: what a request is, who sent it, and whether it is one we take at all. What passes here has one valid
+//! authority, a clean path and a known client; nothing behind it asks again.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use http::header::{EXPECT, HOST, MAX_FORWARDS};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
+
+use super::client;
+use super::connection::{Connection, HeadMarks};
+use super::host::Host;
+use super::path::Path;
+use super::route::Head;
+use crate::config::http::Scheme;
+use crate::upstream::error::Error;
+
+/// What the phases after admission know about a request besides its head.
+#[derive(Debug)]
+pub struct RequestContext<'a> {
+    pub connection: &'a Connection,
+    /// The client, after trusted proxies.
+    pub client: IpAddr,
+    pub scheme: Scheme,
+    /// Absent only on HTTP/1.0.
+    pub host: Option<Host>,
+    pub path: Path<'a>,
+    /// The target as it came.
+    pub uri: &'a Uri,
+    pub version: Version,
+}
+
+/// What an `Expect` field asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expectation {
+    None,
+    /// The client sends its body after `100 Continue`.
+    Continue,
+}
+
+impl<'a> RequestContext<'a> {
+    /// Admits a request, or says what is wrong with it. Puts the effective authority into `Host`.
+    ///
+    /// # Errors
+    /// An error of the client's side with the status to answer.
+    pub fn admit(
+        connection: &'a Connection,
+        parts: &mut Parts,
+        uri: &'a Uri,
+        marks: HeadMarks,
+    ) -> Result<RequestContext<'a>, Error> {
+        if marks.both_lengths {
+            return Err(bad("both Content-Length and Transfer-Encoding"));
+        }
+        if marks.fragment {
+            return Err(bad("a fragment in the request target"));
+        }
+        if parts.method == Method::CONNECT {
+            return Err(Error::client(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "CONNECT to a reverse proxy",
+            ));
+        }
+        let host = authority(parts, uri)?;
+        if uri.path() == "*" && parts.method != Method::OPTIONS {
+            return Err(bad("asterisk-form with a method other than OPTIONS"));
+        }
+        let path = Path::parse(uri.path()).map_err(|error| bad(error.to_string()))?;
+        let (client, scheme) = if connection.trusted {
+            client::behind_trusted(
+                connection.peer.ip(),
+                &parts.headers,
+                &connection.spec.trusted_proxies,
+            )
+        } else {
+            (connection.peer.ip().to_canonical(), None)
+        };
+        let scheme = scheme.unwrap_or(Scheme::Http);
+        Ok(RequestContext {
+            connection,
+            client,
+            scheme,
+            host,
+            path,
+            uri,
+            version: parts.version,
+        })
+    }
+
+    /// Lower case, without port; empty if the request named none.
+    pub fn host_name(&self) -> &str {
+        self.host.as_ref().map_or("", Host::name)
+    }
+
+    /// What routing may look at.
+    pub fn head<'h>(&'h self, parts: &'h Parts) -> Head<'h> {
+        Head {
+            method: &parts.method,
+            host: self.host_name(),
+            path: &self.path.decoded,
+            query: self.uri.query(),
+            headers: &parts.headers,
+            scheme: self.scheme,
+            remote: self.client,
+        }
+    }
+
+    /// Path and query to send on.
+    pub fn target(&self) -> Cow<'_, str> {
+        match (self.as_received(), self.uri.query()) {
+            (Some(target), _) => Cow::Borrowed(target.as_str()),
+            (None, None) => Cow::Borrowed(&self.path.forward),
+            (None, Some(query)) => Cow::Owned(format!("{}?{query}", self.path.forward)),
+        }
+    }
+
+    /// The received path and query, if it can be sent on just so.
+    pub fn as_received(&self) -> Option<&PathAndQuery> {
+        let target = self.uri.path_and_query()?;
+        // `http://host?query` has a query without a path.
+        let whole = matches!(target.as_str().as_bytes(), [b'/' | b'*', ..]);
+        (whole && matches!(self.path.forward, Cow::Borrowed(_))).then_some(target)
+    }
+}
+
+fn bad(detail: impl Into<String>) -> Error {
+    Error::client(StatusCode::BAD_REQUEST, detail)
+}
+
+/// The one authority: of the target if it has one (absolute-form, `:authority`), else of `Host` (RFC 9112 section 3.2).
+fn authority(parts: &mut Parts, uri: &Uri) -> Result<Option<Host>, Error> {
+    let mut lines = parts.headers.get_all(HOST).iter();
+    let field = lines.next().cloned();
+    if lines.next().is_some() {
+        return Err(bad("more than one Host"));
+    }
+    let http1 = parts.version < Version::HTTP_2;
+    if field.is_none() && parts.version == Version::HTTP_11 {
+        return Err(bad("no Host"));
+    }
+    if http1
+        && let Some(scheme) = uri.scheme_str()
+        && !(scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https"))
+    {
+        return Err(bad("a target of another scheme"));
+    }
+    let Some(named) = uri.authority() else {
+        return match field {
+            Some(value) => Host::parse(value)
+                .map(Some)
+                .map_err(|error| bad(error.to_string())),
+            None if http1 => Ok(None),
+            None => Err(bad("no authority")),
+        };
+    };
+    let value = match field {
+        // Nearly always equal: no copy then.
+        Some(value) if value.as_bytes() == named.as_str().as_bytes() => value,
+        _ => {
+            let value = HeaderValue::from_str(named.as_str())
+                .map_err(|_| bad("the authority is not valid"))?;
+            parts.headers.insert(HOST, value.clone());
+            value
+        }
+    };
+    Host::parse(value)
+        .map(Some)
+        .map_err(|error| bad(error.to_string()))
+}
+
+/// Reads `Expect` (RFC 9110 section 10.1.1); HTTP/1.0 has none, and HTTP/2 has no way for us to send a 100.
+///
+/// # Errors
+/// 417 for an expectation other than `100-continue`.
+pub fn expectation(parts: &mut Parts) -> Result<Expectation, Error> {
+    let Some(value) = parts.headers.get(EXPECT) else {
+        return Ok(Expectation::None);
+    };
+    if parts.version == Version::HTTP_10 {
+        parts.headers.remove(EXPECT);
+        return Ok(Expectation::None);
+    }
+    if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") {
+        return Err(Error::client(
+            StatusCode::EXPECTATION_FAILED,
+            "an expectation other than 100-continue",
+        ));
+    }
+    if parts.version == Version::HTTP_2 {
+        parts.headers.remove(EXPECT);
+        return Ok(Expectation::None);
+    }
+    Ok(Expectation::Continue)
+}
+
+/// Counts `Max-Forwards` down on `TRACE` and `OPTIONS` (RFC 9110 section 7.6.2). `Ok(true)`: it must not be sent on.
+///
+/// # Errors
+/// 400 if it is not a number.
+pub fn last_forward(parts: &mut Parts) -> Result<bool, Error> {
+    if parts.method != Method::TRACE && parts.method != Method::OPTIONS {
+        return Ok(false);
+    }
+    let Some(value) = parts.headers.get(MAX_FORWARDS) else {
+        return Ok(false);
+    };
+    let left: u64 = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| bad("Max-Forwards is not a number"))?;
+    match left.checked_sub(1) {
+        None => Ok(true),
+        Some(left) => {
+            parts.headers.insert(MAX_FORWARDS, HeaderValue::from(left));
+            Ok(false)
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::http::test_kit::{connection, spec};
+    use http::Request;
+
+    fn admit(request: http::request::Builder) -> Result<String, u16> {
+        let connection = connection(spec());
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        let uri = std::mem::take(&mut parts.uri);
+        let admitted = RequestContext::admit(&connection, &mut parts, &uri, HeadMarks::default());
+        admitted
+            .map(|cx| {
+                format!(
+                    "{} {} {:?}",
+                    cx.host_name(),
+                    cx.target(),
+                    parts.headers.get(HOST)
+                )
+            })
+            .map_err(|error| error.status().as_u16())
+    }
+
+    fn get(uri: &str) -> http::request::Builder {
+        Request::get(uri)
+    }
+
+    #[test]
+    fn exactly_one_valid_authority() {
+        assert_eq!(admit(get("/a")), Err(400));
+        assert_eq!(
+            admit(get("/a").version(Version::HTTP_10)),
+            Ok(" /a None".into())
+        );
+        assert_eq!(
+            admit(get("/a").header("host", "A.test:80")),
+            Ok("a.test /a Some(\"A.test:80\")".into())
+        );
+        assert_eq!(
+            admit(get("/a").header("host", "a").header("host", "a")),
+            Err(400)
+        );
+        assert_eq!(admit(get("/a").header("host", "")), Err(400));
+        assert_eq!(admit(get("/a").header("host", "a b")), Err(400));
+        assert_eq!(
+            admit(get("http://b.test/x").header("host", "a")),
+            Ok("b.test /x Some(\"b.test\")".into())
+        );
+        assert_eq!(
+            admit(get("http://user@b.test/x").header("host", "a")),
+            Err(400)
+        );
+        assert_eq!(admit(get("ftp://b.test/x").header("host", "a")), Err(400));
+        let h2 = |builder: http::request::Builder| admit(builder.version(Version::HTTP_2));
+        assert_eq!(
+            h2(get("http://b.test/x").header("host", "a")),
+            Ok("b.test /x Some(\"b.test\")".into())
+        );
+        assert_eq!(
+            h2(get("/x").header("host", "a")),
+            Ok("a /x Some(\"a\")".into())
+        );
+        assert_eq!(h2(get("/x")), Err(400));
+    }
+
+    #[test]
+    fn targets_that_are_refused() {
+        let host = |builder: http::request::Builder| admit(builder.header("host", "a"));
+        assert_eq!(host(Request::options("*")), Ok("a * Some(\"a\")".into()));
+        assert_eq!(host(get("*")), Err(400));
+        assert_eq!(host(get("/a%00b")), Err(400));
+        assert_eq!(host(get("/%ff")), Err(400));
+        assert_eq!(host(Request::connect("a:80")), Err(405));
+    }
+
+    #[test]
+    fn the_target_is_sent_on_as_it_came_less_dot_segments() {
+        let host = |uri: &str| admit(get(uri).header("host", "a")).unwrap();
+        assert_eq!(host("/a%20b?x=1&y=%2e"), "a /a%20b?x=1&y=%2e Some(\"a\")");
+        assert_eq!(host("/a/../b?x=/../y"), "a /b?x=/../y Some(\"a\")");
+        assert_eq!(host("/a/..?"), "a /? Some(\"a\")");
+        assert_eq!(host("http://a"), "a / Some(\"a\")");
+        assert_eq!(host("http://a?q"), "a /?q Some(\"a\")");
+    }
+
+    #[test]
+    fn max_forwards_counts_down() {
+        let (mut parts, ()) = Request::options("/")
+            .header("max-forwards", "1")
+            .body(())
+            .unwrap()
+            .into_parts();
+        assert!(!last_forward(&mut parts).unwrap());
+        assert_eq!(parts.headers[MAX_FORWARDS], "0");
+        assert!(last_forward(&mut parts).unwrap());
+        parts.method = Method::GET;
+        assert!(!last_forward(&mut parts).unwrap());
+    }
+}

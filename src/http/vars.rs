@@ -1,0 +1,71 @@
+//! Template variables of a request.
+
+use std::borrow::Cow;
+
+use http::HeaderMap;
+use http::request::Parts;
+
+use super::headers::scheme_text;
+use super::request::RequestContext;
+use super::text;
+use crate::config::template::{Source, Var};
+
+/// What a template of an action may name.
+#[derive(Debug)]
+pub struct Vars<'a> {
+    pub context: &'a RequestContext<'a>,
+    pub parts: &'a Parts,
+    pub server: &'a str,
+    pub route: Option<&'a str>,
+    pub generation: u64,
+}
+
+impl Source for Vars<'_> {
+    fn var(&self, var: &Var) -> Cow<'_, str> {
+        let context = self.context;
+        match var {
+            Var::ClientIp => context.client.to_string().into(),
+            // A proxy tells its client's address, seldom the port: better none than the proxy's own.
+            Var::ClientPort if context.client != context.connection.peer.ip().to_canonical() => {
+                "".into()
+            }
+            Var::ClientPort => context.connection.peer.port().to_string().into(),
+            Var::Scheme => scheme_text(context.scheme).into(),
+            Var::Host => context.host_name().into(),
+            Var::Port => context.connection.local.port().to_string().into(),
+            Var::Method => self.parts.method.as_str().into(),
+            Var::Path => (&*context.path.forward).into(),
+            Var::Query => context.uri.query().unwrap_or_default().into(),
+            Var::Uri => context
+                .uri
+                .path_and_query()
+                .map_or("/", |target| target.as_str())
+                .into(),
+            Var::Server => self.server.into(),
+            Var::Route => self.route.unwrap_or_default().into(),
+            Var::Generation => self.generation.to_string().into(),
+            Var::Time => format!("{:.3}", jiff::Timestamp::now()).into(),
+            Var::Header(name) => header(&self.parts.headers, name),
+            Var::Cookie(name) => text::cookies(&self.parts.headers)
+                .find(|(key, _)| *key == name.as_bytes())
+                .map_or(Cow::Borrowed(""), |(_, value)| {
+                    String::from_utf8_lossy(value)
+                }),
+            Var::QueryKey(name) => text::query_pairs(context.uri.query().unwrap_or_default())
+                .find(|(key, _)| **key == *name.as_bytes())
+                .map_or(Cow::Borrowed(""), |(_, value)| {
+                    String::from_utf8_lossy(&value).into_owned().into()
+                }),
+        }
+    }
+}
+
+/// All lines of a field, joined as a list.
+fn header<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Cow<'a, str> {
+    let mut lines = headers
+        .get_all(name)
+        .iter()
+        .map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let first = lines.next().unwrap_or_default();
+    lines.fold(first, |all, line| format!("{all}, {line}").into())
+}

@@ -1,0 +1,135 @@
+//! The tasks of one HTTP/2 connection's streams. They belong to the connection: its end aborts them, and with them the
+//! requests they hold at origins. Each also ends, with a reset, when its client takes nothing for `timeouts.write`:
+//! a closed stream window stalls no socket, so the connection's own timer can't see it.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep};
+
+use crate::http::body::Stall;
+use crate::metrics::{WorkerContext, WorkerCounters};
+
+/// hyper's executor for one connection; the clones are one.
+#[derive(Debug, Clone)]
+pub struct Streams {
+    shared: Arc<Shared>,
+}
+
+/// The connection's hold on its streams' tasks: dropping it aborts them. (The tasks hold clones of the executor, so no
+/// count of clones would ever end them.)
+#[derive(Debug)]
+pub struct Owner {
+    pub streams: Streams,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.streams.shared.tasks.lock().abort_all();
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    tasks: Mutex<JoinSet<()>>,
+    /// Of the request that hyper is about to spawn: it calls the service and spawns its future in one go.
+    next: Mutex<Option<Arc<Stall>>>,
+    write_timeout: Option<Duration>,
+    worker: Arc<WorkerContext>,
+}
+
+impl Owner {
+    /// `write_timeout`: how long a stream's client may take nothing.
+    pub fn new(write_timeout: Option<Duration>, worker: Arc<WorkerContext>) -> Owner {
+        let shared = Shared {
+            tasks: Mutex::new(JoinSet::new()),
+            next: Mutex::new(None),
+            write_timeout,
+            worker,
+        };
+        Owner {
+            streams: Streams {
+                shared: Arc::new(shared),
+            },
+        }
+    }
+}
+
+impl Streams {
+    /// A stream begins; the next future spawned is its.
+    pub fn announce(&self) -> Arc<Stall> {
+        let stall = Arc::new(Stall::new());
+        *self.shared.next.lock() = Some(stall.clone());
+        stall
+    }
+
+    /// Forgets tasks that have ended, and counts those that panicked.
+    pub fn reap(&self) {
+        let mut tasks = self.shared.tasks.lock();
+        while let Some(ended) = tasks.try_join_next() {
+            if ended.is_err_and(|error| error.is_panic()) {
+                WorkerCounters::add(&self.shared.worker.counters.panics);
+            }
+        }
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let stall = self.shared.next.lock().take();
+        let limit = self.shared.write_timeout;
+        self.shared.tasks.lock().spawn(async move {
+            match stall.zip(limit) {
+                Some((stall, limit)) => until_stalled(stream, &stall, limit).await,
+                None => stream.await,
+            }
+        });
+    }
+}
+
+/// Runs `stream` to its end, or until its client has taken nothing for `limit`.
+async fn until_stalled(stream: impl Future<Output = ()>, stall: &Stall, limit: Duration) {
+    let mut stream = pin!(stream);
+    let mut timer: Option<(Pin<Box<Sleep>>, Instant)> = None;
+    std::future::poll_fn(|cx| {
+        if stream.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        while let Some(since) = stall.since() {
+            let at = since + limit;
+            match poll_timer(&mut timer, at, cx) {
+                // It fired for an earlier stall: look again.
+                Poll::Ready(fired) if fired < at => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Ready with the instant it was set for. Set again only after it fired.
+fn poll_timer(
+    timer: &mut Option<(Pin<Box<Sleep>>, Instant)>,
+    at: Instant,
+    cx: &mut Context<'_>,
+) -> Poll<Instant> {
+    let (sleep, armed) = timer.get_or_insert_with(|| (Box::pin(tokio::time::sleep_until(at)), at));
+    let armed = *armed;
+    match sleep.as_mut().poll(cx) {
+        Poll::Ready(()) => {
+            *timer = None;
+            Poll::Ready(armed)
+        }
+        Poll::Pending => Poll::Pending,
+    }
+}
