@@ -134,3 +134,5 @@ impl http_body::Body for UpstreamBody {
 pub fn sweep(_shared: &Shared, _worker: &WorkerContext) {
     unimplemented!()
 }
+
+impl Shared { pub fn new(control: tokio::runtime::Handle, workers: usize) -> Shared { Shared { targets: Registry::default(), control, workers } } }
