@@ -423,18 +423,14 @@ fn document(headers: &HeaderMap, body: &Bytes) -> Result<Source, Refusal> {
     }
 }
 
-/// The tag of `If-Match`; whether it fits is decided when the swap's turn comes.
+/// The tags of `If-Match` as one list; whether one fits is decided when the swap's turn comes.
 fn if_match(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    let mut values = headers.get_all(header::IF_MATCH).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    match value.to_str() {
-        Ok(text) if !text.contains(',') && values.next().is_none() => {
-            Ok(Some(text.trim().to_owned()))
-        }
-        _ => Err(Problem::bad_header("If-Match is one ETag of /now, or *")),
+    let mut tags = Vec::new();
+    for value in headers.get_all(header::IF_MATCH) {
+        let text = value.to_str().map_err(|_| Problem::bad_header("If-Match is a list of ETags of /now, or *"))?;
+        tags.push(text.trim());
     }
+    Ok((!tags.is_empty()).then(|| tags.join(", ")))
 }
 
 /// Who asked, for the log and `/swaps`.

@@ -53,6 +53,8 @@ use idempotency::Keys;
 pub struct Context {
     /// Panics caught in admin requests and connections since start; shown by `/status` when the owner adds them.
     pub panics: Arc<AtomicU64>,
+    /// Cancelled: nothing is accepted any more, and [`serve`] returns after its last answers.
+    pub stop: CancellationToken,
 }
 
 /// One call of the API, named by its `operationId`.

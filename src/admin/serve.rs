@@ -45,13 +45,14 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// First and longest pause after a failed accept.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// Serves the admin API for the life of the process. Returns once the supervisor's binding watch has closed and the
-/// answers in flight are out, or their time is over.
+/// Serves the admin API for the life of the process. Returns once `context.stop` is cancelled (or the supervisor's
+/// binding watch has closed) and the answers in flight are out, or their time is over.
 pub async fn serve(handle: Handle, context: Context) {
     run(handle, context).await;
 }
 
 pub(crate) async fn run<C: Control>(control: C, context: Context) {
+    let stop = context.stop.clone();
     let app = App::new(control, context);
     let router = super::router(app.clone());
     let mut binding = app.0.binding.clone();
@@ -74,6 +75,7 @@ pub(crate) async fn run<C: Control>(control: C, context: Context) {
             });
         }
         tokio::select! {
+            () = stop.cancelled() => break,
             changed = binding.changed() => if changed.is_err() { break },
             Some(ended) = connections.join_next() => note(&app, ended),
             (stream, peer, permit) = accept(open.as_mut(), &permits) => {
