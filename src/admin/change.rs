@@ -427,7 +427,9 @@ fn document(headers: &HeaderMap, body: &Bytes) -> Result<Source, Refusal> {
 fn if_match(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let mut tags = Vec::new();
     for value in headers.get_all(header::IF_MATCH) {
-        let text = value.to_str().map_err(|_| Problem::bad_header("If-Match is a list of ETags of /now, or *"))?;
+        let text = value
+            .to_str()
+            .map_err(|_| Problem::bad_header("If-Match is a list of ETags of /now, or *"))?;
         tags.push(text.trim());
     }
     Ok((!tags.is_empty()).then(|| tags.join(", ")))

@@ -1,5 +1,6 @@
 //! A supervisor of a few lines for the tests of the router: each swap commits at once, or stays open until the test
 //! lets it go.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 
