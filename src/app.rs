@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::config::Format;
@@ -56,8 +57,8 @@ pub struct App {
     control: tokio::runtime::Runtime,
     supervisor: tokio::task::JoinHandle<()>,
     admin: std::thread::JoinHandle<()>,
-    /// Dropped: the admin thread ends after its last answers.
-    admin_stop: watch::Sender<bool>,
+    /// Cancelled: the admin thread ends after its last answers.
+    admin_stop: CancellationToken,
     fatal: mpsc::Receiver<String>,
 }
 
@@ -83,7 +84,10 @@ impl App {
         let (fatal_in, fatal) = mpsc::channel(8);
         let source = match &options.config {
             Some(_) => Source::File,
-            None => Source::Embedded { bytes: Bytes::from_static(WELCOME.as_bytes()), format: Format::Toml },
+            None => Source::Embedded {
+                bytes: Bytes::from_static(WELCOME.as_bytes()),
+                format: Format::Toml,
+            },
         };
         let supervisor_options = supervisor::Options {
             file: options.config,
@@ -92,15 +96,20 @@ impl App {
             runtimes: vec![control.handle().clone(), admin_runtime.handle().clone()],
             fatal: fatal_in.clone(),
         };
-        let (handle, supervisor) = control.block_on(async { supervisor::start(supervisor_options) });
-        let (admin_stop, stopped) = watch::channel(false);
+        let (handle, supervisor) =
+            control.block_on(async { supervisor::start(supervisor_options) });
+        let admin_stop = CancellationToken::new();
         let admin = {
             let handle = handle.clone();
+            let context = admin::Context {
+                stop: admin_stop.clone(),
+                ..admin::Context::default()
+            };
             std::thread::Builder::new()
                 .name("admin".into())
                 .spawn(move || {
                     let served = std::panic::AssertUnwindSafe(|| {
-                        admin_runtime.block_on(admin::serve(handle, admin::Context::new(stopped)));
+                        admin_runtime.block_on(admin::serve(handle, context));
                     });
                     if std::panic::catch_unwind(served).is_err() {
                         // Full: another part has said so already.
@@ -110,7 +119,14 @@ impl App {
                 })
                 .map_err(|error| StartError::System("the admin thread", error))?
         };
-        let app = App { handle, control, supervisor, admin, admin_stop, fatal };
+        let app = App {
+            handle,
+            control,
+            supervisor,
+            admin,
+            admin_stop,
+            fatal,
+        };
         if let Err(refused) = app.boot(source) {
             app.end();
             return Err(StartError::Refused(Box::new(refused)));
@@ -124,7 +140,9 @@ impl App {
     fn boot(&self, source: Source) -> Result<(), SwapRecord> {
         let boot = request(Kind::Boot, source, "start");
         self.control.block_on(async {
-            let Ok(id) = self.handle.submit(boot) else { return Ok(()) };
+            let Ok(id) = self.handle.submit(boot) else {
+                return Ok(());
+            };
             match self.handle.wait(id, true).await {
                 Some(record) if record.generation.is_none() => Err(record),
                 _ => Ok(()),
@@ -165,8 +183,8 @@ impl App {
     }
 
     fn end(self) {
-        // The admin thread gives its last answers while the rest is still there. Nobody listening: it has ended.
-        let _ = self.admin_stop.send(true);
+        // The admin thread gives its last answers while the rest is still there.
+        self.admin_stop.cancel();
         drop(self.handle);
         if self.admin.join().is_err() {
             tracing::error!("the admin thread ended by a panic");
@@ -177,7 +195,15 @@ impl App {
 }
 
 fn request(kind: Kind, source: Source, actor: &str) -> SwapRequest {
-    SwapRequest { kind, source, if_match: None, drain_timeout: None, strict: false, turn: None, actor: actor.into() }
+    SwapRequest {
+        kind,
+        source,
+        if_match: None,
+        drain_timeout: None,
+        strict: false,
+        turn: None,
+        actor: actor.into(),
+    }
 }
 
 /// SIGHUP reads the file again; SIGTERM and SIGINT stop, a second one exits at once.
@@ -185,7 +211,11 @@ fn request(kind: Kind, source: Source, actor: &str) -> SwapRequest {
 async fn signals(handle: Handle) {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = || -> std::io::Result<_> {
-        Ok((signal(SignalKind::hangup())?, signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+        Ok((
+            signal(SignalKind::hangup())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        ))
     };
     let (mut hangup, mut terminate, mut interrupt) = match listen() {
         Ok(all) => all,
@@ -211,7 +241,9 @@ async fn signals(handle: Handle) {
         }
         stopping = true;
         handle.leave();
-        let delay = handle.running().map_or(Duration::ZERO, |running| running.document.runtime.stop_delay);
+        let delay = handle.running().map_or(Duration::ZERO, |running| {
+            running.document.runtime.stop_delay
+        });
         let handle = handle.clone();
         // Beside the loop, so that a second signal is heard during the delay; ends by itself after it.
         tokio::spawn(async move {

@@ -24,7 +24,12 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Vec<&HttpSpec>> {
         for (index, address) in spec.listen.iter().enumerate() {
             let any_port = matches!(address, ListenAddr::Tcp(a) if a.port() == 0);
             let owner = any_port.then(|| (spec.name.clone(), index));
-            map.entry(BindingKey { address: address.clone(), owner }).or_default().push(spec);
+            map.entry(BindingKey {
+                address: address.clone(),
+                owner,
+            })
+            .or_default()
+            .push(spec);
         }
     }
     map
@@ -33,7 +38,11 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Vec<&HttpSpec>> {
 /// Names of the upstreams that the servers of an address use.
 pub fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<str>> {
     specs.iter().flat_map(|spec| {
-        let actions = spec.routes.iter().map(|route| &route.action).chain(&spec.fallback);
+        let actions = spec
+            .routes
+            .iter()
+            .map(|route| &route.action)
+            .chain(&spec.fallback);
         actions.filter_map(|action| match action {
             ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
             ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
@@ -63,9 +72,13 @@ impl Snapshot {
             .map(|(name, spec)| {
                 let kept = before.and_then(|(old, snapshot)| {
                     let same = old.upstreams.get(name) == Some(spec);
-                    same.then(|| snapshot.upstreams.get(name).cloned()).flatten()
+                    same.then(|| snapshot.upstreams.get(name).cloned())
+                        .flatten()
                 });
-                (name.clone(), kept.unwrap_or_else(|| Arc::new(Upstream::build(spec, shared))))
+                (
+                    name.clone(),
+                    kept.unwrap_or_else(|| Arc::new(Upstream::build(spec, shared))),
+                )
             })
             .collect();
         let old_bindings = before.map(|(old, _)| bindings(old)).unwrap_or_default();
@@ -75,16 +88,23 @@ impl Snapshot {
                 let kept = before.and_then(|(_, snapshot)| {
                     let same = old_bindings.get(&key) == Some(&specs)
                         && snapshot.files == files
-                        && upstreams_of(&specs).all(|name| match (upstreams.get(name), snapshot.upstreams.get(name)) {
-                            (Some(new), Some(old)) => Arc::ptr_eq(new, old),
-                            _ => false,
+                        && upstreams_of(&specs).all(|name| {
+                            match (upstreams.get(name), snapshot.upstreams.get(name)) {
+                                (Some(new), Some(old)) => Arc::ptr_eq(new, old),
+                                _ => false,
+                            }
                         });
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
-                let entry = kept.unwrap_or_else(|| Arc::new(Entry::build(&specs, &upstreams, &files)));
+                let entry =
+                    kept.unwrap_or_else(|| Arc::new(Entry::build(&specs, &upstreams, &files)));
                 (key, entry)
             })
             .collect();
-        Snapshot { upstreams, entries, files }
+        Snapshot {
+            upstreams,
+            entries,
+            files,
+        }
     }
 }

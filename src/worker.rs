@@ -30,13 +30,19 @@ const BLOCKING_THREADS: usize = 8;
 /// What the supervisor tells a worker.
 pub enum Message {
     /// Registers listening sockets with this runtime; nothing is accepted yet. Answers the first error.
-    Stage { sockets: Vec<(Arc<Binding>, std::net::TcpListener)>, reply: oneshot::Sender<io::Result<()>> },
+    Stage {
+        sockets: Vec<(Arc<Binding>, std::net::TcpListener)>,
+        reply: oneshot::Sender<io::Result<()>>,
+    },
     /// Forgets what was staged and not adopted.
     Unstage,
     /// Adopts a generation.
     Adopt(Box<Adopt>),
     /// The deadline of an old generation: see `Generation::settle`. Answers how many requests were told to end.
-    Settle { generation: Arc<Generation>, reply: oneshot::Sender<usize> },
+    Settle {
+        generation: Arc<Generation>,
+        reply: oneshot::Sender<usize>,
+    },
 }
 
 /// One adoption.
@@ -81,7 +87,9 @@ pub fn start(plan: &Plan) -> io::Result<Vec<Worker>> {
         Model::PerCore => plan.workers,
         Model::Shared => 1,
     };
-    (0..count).map(|index| Worker::start(index, count, plan)).collect()
+    (0..count)
+        .map(|index| Worker::start(index, count, plan))
+        .collect()
 }
 
 impl Worker {
@@ -98,7 +106,11 @@ impl Worker {
         .thread_name(format!("worker-{index}"))
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-        let context = Arc::new(WorkerContext { index, of, counters: WorkerCounters::default() });
+        let context = Arc::new(WorkerContext {
+            index,
+            of,
+            counters: WorkerCounters::default(),
+        });
         let (mailbox, inbox) = mpsc::channel(MAILBOX);
         let handle = runtime.handle().clone();
         let state = State {
@@ -110,20 +122,30 @@ impl Worker {
             bindings: HashMap::new(),
         };
         let fatal = plan.fatal.clone();
-        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            let loop_ = std::panic::AssertUnwindSafe(|| runtime.block_on(state.run(inbox)));
-            if std::panic::catch_unwind(loop_).is_err() {
-                // Full: another worker has said so already.
-                let _ = fatal.try_send(format!("worker {index} panicked"));
-            }
-            runtime.shutdown_background();
-        })?;
-        Ok(Worker { context, runtime: handle, mailbox, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let loop_ = std::panic::AssertUnwindSafe(|| runtime.block_on(state.run(inbox)));
+                if std::panic::catch_unwind(loop_).is_err() {
+                    // Full: another worker has said so already.
+                    let _ = fatal.try_send(format!("worker {index} panicked"));
+                }
+                runtime.shutdown_background();
+            })?;
+        Ok(Worker {
+            context,
+            runtime: handle,
+            mailbox,
+            thread: Some(thread),
+        })
     }
 
     /// Puts a message into the mailbox. An error means that the worker is gone.
     pub async fn send(&self, message: Message) -> Result<(), Gone> {
-        self.mailbox.send(message).await.map_err(|_| Gone(self.context.index))
+        self.mailbox
+            .send(message)
+            .await
+            .map_err(|_| Gone(self.context.index))
     }
 }
 
@@ -204,7 +226,10 @@ impl State {
 
     fn adopt(&mut self, adopt: Adopt) {
         let generation = adopt.generation;
-        let serving = |entry| Serving { entry, generation: generation.clone() };
+        let serving = |entry| Serving {
+            entry,
+            generation: generation.clone(),
+        };
         // Every pointer first, so that the whole adoption is one instant; then what it starts and ends.
         let mut started = Vec::new();
         for (id, entry) in adopt.entries {
@@ -215,8 +240,13 @@ impl State {
         }
         for (id, entry) in started {
             // Never staged: this worker has no socket of that group (one-socket systems start it elsewhere).
-            let Some((binding, socket)) = self.staged.remove(&id) else { continue };
-            let listener = Arc::new(Listener { slot: Slot::new(id, serving(entry)), worker: self.context.clone() });
+            let Some((binding, socket)) = self.staged.remove(&id) else {
+                continue;
+            };
+            let listener = Arc::new(Listener {
+                slot: Slot::new(id, serving(entry)),
+                worker: self.context.clone(),
+            });
             let retire = CancellationToken::new();
             let acceptor = Acceptor {
                 listener: listener.clone(),

@@ -37,7 +37,11 @@ pub struct ConnectionLimit {
 
 impl ConnectionLimit {
     pub fn new(max: usize) -> ConnectionLimit {
-        ConnectionLimit { max: AtomicUsize::new(max), now: AtomicUsize::new(0), freed: Notify::new() }
+        ConnectionLimit {
+            max: AtomicUsize::new(max),
+            now: AtomicUsize::new(0),
+            freed: Notify::new(),
+        }
     }
 
     pub fn set(&self, max: usize) {
@@ -113,7 +117,11 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.limit.leave();
         self.binding.connections.fetch_sub(1, Ordering::Relaxed);
-        self.listener.worker.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        self.listener
+            .worker
+            .counters
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
         if let Some(ip) = self.client {
             let mut clients = self.binding.clients.lock();
             if let Some(count) = clients.get_mut(&ip) {
@@ -175,7 +183,10 @@ impl Acceptor {
     }
 
     async fn back_off(&self, error: &io::Error) {
-        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+        ) {
             return; // that client is gone; the next one waits
         }
         tracing::warn!(address = %self.binding.address, %error, "accept pauses");
@@ -193,7 +204,9 @@ impl Acceptor {
         self.accept_all(&socket).await?;
         match shut {
             Ok(_) => tokio::time::sleep(LAST_HANDSHAKES).await,
-            Err(error) => tracing::debug!(%error, "no shutter: a client that comes in this instant may be reset"),
+            Err(error) => {
+                tracing::debug!(%error, "no shutter: a client that comes in this instant may be reset")
+            }
         }
         self.accept_all(&socket).await
     }

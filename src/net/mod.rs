@@ -47,7 +47,10 @@ impl BindError {
     /// What an operator can do about it.
     pub fn help(&self) -> Option<String> {
         match self {
-            BindError::InUse(a) => Some(format!("see who holds it with `ss -ltnp 'sport = :{}'`, or choose another port", a.port())),
+            BindError::InUse(a) => Some(format!(
+                "see who holds it with `ss -ltnp 'sport = :{}'`, or choose another port",
+                a.port()
+            )),
             BindError::NotHere(_) => Some("see the machine's addresses with `ip addr`".into()),
             BindError::Forbidden(a) if a.port() < 1024 => {
                 Some("ports below 1024 need root or CAP_NET_BIND_SERVICE".into())
@@ -60,7 +63,8 @@ impl BindError {
 /// Whether several sockets of one address share its connections evenly (`SO_REUSEPORT` on Linux). Elsewhere, or when
 /// `EVERGATE_ONE_SOCKET=1` asks for it, an address has one socket that all workers accept from.
 pub fn balances() -> bool {
-    cfg!(any(target_os = "linux", target_os = "android")) && std::env::var_os("EVERGATE_ONE_SOCKET").is_none_or(|v| v != "1")
+    cfg!(any(target_os = "linux", target_os = "android"))
+        && std::env::var_os("EVERGATE_ONE_SOCKET").is_none_or(|v| v != "1")
 }
 
 /// An address that is ours and takes nothing yet: bound, not listening. Dropping it lets go without a trace.
@@ -98,14 +102,20 @@ pub fn reserve(address: SocketAddr, count: usize, owned: &Owned) -> Result<Reser
     };
     let bound = first
         .local_addr()
-        .and_then(|a| a.as_socket().ok_or_else(|| io::ErrorKind::InvalidData.into()))
+        .and_then(|a| {
+            a.as_socket()
+                .ok_or_else(|| io::ErrorKind::InvalidData.into())
+        })
         .map_err(|e| BindError::new(address, e))?;
     let reuse_address = first.reuse_address().unwrap_or(false);
     let mut sockets = vec![first];
     while sockets.len() < count {
         sockets.push(bind(bound, reuse_address).map_err(|e| BindError::new(bound, e))?);
     }
-    Ok(Reserved { address: bound, sockets })
+    Ok(Reserved {
+        address: bound,
+        sockets,
+    })
 }
 
 impl Reserved {
@@ -120,7 +130,9 @@ impl Reserved {
     /// [`BindError::InUse`] when a stranger took the address since; all of it is let go.
     pub fn listen(self) -> Result<Vec<TcpListener>, BindError> {
         for socket in &self.sockets {
-            socket.listen(BACKLOG).map_err(|e| BindError::new(self.address, e))?;
+            socket
+                .listen(BACKLOG)
+                .map_err(|e| BindError::new(self.address, e))?;
         }
         for socket in &self.sockets {
             // After `listen`, so that a stranger with SO_REUSEADDR could not slip in before; now it lets our next
@@ -144,8 +156,15 @@ pub fn reserve_single(address: SocketAddr) -> Result<Reserved, BindError> {
         Ok(s)
     });
     let socket = socket.map_err(|e| BindError::new(address, e))?;
-    let bound = socket.local_addr().ok().and_then(|a| a.as_socket()).unwrap_or(address);
-    Ok(Reserved { address: bound, sockets: vec![socket] })
+    let bound = socket
+        .local_addr()
+        .ok()
+        .and_then(|a| a.as_socket())
+        .unwrap_or(address);
+    Ok(Reserved {
+        address: bound,
+        sockets: vec![socket],
+    })
 }
 
 fn probe(address: SocketAddr) -> Result<(), BindError> {
@@ -167,7 +186,11 @@ fn bind(address: SocketAddr, reuse_address: bool) -> io::Result<Socket> {
 }
 
 fn open(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_nonblocking(true)?;
     if let IpAddr::V6(_) = address.ip() {
         socket.set_only_v6(true)?;
@@ -201,7 +224,10 @@ pub fn raise_descriptor_limit() -> Option<u64> {
     {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let limit = getrlimit(Resource::Nofile);
-        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
         match setrlimit(Resource::Nofile, raised) {
             Ok(()) => limit.maximum,
             Err(_) => limit.current,
@@ -215,7 +241,12 @@ pub fn raise_descriptor_limit() -> Option<u64> {
 pub fn open_descriptors() -> Option<u64> {
     #[cfg(target_os = "linux")]
     {
-        Some(std::fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as u64)
+        Some(
+            std::fs::read_dir("/proc/self/fd")
+                .ok()?
+                .count()
+                .saturating_sub(1) as u64,
+        )
     }
     #[cfg(not(target_os = "linux"))]
     None
@@ -264,12 +295,27 @@ mod tests {
     fn a_stranger_is_found_with_and_without_reuse_port() {
         let plain = TcpListener::bind(local()).unwrap();
         let address = plain.local_addr().unwrap();
-        assert!(matches!(reserve(address, 1, &Owned::default()), Err(BindError::InUse(_))));
+        assert!(matches!(
+            reserve(address, 1, &Owned::default()),
+            Err(BindError::InUse(_))
+        ));
         let twin = reserve(local(), 1, &Owned::default()).unwrap();
         let address = twin.address();
-        assert!(matches!(reserve(address, 1, &Owned::default()), Err(BindError::InUse(_))), "only reserved");
+        assert!(
+            matches!(
+                reserve(address, 1, &Owned::default()),
+                Err(BindError::InUse(_))
+            ),
+            "only reserved"
+        );
         let _listening = twin.listen().unwrap();
-        assert!(matches!(reserve(address, 1, &Owned::default()), Err(BindError::InUse(_))), "listening");
+        assert!(
+            matches!(
+                reserve(address, 1, &Owned::default()),
+                Err(BindError::InUse(_))
+            ),
+            "listening"
+        );
     }
 
     #[test]
@@ -279,14 +325,20 @@ mod tests {
         let listeners = wild.listen().unwrap();
         let specific: SocketAddr = ([127, 0, 0, 1], port).into();
         let mut owned = Owned::default();
-        assert!(matches!(reserve(specific, 1, &owned), Err(BindError::InUse(_))));
+        assert!(matches!(
+            reserve(specific, 1, &owned),
+            Err(BindError::InUse(_))
+        ));
         owned.add(listeners[0].local_addr().unwrap(), &listeners);
         reserve(specific, 1, &owned).unwrap().listen().unwrap();
         // A stranger in the same group (same user, SO_REUSEPORT) is seen in the kernel's list.
         let stranger = bind(([0, 0, 0, 0], port).into(), false).unwrap();
         stranger.listen(1).unwrap();
         if cfg!(target_os = "linux") {
-            assert!(matches!(reserve(specific, 1, &owned), Err(BindError::InUse(_))));
+            assert!(matches!(
+                reserve(specific, 1, &owned),
+                Err(BindError::InUse(_))
+            ));
         }
     }
 
@@ -299,6 +351,9 @@ mod tests {
         drop(listener.accept().unwrap().0); // the server closes first: TIME_WAIT is here
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
         drop((client, listener));
-        reserve(address, 2, &Owned::default()).unwrap().listen().unwrap();
+        reserve(address, 2, &Owned::default())
+            .unwrap()
+            .listen()
+            .unwrap();
     }
 }

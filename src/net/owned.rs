@@ -24,7 +24,9 @@ impl Owned {
 
     /// True when a socket that is not ours listens where `address` would. Without a readable list: false.
     pub(super) fn stranger_on(&self, address: SocketAddr) -> bool {
-        listening().into_iter().any(|(other, inode)| conflict(other, address) && !self.inodes.contains(&inode))
+        listening()
+            .into_iter()
+            .any(|(other, inode)| conflict(other, address) && !self.inodes.contains(&inode))
     }
 }
 
@@ -50,7 +52,10 @@ fn listening() -> Vec<(SocketAddr, u64)> {
         return Vec::new();
     }
     let (v4, v6) = (read("/proc/net/tcp"), read("/proc/net/tcp6"));
-    v4.lines().chain(v6.lines()).filter_map(parse_line).collect()
+    v4.lines()
+        .chain(v6.lines())
+        .filter_map(parse_line)
+        .collect()
 }
 
 /// One line of `/proc/net/tcp`: `sl local remote st tx:rx tr:when retrnsmt uid timeout inode …`; state 0A listens.
@@ -87,7 +92,10 @@ mod tests {
     #[cfg(target_endian = "little")]
     fn a_line_of_the_kernels_list_is_read() {
         let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1 0 100 0 0 10 0";
-        assert_eq!(parse_line(line), Some(("127.0.0.1:8080".parse().unwrap(), 12345)));
+        assert_eq!(
+            parse_line(line),
+            Some(("127.0.0.1:8080".parse().unwrap(), 12345))
+        );
         let v6 = "   1: 00000000000000000000000001000000:1F91 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 77 1";
         assert_eq!(parse_line(v6), Some(("[::1]:8081".parse().unwrap(), 77)));
         assert_eq!(parse_line(&line.replace(" 0A ", " 01 ")), None);

@@ -58,7 +58,9 @@ pub fn accept_queued(listener: &TcpListener) -> io::Result<Option<(TcpStream, So
             }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => return Ok(None),
-                io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted => {}
+                io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::Interrupted => {}
                 _ => return Err(error),
             },
         }
@@ -77,7 +79,9 @@ mod tests {
         let reserved = reserve("127.0.0.1:0".parse().unwrap(), 2, &Owned::default()).unwrap();
         let address = reserved.address();
         let listeners = reserved.listen().unwrap();
-        let mut clients: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let mut clients: Vec<TcpStream> = (0..50)
+            .map(|_| TcpStream::connect(address).unwrap())
+            .collect();
         if listeners.iter().any(|l| Shutter::close(l).is_err()) {
             return; // no right to: the case is covered where there is
         }

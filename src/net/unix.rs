@@ -2,7 +2,7 @@
 //! somebody answers is taken; one where nobody does is stale. Removal unlinks only our own inode.
 
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -26,11 +26,17 @@ pub fn reserve(path: &Path) -> io::Result<Reserved> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
         Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "something that is not a socket is there"));
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "something that is not a socket is there",
+            ));
         }
         Ok(_) => {
             if UnixStream::connect(path).is_ok() {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there"));
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    "somebody listens there",
+                ));
             }
         }
     }
@@ -44,7 +50,11 @@ pub fn reserve(path: &Path) -> io::Result<Reserved> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::unix(&temporary)?)?;
-    let reserved = Reserved { socket: Some(socket), temporary, path: path.to_owned() };
+    let reserved = Reserved {
+        socket: Some(socket),
+        temporary,
+        path: path.to_owned(),
+    };
     std::fs::set_permissions(&reserved.temporary, std::fs::Permissions::from_mode(0o600))?;
     Ok(reserved)
 }
@@ -72,12 +82,11 @@ impl Drop for Reserved {
     }
 }
 
-/// Removes `path` if it is still the name of `listener`. The file system's inode differs from the socket's, so the
-/// name the socket was bound under cannot tell; who answers at the path does: nobody, once we no longer listen.
+/// Ends `listener` and removes `path` if nobody else has taken it since. The file system's inode is not the socket's, so
+/// what tells is who answers at the path once we no longer listen: nobody, then the name is ours.
 pub fn remove_own(listener: &UnixListener, path: &Path) {
-    let ours = std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()));
-    // Stop listening first, so that a connect succeeds only if somebody else took the path.
-    if socket2::SockRef::from(listener).shutdown(std::net::Shutdown::Both).is_err() || ours.is_err() {
+    if let Err(error) = socket2::SockRef::from(listener).shutdown(std::net::Shutdown::Both) {
+        tracing::debug!(%error, "shutting a unix listener");
         return;
     }
     if UnixStream::connect(path).is_err()
@@ -100,7 +109,10 @@ mod tests {
         assert!(!path.exists());
         let (listener, _) = reserved.listen().unwrap();
         UnixStream::connect(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         assert_eq!(reserve(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         remove_own(&listener, &path);
         assert!(!path.exists());

@@ -160,33 +160,47 @@ impl Supervisor {
         };
         match prepared {
             Err(rejection) => {
-                tracing::warn!(swap = state.id, status = rejection.status, "{}", rejection.detail);
+                tracing::warn!(
+                    swap = state.id,
+                    status = rejection.status,
+                    "{}",
+                    rejection.detail
+                );
                 self.inner.reject(&state, rejection);
             }
             Ok(None) => {
                 let generation = self.current.as_ref().map_or(0, |current| current.id);
-                let etag = self.inner.running.load().as_ref().map(|running| running.etag.clone());
-                self.inner.log.emit(&state, Phase::Unchanged, generation, |event, record| {
-                    event.outcome = Some(Outcome::Unchanged);
-                    event.status = Some(200);
-                    event.warnings = Some(record.warnings.clone());
-                    event.plan = record.plan.clone();
-                    record.generation = Some(generation);
-                    record.etag = etag;
-                });
+                let etag = self
+                    .inner
+                    .running
+                    .load()
+                    .as_ref()
+                    .map(|running| running.etag.clone());
+                self.inner
+                    .log
+                    .emit(&state, Phase::Unchanged, generation, |event, record| {
+                        event.outcome = Some(Outcome::Unchanged);
+                        event.status = Some(200);
+                        event.warnings = Some(record.warnings.clone());
+                        event.plan = record.plan.clone();
+                        record.generation = Some(generation);
+                        record.etag = etag;
+                    });
             }
             Ok(Some(prepared)) if request.kind == Kind::Adapt => {
                 let config = prepared.document.normal.clone();
                 // What was bound is let go before anybody is told.
                 drop(prepared);
                 let generation = self.current.as_ref().map_or(0, |current| current.id);
-                self.inner.log.emit(&state, Phase::Adapted, generation, |event, record| {
-                    event.outcome = Some(Outcome::Adapted);
-                    event.status = Some(200);
-                    event.warnings = Some(record.warnings.clone());
-                    event.plan = record.plan.clone();
-                    record.config = Some(config);
-                });
+                self.inner
+                    .log
+                    .emit(&state, Phase::Adapted, generation, |event, record| {
+                        event.outcome = Some(Outcome::Adapted);
+                        event.status = Some(200);
+                        event.warnings = Some(record.warnings.clone());
+                        event.plan = record.plan.clone();
+                        record.config = Some(config);
+                    });
             }
             Ok(Some(prepared)) => {
                 if let Err(rejection) = self.commit(&state, &request, *prepared).await {
@@ -208,7 +222,10 @@ impl Supervisor {
             && error.is_panic()
         {
             // Full: somebody has said so already.
-            let _ = self.options.fatal.try_send(format!("a drain panicked: {error}"));
+            let _ = self
+                .options
+                .fatal
+                .try_send(format!("a drain panicked: {error}"));
         }
         self.draining.retain(|draining| !draining.is_over());
         self.publish();

@@ -29,7 +29,9 @@ impl AdminListener {
     /// As bound: a port 0 has become a number.
     pub fn address(&self) -> String {
         match self {
-            AdminListener::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |a: SocketAddr| a.to_string()),
+            AdminListener::Tcp(listener) => listener
+                .local_addr()
+                .map_or_else(|_| "?".into(), |a: SocketAddr| a.to_string()),
             #[cfg(unix)]
             AdminListener::Unix(_, path) => format!("unix:{}", path.display()),
         }
@@ -77,7 +79,9 @@ impl AdminReserved {
         match self {
             AdminReserved::Tcp(reserved) => {
                 let listener = reserved.listen().map_err(|e| e.to_string())?.pop();
-                listener.map(AdminListener::Tcp).ok_or_else(|| "no socket was reserved".into())
+                listener
+                    .map(AdminListener::Tcp)
+                    .ok_or_else(|| "no socket was reserved".into())
             }
             #[cfg(unix)]
             AdminReserved::Unix(reserved) => {

@@ -45,7 +45,14 @@ impl Draining {
         retiring: Arc<Mutex<Vec<SocketAddr>>>,
     ) -> Draining {
         let (hurry, over) = (CancellationToken::new(), AtomicBool::new(false));
-        Draining { current, epochs, retired: Mutex::new(retired), retiring, hurry, over }
+        Draining {
+            current,
+            epochs,
+            retired: Mutex::new(retired),
+            retiring,
+            hurry,
+            over,
+        }
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -66,7 +73,11 @@ impl Draining {
     }
 
     pub(super) fn requests(&self) -> usize {
-        self.current.generations.iter().map(|generation| generation.in_flight()).sum()
+        self.current
+            .generations
+            .iter()
+            .map(|generation| generation.in_flight())
+            .sum()
     }
 
     pub(super) fn retired(&self) -> Vec<Arc<Bound>> {
@@ -77,7 +88,11 @@ impl Draining {
         self.close_served();
         Remaining {
             requests: self.requests() as u64,
-            connections: self.epochs.iter().map(|epoch| epoch.connections() as u64).sum(),
+            connections: self
+                .epochs
+                .iter()
+                .map(|epoch| epoch.connections() as u64)
+                .sum(),
             listeners: self.retired.lock().len() as u64,
         }
     }
@@ -88,7 +103,8 @@ impl Draining {
         let mut retiring = self.retiring.lock();
         retired.retain(|bound| {
             let served = bound.loops() == 0;
-            if served && let Some(index) = retiring.iter().position(|a| *a == bound.binding.address) {
+            if served && let Some(index) = retiring.iter().position(|a| *a == bound.binding.address)
+            {
                 retiring.swap_remove(index);
             }
             !served
@@ -129,7 +145,11 @@ pub(super) async fn run(
         let empty = is_empty(&remaining);
         if Instant::now() >= tick {
             tick = Instant::now() + TICK;
-            inner.log.emit(&state, Phase::Draining, generation, |event, _| event.remaining = Some(remaining));
+            inner
+                .log
+                .emit(&state, Phase::Draining, generation, |event, _| {
+                    event.remaining = Some(remaining)
+                });
         }
         if empty {
             break;
@@ -168,7 +188,11 @@ pub(super) async fn run(
         }
         let left = draining.remaining();
         if !is_empty(&left) {
-            tracing::error!(generation = draining.generation(), ?left, "something does not end although it was cut");
+            tracing::error!(
+                generation = draining.generation(),
+                ?left,
+                "something does not end although it was cut"
+            );
         }
     }
     draining.over.store(true, Ordering::Release);
@@ -180,7 +204,10 @@ async fn settle(crew: &Crew, draining: &Draining) -> u64 {
     let mut cut = 0;
     for (worker, generation) in crew.workers.iter().zip(&draining.current.generations) {
         let (reply, answer) = oneshot::channel();
-        let message = Message::Settle { generation: generation.clone(), reply };
+        let message = Message::Settle {
+            generation: generation.clone(),
+            reply,
+        };
         if worker.send(message).await.is_ok() {
             // A worker that ends now takes its requests with it.
             cut += answer.await.unwrap_or(0) as u64;
@@ -191,7 +218,11 @@ async fn settle(crew: &Crew, draining: &Draining) -> u64 {
 
 /// The terminal event.
 pub(super) fn finish(inner: &Inner, state: &SwapState, generation: u64, closed: u64) {
-    let phase = if closed > 0 { Phase::Cut } else { Phase::Drained };
+    let phase = if closed > 0 {
+        Phase::Cut
+    } else {
+        Phase::Drained
+    };
     inner.log.emit(state, phase, generation, |event, record| {
         event.outcome = record.outcome.or(Some(Outcome::Committed));
         event.status = record.status.or(Some(200));

@@ -26,7 +26,10 @@ pub enum Phase {
 
 impl Phase {
     pub fn is_terminal(self) -> bool {
-        matches!(self, Phase::Drained | Phase::Cut | Phase::Rejected | Phase::Unchanged | Phase::Adapted)
+        matches!(
+            self,
+            Phase::Drained | Phase::Cut | Phase::Rejected | Phase::Unchanged | Phase::Adapted
+        )
     }
 }
 

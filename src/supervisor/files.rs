@@ -27,13 +27,21 @@ pub(super) async fn read(path: &Path) -> io::Result<Bytes> {
         use std::io::Read;
         let meta = std::fs::metadata(&path)?;
         if meta.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a folder, not a file"));
+            return Err(io::Error::new(
+                io::ErrorKind::IsADirectory,
+                "is a folder, not a file",
+            ));
         }
         if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "is not a regular file",
+            ));
         }
         let mut bytes = Vec::with_capacity(meta.len().min(MAX) as usize);
-        std::fs::File::open(&path)?.take(MAX + 1).read_to_end(&mut bytes)?;
+        std::fs::File::open(&path)?
+            .take(MAX + 1)
+            .read_to_end(&mut bytes)?;
         check_size(bytes.len())?;
         Ok(bytes.into())
     })
@@ -43,7 +51,10 @@ pub(super) async fn read(path: &Path) -> io::Result<Bytes> {
 
 fn check_size(len: usize) -> io::Result<()> {
     if len as u64 > MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "is larger than 16 MiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "is larger than 16 MiB",
+        ));
     }
     Ok(())
 }
@@ -77,8 +88,14 @@ mod tests {
         let path = folder.path().join("a");
         std::fs::write(&path, "text").unwrap();
         assert_eq!(read(&path).await.unwrap(), "text");
-        assert_eq!(read(folder.path()).await.unwrap_err().kind(), io::ErrorKind::IsADirectory);
-        assert_eq!(read(&folder.path().join("b")).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            read(folder.path()).await.unwrap_err().kind(),
+            io::ErrorKind::IsADirectory
+        );
+        assert_eq!(
+            read(&folder.path().join("b")).await.unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
     }
 
     #[cfg(unix)]
@@ -87,7 +104,14 @@ mod tests {
         use std::io::Write;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
         let mut waiting = Box::pin(read(&path));
         // Nobody writes: it waits (polled once with the reactor running).
         let early = tokio::time::timeout(std::time::Duration::from_millis(20), &mut waiting).await;

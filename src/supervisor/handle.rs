@@ -89,7 +89,11 @@ impl Handle {
         }
         let state = self.open(&request);
         let until = request.turn.map(|turn| Instant::now() + turn);
-        queue.push_back(Queued { request, state: state.clone(), until });
+        queue.push_back(Queued {
+            request,
+            state: state.clone(),
+            until,
+        });
         drop(queue);
         inner.queued.notify_one();
         Ok(state.id)
@@ -112,10 +116,19 @@ impl Handle {
             return stop.swap;
         }
         let state = self.open(&request);
-        let deadline = request.drain_timeout.map(|timeout| Instant::now() + timeout);
-        *stop = Some(Stop { swap: state.id, deadline: watch::Sender::new(deadline) });
+        let deadline = request
+            .drain_timeout
+            .map(|timeout| Instant::now() + timeout);
+        *stop = Some(Stop {
+            swap: state.id,
+            deadline: watch::Sender::new(deadline),
+        });
         let id = state.id;
-        inner.queue.lock().push_front(Queued { request, state, until: None });
+        inner.queue.lock().push_front(Queued {
+            request,
+            state,
+            until: None,
+        });
         drop(stop);
         inner.stopping.cancel();
         inner.queued.notify_one();
@@ -124,18 +137,23 @@ impl Handle {
 
     fn open(&self, request: &SwapRequest) -> Arc<SwapState> {
         let state = self.inner.log.open(request.kind, request.actor.clone());
-        self.inner.log.emit(&state, Phase::Received, self.generation(), |event, _| match &request.source {
-            _ if request.kind == Kind::Stop => event.source = Some("none".into()),
-            Source::Body { bytes, .. } => {
-                event.source = Some("body".into());
-                event.bytes = Some(bytes.len() as u64);
-            }
-            Source::Embedded { bytes, .. } => {
-                event.source = Some("embedded".into());
-                event.bytes = Some(bytes.len() as u64);
-            }
-            Source::File => event.source = Some("file".into()),
-        });
+        self.inner.log.emit(
+            &state,
+            Phase::Received,
+            self.generation(),
+            |event, _| match &request.source {
+                _ if request.kind == Kind::Stop => event.source = Some("none".into()),
+                Source::Body { bytes, .. } => {
+                    event.source = Some("body".into());
+                    event.bytes = Some(bytes.len() as u64);
+                }
+                Source::Embedded { bytes, .. } => {
+                    event.source = Some("embedded".into());
+                    event.bytes = Some(bytes.len() as u64);
+                }
+                Source::File => event.source = Some("file".into()),
+            },
+        );
         state
     }
 
@@ -145,7 +163,11 @@ impl Handle {
     }
 
     fn generation(&self) -> u64 {
-        self.inner.running.load().as_ref().map_or(0, |running| running.generation)
+        self.inner
+            .running
+            .load()
+            .as_ref()
+            .map_or(0, |running| running.generation)
     }
 
     /// Swaps, newest first; bounded by `runtime.history` finished ones and everything in progress.
@@ -166,7 +188,11 @@ impl Handle {
     /// Resolves when the swap has an outcome (with `committed_is_enough`) or its terminal phase. `None`: not remembered.
     pub async fn wait(&self, swap: u64, committed_is_enough: bool) -> Option<SwapRecord> {
         let state = self.inner.log.find(swap)?;
-        Some(state.wait(|r| r.done || (committed_is_enough && r.outcome.is_some())).await)
+        Some(
+            state
+                .wait(|r| r.done || (committed_is_enough && r.outcome.is_some()))
+                .await,
+        )
     }
 
     /// The admin listener to serve, as committed.
@@ -205,29 +231,43 @@ impl Inner {
         let next = {
             let mut queue = self.queue.lock();
             let all = std::mem::take(&mut *queue);
-            let (gone, stay): (Vec<_>, Vec<_>) = all.into_iter().partition(|q| q.until.is_some_and(|u| u <= now));
+            let (gone, stay): (Vec<_>, Vec<_>) = all
+                .into_iter()
+                .partition(|q| q.until.is_some_and(|u| u <= now));
             expired.extend(gone);
             queue.extend(stay);
             queue.iter().filter_map(|q| q.until).min()
         };
         for queued in expired {
             let waited = queued.request.turn.unwrap_or(Duration::ZERO);
-            self.reject(&queued.state, Rejection::new(409, "busy", format!("its turn did not come within {waited:?}")));
+            self.reject(
+                &queued.state,
+                Rejection::new(
+                    409,
+                    "busy",
+                    format!("its turn did not come within {waited:?}"),
+                ),
+            );
         }
         next
     }
 
     pub(super) fn reject(&self, state: &SwapState, rejection: Rejection) {
-        let generation = self.running.load().as_ref().map_or(0, |running| running.generation);
-        self.log.emit(state, Phase::Rejected, generation, |event, record| {
-            event.outcome = Some(Outcome::Rejected);
-            event.status = Some(rejection.status);
-            event.problem = Some(rejection.problem.into());
-            event.detail = Some(rejection.detail.clone());
-            event.errors = Some(rejection.errors.clone());
-            record.problem = Some(rejection.problem.into());
-            record.detail = Some(rejection.detail);
-            record.errors = rejection.errors;
-        });
+        let generation = self
+            .running
+            .load()
+            .as_ref()
+            .map_or(0, |running| running.generation);
+        self.log
+            .emit(state, Phase::Rejected, generation, |event, record| {
+                event.outcome = Some(Outcome::Rejected);
+                event.status = Some(rejection.status);
+                event.problem = Some(rejection.problem.into());
+                event.detail = Some(rejection.detail.clone());
+                event.errors = Some(rejection.errors.clone());
+                record.problem = Some(rejection.problem.into());
+                record.detail = Some(rejection.detail);
+                record.errors = rejection.errors;
+            });
     }
 }

@@ -66,7 +66,10 @@ impl Log {
             id,
             began: Mutex::new(Instant::now()),
             head: watch::Sender::new(0),
-            body: Mutex::new(Body { record: SwapRecord::new(id, kind, actor, now()), events: Vec::new() }),
+            body: Mutex::new(Body {
+                record: SwapRecord::new(id, kind, actor, now()),
+                events: Vec::new(),
+            }),
         });
         let mut swaps = self.swaps.lock();
         swaps.push_back(state.clone());
@@ -82,7 +85,10 @@ impl Log {
             finished -= usize::from(drop);
             !drop
         });
-        let with_config = swaps.iter().rev().filter(|s| s.is_done() && s.body.lock().record.config.is_some());
+        let with_config = swaps
+            .iter()
+            .rev()
+            .filter(|s| s.is_done() && s.body.lock().record.config.is_some());
         for state in with_config.skip(CONFIGS) {
             state.body.lock().record.config = None;
         }
@@ -98,11 +104,29 @@ impl Log {
     }
 
     /// Appends an event; `fill` adds what its phase has and may change the record with it.
-    pub(super) fn emit(&self, state: &SwapState, phase: Phase, generation: u64, fill: impl FnOnce(&mut Event, &mut SwapRecord)) {
+    pub(super) fn emit(
+        &self,
+        state: &SwapState,
+        phase: Phase,
+        generation: u64,
+        fill: impl FnOnce(&mut Event, &mut SwapRecord),
+    ) {
         let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
-        let elapsed = if phase == Phase::Received { 0 } else { state.began.lock().elapsed().as_micros() as u64 };
+        let elapsed = if phase == Phase::Received {
+            0
+        } else {
+            state.began.lock().elapsed().as_micros() as u64
+        };
         let mut body = state.body.lock();
-        let mut event = Event::new(seq, now(), state.id, body.record.kind, generation, phase, elapsed);
+        let mut event = Event::new(
+            seq,
+            now(),
+            state.id,
+            body.record.kind,
+            generation,
+            phase,
+            elapsed,
+        );
         fill(&mut event, &mut body.record);
         body.record.phase = phase;
         if event.outcome.is_some() {
@@ -113,7 +137,12 @@ impl Log {
             body.record.done = true;
         }
         let tick = phase == Phase::Draining && body.events.len() > TICKS;
-        if tick && body.events.last().is_some_and(|last| last.phase == Phase::Draining) {
+        if tick
+            && body
+                .events
+                .last()
+                .is_some_and(|last| last.phase == Phase::Draining)
+        {
             body.events.pop();
         }
         body.events.push(Arc::new(event));
@@ -168,7 +197,10 @@ pub struct EventReader {
 
 impl EventReader {
     pub(super) fn new(state: Option<Arc<SwapState>>) -> EventReader {
-        EventReader { state: state.map(|s| (s.clone(), s.head.subscribe())), last: 0 }
+        EventReader {
+            state: state.map(|s| (s.clone(), s.head.subscribe())),
+            last: 0,
+        }
     }
 
     /// The next event; `None` after the terminal one. Cancel-safe.
@@ -203,7 +235,9 @@ mod tests {
         let mut early = EventReader::new(Some(state.clone()));
         assert_eq!(early.next().await.unwrap().phase, Phase::Received);
         let waiting = tokio::spawn(async move { early.next().await.unwrap().phase });
-        log.emit(&state, Phase::Rejected, 0, |event, _| event.outcome = Some(Outcome::Rejected));
+        log.emit(&state, Phase::Rejected, 0, |event, _| {
+            event.outcome = Some(Outcome::Rejected)
+        });
         assert_eq!(waiting.await.unwrap(), Phase::Rejected);
         let mut late = EventReader::new(log.find(state.id));
         let mut phases = Vec::new();

@@ -40,7 +40,12 @@ struct Rejection {
 
 impl Rejection {
     fn new(status: u16, problem: &'static str, detail: impl Into<String>) -> Rejection {
-        Rejection { status, problem, errors: Vec::new(), detail: detail.into() }
+        Rejection {
+            status,
+            problem,
+            errors: Vec::new(),
+            detail: detail.into(),
+        }
     }
 
     fn with(status: u16, problem: &'static str, errors: Vec<Diagnostic>) -> Rejection {
@@ -48,7 +53,12 @@ impl Rejection {
             [one] => one.message.clone(),
             many => format!("{} errors", many.len()),
         };
-        Rejection { status, problem, errors, detail }
+        Rejection {
+            status,
+            problem,
+            errors,
+            detail,
+        }
     }
 
     fn stopping() -> Rejection {

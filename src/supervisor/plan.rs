@@ -86,7 +86,10 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
             change,
             servers: servers.iter().map(|s| s.name.to_string()).collect(),
         });
-        steps.push(Step { key: key.clone(), change });
+        steps.push(Step {
+            key: key.clone(),
+            change,
+        });
     };
     for (key, specs) in &after {
         let change = match before.get(key) {
@@ -94,7 +97,8 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
             Some(was) if connection(was) != connection(specs) => Change::Refresh,
             Some(was) if was != specs => Change::Update,
             Some(_) => {
-                let same = upstreams_of(specs).all(|name| old_upstreams.get(name) == new_upstreams.get(name));
+                let same = upstreams_of(specs)
+                    .all(|name| old_upstreams.get(name) == new_upstreams.get(name));
                 if same { Change::Keep } else { Change::Update }
             }
         };
@@ -104,7 +108,13 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
         add(key, Change::Close, specs);
     }
     let targets = |map: &BTreeMap<Arc<str>, UpstreamSpec>| -> BTreeSet<(Arc<str>, TargetAddr)> {
-        map.values().flat_map(|u| u.targets.iter().map(|t| (u.name.clone(), t.address.clone()))).collect()
+        map.values()
+            .flat_map(|u| {
+                u.targets
+                    .iter()
+                    .map(|t| (u.name.clone(), t.address.clone()))
+            })
+            .collect()
     };
     let (old_targets, new_targets) = (targets(old_upstreams), targets(new_upstreams));
     let kept = old_targets.intersection(&new_targets).count();
@@ -119,7 +129,10 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
     }
     let plan = Plan {
         listeners,
-        servers: named(old.map_or(&no_servers, |d| &d.http), new.map_or(&no_servers, |d| &d.http)),
+        servers: named(
+            old.map_or(&no_servers, |d| &d.http),
+            new.map_or(&no_servers, |d| &d.http),
+        ),
         upstreams: named(old_upstreams, new_upstreams),
         targets: Carried {
             kept: kept as u64,
@@ -141,7 +154,12 @@ fn named<T: PartialEq>(old: &BTreeMap<Arc<str>, T>, new: &BTreeMap<Arc<str>, T>)
     Named {
         added: names(&mut new.keys().filter(|name| !old.contains_key(*name))),
         removed: names(&mut old.keys().filter(|name| !new.contains_key(*name))),
-        changed: names(&mut new.iter().filter(|(n, v)| old.get(*n).is_some_and(|o| o != *v)).map(|(n, _)| n)),
+        changed: names(
+            &mut new
+                .iter()
+                .filter(|(n, v)| old.get(*n).is_some_and(|o| o != *v))
+                .map(|(n, _)| n),
+        ),
     }
 }
 
@@ -150,7 +168,10 @@ pub(super) fn boot_only(old: &Document, new: &Document) -> Vec<(&'static str, St
     let (old, new) = (&old.runtime, &new.runtime);
     let mut found = Vec::new();
     let mut say = |pointer, key: &str| {
-        found.push((pointer, format!("`{key}` is read at start-up only; the running value stays until a restart")));
+        found.push((
+            pointer,
+            format!("`{key}` is read at start-up only; the running value stays until a restart"),
+        ));
     };
     if old.workers != new.workers {
         say("/runtime/workers", "workers");
@@ -162,4 +183,73 @@ pub(super) fn boot_only(old: &Document, new: &Document) -> Vec<(&'static str, St
         say("/runtime/state_dir", "state_dir");
     }
     found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::Format;
+    use crate::document::Context;
+
+    fn document(text: &str) -> Document {
+        let context = Context { base: "/".into(), running: None };
+        Document::parse(text.as_bytes(), Format::Toml, &context).unwrap().document
+    }
+
+    fn changes(old: &str, new: &str) -> Vec<(String, Change)> {
+        let (plan, _) = plan(Some(&document(old)), Some(&document(new)));
+        plan.listeners.into_iter().map(|l| (l.address, l.change)).collect()
+    }
+
+    const A: &str = "[http.a]\nlisten = '127.0.0.1:1'\nproxy = 'u'\n[upstreams.u]\ntargets = ['127.0.0.1:9']\n";
+
+    #[test]
+    fn an_address_is_kept_updated_refreshed_opened_or_closed() {
+        let one = |change| vec![("127.0.0.1:1".to_owned(), change)];
+        assert_eq!(changes(A, A), one(Change::Keep));
+        assert_eq!(changes(A, &A.replace("'127.0.0.1:9'", "'127.0.0.1:9', '127.0.0.1:8'")), one(Change::Update));
+        assert_eq!(changes(A, &A.replace("proxy = 'u'", "proxy = 'u'\nlimits.streams = 7")), one(Change::Refresh));
+        assert_eq!(
+            changes(A, &A.replace("127.0.0.1:1", "127.0.0.1:2")),
+            [("127.0.0.1:2".to_owned(), Change::Open), ("127.0.0.1:1".to_owned(), Change::Close)]
+        );
+    }
+
+    #[test]
+    fn boot_opens_all_and_stop_closes_all() {
+        let a = document(A);
+        let (boot, steps) = plan(None, Some(&a));
+        assert_eq!((steps.len(), steps[0].change), (1, Change::Open));
+        assert_eq!((boot.servers.added, boot.targets.new), (vec!["a".to_owned()], 1));
+        let (stop, steps) = plan(Some(&a), None);
+        assert_eq!(steps[0].change, Change::Close);
+        assert_eq!(stop.upstreams.removed, ["u"]);
+    }
+
+    #[test]
+    fn targets_are_carried_by_upstream_and_address() {
+        let other = A.replace("'127.0.0.1:9'", "'127.0.0.1:9', '127.0.0.1:8'");
+        let (plan, _) = plan(Some(&document(A)), Some(&document(&other)));
+        assert_eq!(plan.targets, Carried { kept: 1, dropped: 0, new: 1 });
+        assert_eq!(plan.upstreams.changed, ["u"]);
+        assert_eq!((plan.servers.changed.len(), plan.sections.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_port_0_belongs_to_its_server() {
+        let a = "[http.a]\nlisten = '127.0.0.1:0'\nrespond = 'x'\n";
+        let renamed = a.replace("http.a", "http.b");
+        let changed: Vec<_> = changes(a, &renamed).into_iter().map(|(_, change)| change).collect();
+        assert_eq!(changed, [Change::Open, Change::Close]);
+        assert_eq!(changes(a, &a.replace("'x'", "'y'"))[0].1, Change::Update);
+    }
+
+    #[test]
+    fn what_is_read_at_start_up_only_is_named() {
+        let old = document("[runtime]\nworkers = 1\n");
+        let new = document("[runtime]\nworkers = 2\nmodel = 'shared'\n");
+        let pointers: Vec<_> = boot_only(&old, &new).into_iter().map(|(pointer, _)| pointer).collect();
+        assert_eq!(pointers, ["/runtime/workers", "/runtime/model"]);
+    }
 }

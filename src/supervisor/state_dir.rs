@@ -25,12 +25,24 @@ pub(super) enum LockError {
 pub(super) fn default_dir(admin: &AdminSpec) -> Option<PathBuf> {
     let name: String = match &admin.listen {
         ListenAddr::Tcp(address) if address.port() == 0 => return None,
-        other => other.to_string().chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' }).collect(),
+        other => other
+            .to_string()
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || c == '.' {
+                    c
+                } else {
+                    '_'
+                }
+            })
+            .collect(),
     };
-    let base = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or_else(|| {
-        let home = std::env::var_os("HOME").map(PathBuf::from)?;
-        Some(home.join(".local").join("state"))
-    })?;
+    let base = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| {
+            let home = std::env::var_os("HOME").map(PathBuf::from)?;
+            Some(home.join(".local").join("state"))
+        })?;
     Some(base.join("evergate").join(name))
 }
 
@@ -44,7 +56,12 @@ pub(super) fn lock(dir: &Path) -> Result<StateLock, LockError> {
         builder.mode(0o700);
     }
     builder.create(dir).map_err(unwritable)?;
-    let file = File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(unwritable)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join("lock"))
+        .map_err(unwritable)?;
     match file.try_lock() {
         Ok(()) => Ok(StateLock { _file: file }),
         Err(TryLockError::WouldBlock) => Err(LockError::Held(dir.to_owned())),

@@ -39,14 +39,27 @@ impl Supervisor {
         request: &SwapRequest,
         prepared: Prepared,
     ) -> Result<(), Rejection> {
-        let Prepared { document, snapshot, steps, opened, admin, crew, state_lock, posted } = prepared;
+        let Prepared {
+            document,
+            snapshot,
+            steps,
+            opened,
+            admin,
+            crew,
+            state_lock,
+            posted,
+        } = prepared;
         let opened = self.listen(&crew, opened).await?;
         let admin = admin.map(AdminReserved::listen).transpose();
         let admin = match admin {
             Ok(admin) => admin,
             Err(error) => {
                 unstage(&crew).await;
-                return Err(Rejection::new(409, "not-prepared", format!("the admin address: {error}")));
+                return Err(Rejection::new(
+                    409,
+                    "not-prepared",
+                    format!("the admin address: {error}"),
+                ));
             }
         };
 
@@ -63,12 +76,26 @@ impl Supervisor {
         crew.limit.set(document.runtime.max_connections);
         self.inner.log.keep(document.runtime.history);
 
-        let drain_timeout = request.drain_timeout.unwrap_or(document.runtime.drain_timeout);
-        let previous = self.current.replace(Current { id, document: document.clone(), snapshot, generations });
+        let drain_timeout = request
+            .drain_timeout
+            .unwrap_or(document.runtime.drain_timeout);
+        let previous = self.current.replace(Current {
+            id,
+            document: document.clone(),
+            snapshot,
+            generations,
+        });
         let etag = format!("\"{:016x}-{id}\"", self.nonce);
-        self.inner.running.store(Some(Arc::new(Running { generation: id, etag: etag.clone(), document: document.clone() })));
+        self.inner.running.store(Some(Arc::new(Running {
+            generation: id,
+            etag: etag.clone(),
+            document: document.clone(),
+        })));
         if let Some(listener) = admin {
-            self.admin = Some(AdminSocket { address: document.admin.listen.clone(), listener: Arc::new(listener) });
+            self.admin = Some(AdminSocket {
+                address: document.admin.listen.clone(),
+                listener: Arc::new(listener),
+            });
         }
         if let Some(socket) = &self.admin {
             self.inner.admin.send_replace(Some(Arc::new(AdminBinding {
@@ -81,16 +108,18 @@ impl Supervisor {
         let draining = self.begin_drain(previous, epochs, retired);
         self.publish();
         tracing::info!(swap = state.id, generation = id, "committed");
-        self.inner.log.emit(state, Phase::Committed, id, |event, record| {
-            event.outcome = Some(Outcome::Committed);
-            event.status = Some(200);
-            event.previous = before;
-            event.warnings = Some(record.warnings.clone());
-            event.plan = record.plan.clone();
-            record.generation = Some(id);
-            record.previous = before;
-            record.etag = Some(etag);
-        });
+        self.inner
+            .log
+            .emit(state, Phase::Committed, id, |event, record| {
+                event.outcome = Some(Outcome::Committed);
+                event.status = Some(200);
+                event.previous = before;
+                event.warnings = Some(record.warnings.clone());
+                event.plan = record.plan.clone();
+                record.generation = Some(id);
+                record.previous = before;
+                record.etag = Some(etag);
+            });
         let deadline = tokio::time::Instant::now() + drain_timeout;
         self.spawn_drain(state, id, draining, deadline);
         Ok(())
@@ -98,40 +127,56 @@ impl Supervisor {
 
     /// The stop: a swap to nothing. Returns when all is drained or cut; the admin API answers until then.
     pub(super) async fn stop(&mut self, state: &SwapState, request: &SwapRequest) {
-        let old = self.current.as_ref().map(|current| current.document.clone());
+        let old = self
+            .current
+            .as_ref()
+            .map(|current| current.document.clone());
         let (summary, steps) = plan::plan(old.as_deref(), None);
         let before = self.current.as_ref().map(|current| current.id);
-        self.inner.log.emit(state, Phase::Planned, before.unwrap_or(0), |event, record| {
-            event.plan = Some(summary.clone());
-            record.plan = Some(summary);
-        });
+        self.inner.log.emit(
+            state,
+            Phase::Planned,
+            before.unwrap_or(0),
+            |event, record| {
+                event.plan = Some(summary.clone());
+                record.plan = Some(summary);
+            },
+        );
         let id = self.next_generation;
         let mut epochs = Vec::new();
         if let Some(crew) = self.crew.clone() {
-            (_, epochs) = self.adopt(state, &crew, id, &Snapshot::default(), &steps).await;
+            (_, epochs) = self
+                .adopt(state, &crew, id, &Snapshot::default(), &steps)
+                .await;
         }
         let retired = self.retire(&steps);
         let previous = self.current.take();
         self.inner.running.store(None);
-        let timeout = request.drain_timeout.or(old.map(|d| d.runtime.drain_timeout)).unwrap_or_default();
+        let timeout = request
+            .drain_timeout
+            .or(old.map(|d| d.runtime.drain_timeout))
+            .unwrap_or_default();
         let deadline = tokio::time::Instant::now() + timeout;
         let draining = self.begin_drain(previous, epochs, retired);
         self.publish();
         if let Some(draining) = &draining {
             // "Nothing is accepted any more" is said when it is true.
-            let closed = tokio::time::timeout(CLOSE_WAIT.max(timeout), draining.listeners_closed()).await;
+            let closed =
+                tokio::time::timeout(CLOSE_WAIT.max(timeout), draining.listeners_closed()).await;
             if closed.is_err() {
                 tracing::error!("a listener is still open");
             }
         }
         tracing::info!(swap = state.id, "nothing is accepted any more");
-        self.inner.log.emit(state, Phase::Committed, 0, |event, record| {
-            event.outcome = Some(Outcome::Stopped);
-            event.status = Some(200);
-            event.previous = before;
-            event.plan = record.plan.clone();
-            record.previous = before;
-        });
+        self.inner
+            .log
+            .emit(state, Phase::Committed, 0, |event, record| {
+                event.outcome = Some(Outcome::Stopped);
+                event.status = Some(200);
+                event.previous = before;
+                event.plan = record.plan.clone();
+                record.previous = before;
+            });
         self.spawn_drain(state, 0, draining, deadline);
         while let Some(ended) = self.drains.join_next().await {
             if let Err(error) = ended {
@@ -152,10 +197,16 @@ impl Supervisor {
         let mut bound = Vec::new();
         for (key, reserved) in opened {
             let address = reserved.address();
-            let sockets = reserved.listen().map_err(|error| refuse(error.to_string()))?;
+            let sockets = reserved
+                .listen()
+                .map_err(|error| refuse(error.to_string()))?;
             let binding = Arc::new(Binding::new(self.table.next_id, address));
             self.table.next_id += 1;
-            bound.push(Arc::new(Bound { key, binding, sockets }));
+            bound.push(Arc::new(Bound {
+                key,
+                binding,
+                sockets,
+            }));
         }
         if bound.is_empty() {
             return Ok(bound);
@@ -164,15 +215,28 @@ impl Supervisor {
             let staged = async {
                 let sockets: std::io::Result<Vec<_>> = bound
                     .iter()
-                    .map(|b| Ok((b.binding.clone(), b.sockets[index % b.sockets.len()].try_clone()?)))
+                    .map(|b| {
+                        Ok((
+                            b.binding.clone(),
+                            b.sockets[index % b.sockets.len()].try_clone()?,
+                        ))
+                    })
                     .collect();
                 let (reply, answer) = oneshot::channel();
-                worker.send(Message::Stage { sockets: sockets?, reply }).await.map_err(std::io::Error::other)?;
+                worker
+                    .send(Message::Stage {
+                        sockets: sockets?,
+                        reply,
+                    })
+                    .await
+                    .map_err(std::io::Error::other)?;
                 answer.await.map_err(std::io::Error::other)?
             };
             if let Err(error) = staged.await {
                 unstage(crew).await;
-                return Err(refuse(format!("worker {index} cannot take the new sockets: {error}")));
+                return Err(refuse(format!(
+                    "worker {index} cannot take the new sockets: {error}"
+                )));
             }
         }
         Ok(bound)
@@ -188,9 +252,18 @@ impl Supervisor {
         snapshot: &Snapshot,
         steps: &[Step],
     ) -> (Vec<Arc<Generation>>, Vec<Arc<Epoch>>) {
-        let ids: HashMap<&BindingKey, u32> = self.table.map.iter().map(|(key, bound)| (key, bound.binding.id)).collect();
+        let ids: HashMap<&BindingKey, u32> = self
+            .table
+            .map
+            .iter()
+            .map(|(key, bound)| (key, bound.binding.id))
+            .collect();
         let of = |change| {
-            steps.iter().filter(move |s| s.change == change).filter_map(|s| ids.get(&s.key).copied()).collect::<Vec<_>>()
+            steps
+                .iter()
+                .filter(move |s| s.change == change)
+                .filter_map(|s| ids.get(&s.key).copied())
+                .collect::<Vec<_>>()
         };
         let mut generations = Vec::new();
         let mut answers = Vec::new();
@@ -199,7 +272,11 @@ impl Supervisor {
             let (reply, answer) = oneshot::channel();
             let adopt = Adopt {
                 generation: generation.clone(),
-                entries: snapshot.entries.iter().filter_map(|(k, e)| Some((*ids.get(k)?, e.clone()))).collect(),
+                entries: snapshot
+                    .entries
+                    .iter()
+                    .filter_map(|(k, e)| Some((*ids.get(k)?, e.clone())))
+                    .collect(),
                 refresh: of(Change::Refresh),
                 retire: of(Change::Close),
                 reply,
@@ -219,7 +296,9 @@ impl Supervisor {
                         break;
                     }
                     Ok(Err(_)) => {
-                        self.report(format!("worker {index} ended while it adopted generation {id}"));
+                        self.report(format!(
+                            "worker {index} ended while it adopted generation {id}"
+                        ));
                         break;
                     }
                     Err(_) => {
@@ -242,8 +321,13 @@ impl Supervisor {
     /// Takes what the plan closes out of the table; the drain closes it.
     fn retire(&mut self, steps: &[Step]) -> Vec<Arc<Bound>> {
         let closes = steps.iter().filter(|step| step.change == Change::Close);
-        let retired: Vec<_> = closes.filter_map(|step| self.table.map.remove(&step.key)).collect();
-        self.table.retiring.lock().extend(retired.iter().map(|bound| bound.binding.address));
+        let retired: Vec<_> = closes
+            .filter_map(|step| self.table.map.remove(&step.key))
+            .collect();
+        self.table
+            .retiring
+            .lock()
+            .extend(retired.iter().map(|bound| bound.binding.address));
         retired
     }
 
@@ -254,13 +338,21 @@ impl Supervisor {
         retired: Vec<Arc<Bound>>,
     ) -> Option<Arc<Draining>> {
         let previous = previous?;
-        let draining = Arc::new(Draining::new(previous, epochs, retired, self.table.retiring.clone()));
+        let draining = Arc::new(Draining::new(
+            previous,
+            epochs,
+            retired,
+            self.table.retiring.clone(),
+        ));
         self.draining.retain(|draining| !draining.is_over());
         self.draining.push(draining.clone());
         if self.draining.len() > MAX_DRAINING
             && let Some(oldest) = self.draining.iter().find(|d| !d.is_hurried())
         {
-            tracing::warn!(generation = oldest.generation(), "more than {MAX_DRAINING} generations drain: the oldest is hurried");
+            tracing::warn!(
+                generation = oldest.generation(),
+                "more than {MAX_DRAINING} generations drain: the oldest is hurried"
+            );
             oldest.hurry();
         }
         Some(draining)
@@ -277,14 +369,29 @@ impl Supervisor {
             drain::finish(&self.inner, state, generation, 0);
             return;
         };
-        let Some(state) = self.inner.log.find(state.id) else { return };
+        let Some(state) = self.inner.log.find(state.id) else {
+            return;
+        };
         let stop = (state.record().kind == Kind::Stop).then(|| {
             let stop = self.inner.stop.lock();
             stop.as_ref().map(|stop| stop.deadline.subscribe())
         });
-        let others = if stop.is_some() { self.draining.clone() } else { Vec::new() };
+        let others = if stop.is_some() {
+            self.draining.clone()
+        } else {
+            Vec::new()
+        };
         let inner = self.inner.clone();
-        self.drains.spawn(drain::run(inner, crew, state, generation, draining, deadline, stop.flatten(), others));
+        self.drains.spawn(drain::run(
+            inner,
+            crew,
+            state,
+            generation,
+            draining,
+            deadline,
+            stop.flatten(),
+            others,
+        ));
     }
 }
 

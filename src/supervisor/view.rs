@@ -30,7 +30,14 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn new(started: Instant, runtimes: Vec<tokio::runtime::Handle>) -> View {
-        View { started, runtimes, crew: None, serving: None, bound: Vec::new(), draining: Vec::new() }
+        View {
+            started,
+            runtimes,
+            crew: None,
+            serving: None,
+            bound: Vec::new(),
+            draining: Vec::new(),
+        }
     }
 
     pub(super) fn with(
@@ -44,7 +51,14 @@ impl View {
             started: self.started,
             runtimes: self.runtimes.clone(),
             crew,
-            serving: current.map(|c| (c.id, c.document.clone(), c.snapshot.clone(), c.generations.clone())),
+            serving: current.map(|c| {
+                (
+                    c.id,
+                    c.document.clone(),
+                    c.snapshot.clone(),
+                    c.generations.clone(),
+                )
+            }),
             bound,
             draining,
         }
@@ -53,9 +67,15 @@ impl View {
     pub(super) fn status(&self, generation: u64) -> Status {
         let workers = self.crew.as_ref().map_or(&[][..], |crew| &crew.workers);
         let sum = |counter: fn(&WorkerCounters) -> &AtomicU64| -> u64 {
-            workers.iter().map(|worker| counter(&worker.context.counters).load(Ordering::Relaxed)).sum()
+            workers
+                .iter()
+                .map(|worker| counter(&worker.context.counters).load(Ordering::Relaxed))
+                .sum()
         };
-        let runtimes = workers.iter().map(|worker| &worker.runtime).chain(&self.runtimes);
+        let runtimes = workers
+            .iter()
+            .map(|worker| &worker.runtime)
+            .chain(&self.runtimes);
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             api: API,
@@ -72,43 +92,63 @@ impl View {
             connections: sum(|counters| &counters.connections),
             requests: sum(|counters| &counters.requests),
             descriptors: net::open_descriptors(),
-            tasks: runtimes.map(|runtime| runtime.metrics().num_alive_tasks() as u64).sum(),
+            tasks: runtimes
+                .map(|runtime| runtime.metrics().num_alive_tasks() as u64)
+                .sum(),
             resident_bytes: net::resident_bytes(),
             panics: sum(|counters| &counters.panics),
         }
     }
 
     fn generations(&self) -> Vec<GenerationStatus> {
-        let draining = self.draining.iter().filter(|d| !d.is_over()).map(|d| GenerationStatus {
-            generation: d.generation(),
-            state: "draining".into(),
-            requests: d.requests() as u64,
-        });
-        let serving = self.serving.iter().map(|(id, _, _, generations)| GenerationStatus {
-            generation: *id,
-            state: "serving".into(),
-            requests: generations.iter().map(|g| g.in_flight() as u64).sum(),
-        });
+        let draining = self
+            .draining
+            .iter()
+            .filter(|d| !d.is_over())
+            .map(|d| GenerationStatus {
+                generation: d.generation(),
+                state: "draining".into(),
+                requests: d.requests() as u64,
+            });
+        let serving = self
+            .serving
+            .iter()
+            .map(|(id, _, _, generations)| GenerationStatus {
+                generation: *id,
+                state: "serving".into(),
+                requests: generations.iter().map(|g| g.in_flight() as u64).sum(),
+            });
         draining.chain(serving).collect()
     }
 
     fn listeners(&self) -> Vec<ListenerStatus> {
-        let servers = self.serving.as_ref().map(|(_, document, ..)| bindings(document)).unwrap_or_default();
+        let servers = self
+            .serving
+            .as_ref()
+            .map(|(_, document, ..)| bindings(document))
+            .unwrap_or_default();
         let one = |bound: &Bound, state: &str| ListenerStatus {
             address: bound.binding.address.to_string(),
             configured: bound.key.address.to_string(),
-            servers: servers.get(&bound.key).map_or_else(Vec::new, |s| s.iter().map(|s| s.name.to_string()).collect()),
+            servers: servers
+                .get(&bound.key)
+                .map_or_else(Vec::new, |s| s.iter().map(|s| s.name.to_string()).collect()),
             state: state.into(),
             connections: bound.binding.connections() as u64,
             sockets: bound.sockets.len() as u64,
         };
         let serving = self.bound.iter().map(|bound| one(bound, "serving"));
         let retired = self.draining.iter().flat_map(|draining| draining.retired());
-        serving.chain(retired.map(|bound| one(&bound, "retiring"))).collect()
+        serving
+            .chain(retired.map(|bound| one(&bound, "retiring")))
+            .collect()
     }
 
     fn upstreams(&self) -> Vec<UpstreamStatus> {
-        let snapshot = self.serving.iter().flat_map(|(_, _, snapshot, _)| &snapshot.upstreams);
+        let snapshot = self
+            .serving
+            .iter()
+            .flat_map(|(_, _, snapshot, _)| &snapshot.upstreams);
         snapshot
             .map(|(name, upstream)| UpstreamStatus {
                 name: name.to_string(),
