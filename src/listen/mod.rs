@@ -1,2 +1,3 @@
 //! How bytes arrive: accept loops and what is spoken on a connection.
+pub mod accept;
 pub mod http;
