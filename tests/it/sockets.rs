@@ -108,8 +108,6 @@ fn frozen_accept_with_a_listener_moved_from_loopback_to_any() {
     drop(gate);
 }
 
-// --- Done when 3, last variant: in process, accept held back until commit ---
-
 #[test]
 fn an_added_address_serves_when_committed_and_a_removed_one_refuses() {
     let (one, two) = (local(free_port()), local(free_port()));
