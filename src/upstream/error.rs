@@ -214,11 +214,9 @@ fn driver_gone(error: &hyper::Error) -> bool {
 /// Descriptors, memory or buffers ran out here: not the target's fault.
 fn out_of_resources(error: &io::Error) -> bool {
     #[cfg(unix)]
-    if let Some(code) = error.raw_os_error() {
-        return matches!(
-            code,
-            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM
-        );
+    if let Some(code) = rustix::io::Errno::from_io_error(error) {
+        use rustix::io::Errno;
+        return matches!(code, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM);
     }
     error.kind() == io::ErrorKind::OutOfMemory
 }
