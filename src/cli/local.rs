@@ -32,11 +32,7 @@ pub(crate) fn run(run: Run) -> Exit {
         }
     };
     if !run.quiet {
-        let from = config.as_deref().map_or_else(
-            || "the built-in welcome page".to_owned(),
-            |path| path.display().to_string(),
-        );
-        print(&draw::started(&from, &app));
+        announce(config.as_deref(), &app);
     }
     match app.wait() {
         Ok(()) => Exit::Done,
@@ -44,6 +40,25 @@ pub(crate) fn run(run: Run) -> Exit {
             complain(&error.to_string());
             Exit::Other
         }
+    }
+}
+
+/// Prints what listens where.
+fn announce(config: Option<&Path>, app: &App) {
+    let from = config.map_or_else(
+        || "the built-in welcome page".to_owned(),
+        |path| path.display().to_string(),
+    );
+    let admin = app
+        .handle()
+        .admin_binding()
+        .borrow()
+        .as_ref()
+        .map(|binding| binding.listener.address());
+    // Without a runtime for this one question there is nothing to print, and everything runs all the same.
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() {
+        let status = runtime.block_on(app.handle().status());
+        print(&draw::started(&from, &status, admin.as_deref()));
     }
 }
 
