@@ -282,7 +282,7 @@ mod tests {
         assert!(of(io::ErrorKind::NotFound).unsent);
         #[cfg(unix)]
         assert_eq!(
-            Error::dial(&io::Error::from_raw_os_error(libc::EMFILE), &"x").side,
+            Error::dial(&io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()), &"x").side,
             Side::Us
         );
     }
