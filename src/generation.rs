@@ -46,7 +46,10 @@ struct Shared {
 
 impl Generation {
     pub fn new(id: u64) -> Arc<Generation> {
-        Arc::new(Generation { id, flights: Mutex::default() })
+        Arc::new(Generation {
+            id,
+            flights: Mutex::default(),
+        })
     }
 
     /// Requests in flight.
@@ -78,7 +81,14 @@ impl Generation {
     /// The drain deadline: each flight is asked by `heir(binding, definition)`. One that gets a generation moves
     /// there; the others are told to end. Returns how many were told to.
     pub fn settle(self: &Arc<Self>, heir: impl Fn(u32, u64) -> Option<Arc<Generation>>) -> usize {
-        let all: Vec<Arc<Shared>> = self.flights.lock().slots.iter().flatten().cloned().collect();
+        let all: Vec<Arc<Shared>> = self
+            .flights
+            .lock()
+            .slots
+            .iter()
+            .flatten()
+            .cloned()
+            .collect();
         let mut cut = 0;
         for shared in all {
             let definition = shared.definition.load(Ordering::Acquire);
@@ -143,7 +153,9 @@ pub struct Flight {
 impl Flight {
     /// Says by which definition this request lives from now on (a digest, never 0).
     pub fn define(&self, definition: u64) {
-        self.shared.definition.store(definition.max(1), Ordering::Release);
+        self.shared
+            .definition
+            .store(definition.max(1), Ordering::Release);
     }
 
     /// Ready when the request must end now: its generation's deadline has come and its definition is gone.
@@ -152,7 +164,11 @@ impl Flight {
             return Poll::Ready(());
         }
         self.shared.waker.register(cx.waker());
-        if self.shared.cut.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        if self.shared.cut.load(Ordering::Acquire) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -184,7 +200,11 @@ pub struct Slot<T> {
 
 impl<T> Slot<T> {
     pub fn new(binding: u32, serving: Serving<T>) -> Slot<T> {
-        Slot { binding, current: ArcSwap::from_pointee(serving), epoch: ArcSwap::from_pointee(Epoch::default()) }
+        Slot {
+            binding,
+            current: ArcSwap::from_pointee(serving),
+            epoch: ArcSwap::from_pointee(Epoch::default()),
+        }
     }
 
     /// The entry to use for one request: call once, at its head.
@@ -231,7 +251,9 @@ impl Epoch {
     /// Counts a connection until the guard is dropped.
     pub fn join(self: &Arc<Self>) -> EpochGuard {
         self.connections.fetch_add(1, Ordering::AcqRel);
-        EpochGuard { epoch: self.clone() }
+        EpochGuard {
+            epoch: self.clone(),
+        }
     }
 }
 
@@ -273,7 +295,9 @@ mod tests {
         goes.define(43);
         let nameless = old.begin(7);
         let heir = new.clone();
-        let cut = old.settle(move |binding, definition| (binding == 7 && definition == 42).then(|| heir.clone()));
+        let cut = old.settle(move |binding, definition| {
+            (binding == 7 && definition == 42).then(|| heir.clone())
+        });
         assert_eq!(cut, 2);
         assert_eq!((old.in_flight(), new.in_flight()), (2, 1));
         let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
@@ -286,17 +310,35 @@ mod tests {
 
     #[test]
     fn a_pin_keeps_its_entry_while_the_next_pin_sees_the_new_one() {
-        let slot = Slot::new(0, Serving { entry: Arc::new("old"), generation: Generation::new(1) });
+        let slot = Slot::new(
+            0,
+            Serving {
+                entry: Arc::new("old"),
+                generation: Generation::new(1),
+            },
+        );
         let pinned = slot.pin();
-        slot.adopt(Serving { entry: Arc::new("new"), generation: Generation::new(2) });
+        slot.adopt(Serving {
+            entry: Arc::new("new"),
+            generation: Generation::new(2),
+        });
         assert_eq!((*pinned.entry, *slot.pin().entry), ("old", "new"));
-        slot.adopt(Serving { entry: Arc::new("late"), generation: Generation::new(1) });
+        slot.adopt(Serving {
+            entry: Arc::new("late"),
+            generation: Generation::new(1),
+        });
         assert_eq!(*slot.pin().entry, "new");
     }
 
     #[test]
     fn finishing_an_epoch_concerns_only_connections_accepted_before() {
-        let slot = Slot::new(0, Serving { entry: Arc::new(()), generation: Generation::new(1) });
+        let slot = Slot::new(
+            0,
+            Serving {
+                entry: Arc::new(()),
+                generation: Generation::new(1),
+            },
+        );
         let before = slot.epoch().join();
         let epoch = slot.finish_epoch();
         let after = slot.epoch().join();

@@ -16,7 +16,9 @@ pub struct Registry<K, V> {
 
 impl<K, V> Default for Registry<K, V> {
     fn default() -> Self {
-        Registry { entries: Mutex::new(HashMap::new()) }
+        Registry {
+            entries: Mutex::new(HashMap::new()),
+        }
     }
 }
 
@@ -39,11 +41,17 @@ impl<K: Hash + Eq + Clone, V> Registry<K, V> {
     pub fn alive(&self) -> Vec<(K, Arc<V>)> {
         let mut entries = self.entries.lock();
         entries.retain(|_, weak| weak.strong_count() > 0);
-        entries.iter().filter_map(|(k, weak)| Some((k.clone(), weak.upgrade()?))).collect()
+        entries
+            .iter()
+            .filter_map(|(k, weak)| Some((k.clone(), weak.upgrade()?)))
+            .collect()
     }
 
     pub fn contains(&self, key: &K) -> bool {
-        self.entries.lock().get(key).is_some_and(|weak| weak.strong_count() > 0)
+        self.entries
+            .lock()
+            .get(key)
+            .is_some_and(|weak| weak.strong_count() > 0)
     }
 }
 

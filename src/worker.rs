@@ -1,1 +1,281 @@
-//! (in progress)
+//! A worker: a runtime with sockets of its own and a mailbox through which it adopts a generation. `per-core` starts one
+//! single-threaded worker per core, `shared` one worker of many threads; both run this code.
+//!
+//! It promises: an adoption is one instant (all its addresses change together and are acknowledged after that), older
+//! generations are ignored, and no message can fail once its sockets are registered.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::runtime::Model;
+use crate::generation::{Epoch, Generation, Serving, Slot};
+use crate::http::Entry;
+use crate::listen::accept::{Acceptor, Binding, ConnectionLimit};
+use crate::listen::http::Listener;
+use crate::metrics::{WorkerContext, WorkerCounters};
+use crate::upstream;
+
+/// Messages waiting for a worker; the supervisor sends one at a time, so this is never full.
+const MAILBOX: usize = 16;
+/// Threads for blocking calls of one worker.
+const BLOCKING_THREADS: usize = 8;
+
+/// What the supervisor tells a worker.
+pub enum Message {
+    /// Registers listening sockets with this runtime; nothing is accepted yet. Answers the first error.
+    Stage {
+        sockets: Vec<(Arc<Binding>, std::net::TcpListener)>,
+        reply: oneshot::Sender<io::Result<()>>,
+    },
+    /// Forgets what was staged and not adopted.
+    Unstage,
+    /// Adopts a generation.
+    Adopt(Box<Adopt>),
+    /// The deadline of an old generation: see `Generation::settle`. Answers how many requests were told to end.
+    Settle {
+        generation: Arc<Generation>,
+        reply: oneshot::Sender<usize>,
+    },
+}
+
+/// One adoption.
+pub struct Adopt {
+    pub generation: Arc<Generation>,
+    /// Every address of the generation.
+    pub entries: Vec<(u32, Arc<Entry>)>,
+    /// Addresses whose connections must finish because their connection-level settings changed.
+    pub refresh: Vec<u32>,
+    /// Addresses that are gone.
+    pub retire: Vec<u32>,
+    /// Answers the epochs of refreshed and retired addresses.
+    pub reply: oneshot::Sender<Vec<Arc<Epoch>>>,
+}
+
+/// A worker as the supervisor sees it.
+pub struct Worker {
+    pub context: Arc<WorkerContext>,
+    pub runtime: tokio::runtime::Handle,
+    mailbox: mpsc::Sender<Message>,
+    /// Dropped: the worker's loop ends and its runtime with it.
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What every worker is started with.
+pub struct Plan {
+    pub model: Model,
+    pub workers: usize,
+    pub shared: Arc<upstream::Shared>,
+    pub limit: Arc<ConnectionLimit>,
+    pub gate: Option<watch::Receiver<bool>>,
+    /// Told when a worker's loop ends by a panic: half a proxy is worse than a restart.
+    pub fatal: mpsc::Sender<String>,
+}
+
+/// Starts the workers.
+///
+/// # Errors
+/// When a thread or a runtime cannot be made; those already started end.
+pub fn start(plan: &Plan) -> io::Result<Vec<Worker>> {
+    let count = match plan.model {
+        Model::PerCore => plan.workers,
+        Model::Shared => 1,
+    };
+    (0..count)
+        .map(|index| Worker::start(index, count, plan))
+        .collect()
+}
+
+impl Worker {
+    fn start(index: usize, of: usize, plan: &Plan) -> io::Result<Worker> {
+        let runtime = match plan.model {
+            Model::PerCore => tokio::runtime::Builder::new_current_thread(),
+            Model::Shared => {
+                let mut builder = tokio::runtime::Builder::new_multi_thread();
+                builder.worker_threads(plan.workers);
+                builder
+            }
+        }
+        .enable_all()
+        .thread_name(format!("worker-{index}"))
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+        let context = Arc::new(WorkerContext {
+            index,
+            of,
+            counters: WorkerCounters::default(),
+        });
+        let (mailbox, inbox) = mpsc::channel(MAILBOX);
+        let handle = runtime.handle().clone();
+        let state = State {
+            context: context.clone(),
+            shared: plan.shared.clone(),
+            limit: plan.limit.clone(),
+            gate: plan.gate.clone(),
+            staged: HashMap::new(),
+            bindings: HashMap::new(),
+        };
+        let fatal = plan.fatal.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let loop_ = std::panic::AssertUnwindSafe(|| runtime.block_on(state.run(inbox)));
+                if std::panic::catch_unwind(loop_).is_err() {
+                    // Full: another worker has said so already.
+                    let _ = fatal.try_send(format!("worker {index} panicked"));
+                }
+                runtime.shutdown_background();
+            })?;
+        Ok(Worker {
+            context,
+            runtime: handle,
+            mailbox,
+            thread: Some(thread),
+        })
+    }
+
+    /// Puts a message into the mailbox. An error means that the worker is gone.
+    pub async fn send(&self, message: Message) -> Result<(), Gone> {
+        self.mailbox
+            .send(message)
+            .await
+            .map_err(|_| Gone(self.context.index))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let (closed, _) = mpsc::channel(1);
+        self.mailbox = closed;
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!(worker = self.context.index, "ended by a panic");
+        }
+    }
+}
+
+/// The worker's thread has ended.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("worker {0} is gone")]
+pub struct Gone(pub usize);
+
+struct State {
+    context: Arc<WorkerContext>,
+    shared: Arc<upstream::Shared>,
+    limit: Arc<ConnectionLimit>,
+    gate: Option<watch::Receiver<bool>>,
+    staged: HashMap<u32, (Arc<Binding>, TcpListener)>,
+    bindings: HashMap<u32, Bound>,
+}
+
+/// One address as this worker serves it.
+struct Bound {
+    listener: Arc<Listener>,
+    retire: CancellationToken,
+}
+
+impl State {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
+        let mut sweep = tokio::time::interval(Duration::from_secs(1));
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = inbox.recv() => match message {
+                    None => return,
+                    Some(message) => self.handle(message),
+                },
+                _ = sweep.tick() => upstream::sweep(&self.shared, &self.context),
+            }
+        }
+    }
+
+    /// Replies that nobody waits for are not an error: the supervisor's wait is bounded, its message stands.
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Stage { sockets, reply } => {
+                let _ = reply.send(self.stage(sockets));
+            }
+            Message::Unstage => self.staged.clear(),
+            Message::Adopt(adopt) => self.adopt(*adopt),
+            Message::Settle { generation, reply } => {
+                let cut = generation.settle(|binding, definition| {
+                    let serving = self.bindings.get(&binding)?.listener.slot.pin();
+                    (serving.generation.id > generation.id && serving.entry.holds(definition))
+                        .then(|| serving.generation.clone())
+                });
+                let _ = reply.send(cut);
+            }
+        }
+    }
+
+    fn stage(&mut self, sockets: Vec<(Arc<Binding>, std::net::TcpListener)>) -> io::Result<()> {
+        for (binding, socket) in sockets {
+            let socket = TcpListener::from_std(socket)?;
+            self.staged.insert(binding.id, (binding, socket));
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, adopt: Adopt) {
+        let generation = adopt.generation;
+        let serving = |entry| Serving {
+            entry,
+            generation: generation.clone(),
+        };
+        // Every pointer first, so that the whole adoption is one instant; then what it starts and ends.
+        let mut started = Vec::new();
+        for (id, entry) in adopt.entries {
+            match self.bindings.get(&id) {
+                Some(bound) => bound.listener.slot.adopt(serving(entry)),
+                None => started.push((id, entry)),
+            }
+        }
+        for (id, entry) in started {
+            // Never staged: this worker has no socket of that group (one-socket systems start it elsewhere).
+            let Some((binding, socket)) = self.staged.remove(&id) else {
+                continue;
+            };
+            let listener = Arc::new(Listener {
+                slot: Slot::new(id, serving(entry)),
+                worker: self.context.clone(),
+            });
+            let retire = CancellationToken::new();
+            let acceptor = Acceptor {
+                listener: listener.clone(),
+                binding: binding.clone(),
+                limit: self.limit.clone(),
+                gate: self.gate.clone(),
+                retire: retire.clone(),
+            };
+            binding.loops.fetch_add(1, Ordering::AcqRel);
+            // Ends by its retire token; with the runtime at the latest.
+            tokio::spawn(acceptor.run(socket));
+            self.bindings.insert(id, Bound { listener, retire });
+        }
+        let mut epochs = Vec::new();
+        for id in adopt.refresh {
+            if let Some(bound) = self.bindings.get(&id) {
+                epochs.push(bound.listener.slot.finish_epoch());
+            }
+        }
+        for id in adopt.retire {
+            if let Some(bound) = self.bindings.remove(&id) {
+                // The same epoch goes on: who is accepted from the queue now is told to finish from the start.
+                let epoch = bound.listener.slot.epoch();
+                epoch.finish.cancel();
+                bound.retire.cancel();
+                epochs.push(epoch);
+            }
+        }
+        self.staged.clear();
+        let _ = adopt.reply.send(epochs);
+    }
+}

@@ -1,5 +1,24 @@
 //! `[admin]`: the control surface.
-use super::scalar::{ListenAddr, Secret};
+use std::io::Read;
+use std::path::Path;
+
+use super::check::Checker;
+use super::decode::{List, Loc, section};
+use super::scalar::{HostPattern, ListenAddr, Secret, SecretRef, Wrong};
+use super::tree::At;
+
+section! {
+    /// The control surface: where the admin API listens and who may call it.
+    pub struct AdminRaw {
+        /// TCP address or `unix:` socket (mode 0600). A non-loopback address needs a `token`.
+        listen: String = "127.0.0.1:8837",
+        /// Bearer token that every call but `/livez` must carry.
+        token: SecretRef,
+        /// Accepted values of `Host`, without port; left out: the loopback names.
+        allowed_hosts: List<String>,
+    }
+    later = [&["tokens", "read_tokens", "monitor", "tls"]];
+}
 
 /// Checked `[admin]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,4 +28,101 @@ pub struct AdminSpec {
     pub token: Option<Secret>,
     /// `Host` values accepted, lower case, without port; empty stands for the loopback names.
     pub allowed_hosts: Vec<String>,
+}
+
+/// Bytes that a file with a secret may have.
+const SECRET_SIZE: u64 = 64 * 1024;
+
+impl AdminRaw {
+    /// Checks `[admin]`; `running` gives the token behind a `"<redacted>"` that comes back.
+    pub fn spec(&self, check: &mut Checker<'_>, running: Option<&AdminSpec>) -> AdminSpec {
+        let token = self.token.as_ref().and_then(|t| secret(t, running.and_then(|r| r.token.as_ref()), check));
+        let listen = self.listen.as_ref().and_then(|l| {
+            let parsed = one_address(l, check.base);
+            check.take(l.at, parsed)
+        });
+        let listen = listen.unwrap_or(ListenAddr::Tcp(([127, 0, 0, 1], 8837).into()));
+        if !listen.is_loopback() && self.token.is_none() && !self.spoiled.contains(&"token") {
+            let at = self.listen.as_ref().map_or(At::NOWHERE, |l| l.at);
+            check
+                .findings
+                .error(at, format!("the admin API on {listen} can be reached from other machines and has no `token`"))
+                .help("set `token`, or listen on `127.0.0.1` or a `unix:` socket");
+        }
+        let host = |text: &str| match HostPattern::parse(text)? {
+            HostPattern::Exact(name) => Ok(name),
+            _ => Err(Wrong::new(format!("`{text}` is a pattern")).help("list the names themselves")),
+        };
+        let allowed_hosts = check.each(self.allowed_hosts.as_ref(), host).into_iter().map(|(h, _)| h).collect();
+        AdminSpec { listen, token, allowed_hosts }
+    }
+}
+
+/// The admin API has one address, so the short forms that stand for two do not fit.
+fn one_address(text: &str, base: &Path) -> Result<ListenAddr, Wrong> {
+    let mut all = ListenAddr::parse_all(text, base)?;
+    if let [ListenAddr::Tcp(v4), _] = all.as_slice() {
+        if !v4.ip().is_loopback() {
+            let help = format!("write `0.0.0.0{text}` or `[::]{text}`");
+            return Err(Wrong::new(format!("`{text}` is two addresses; the admin API has one")).help(help));
+        }
+    }
+    Ok(all.swap_remove(0))
+}
+
+/// The text of a secret. References are read now, each time a document is checked.
+fn secret(secret: &Loc<SecretRef>, running: Option<&Secret>, check: &mut Checker<'_>) -> Option<Secret> {
+    match &secret.value {
+        SecretRef::Literal(text) => Some(text.clone()),
+        SecretRef::Redacted => {
+            if running.is_none() {
+                check
+                    .findings
+                    .error(secret.at, "`<redacted>` keeps the running value, and none runs here")
+                    .help("write the secret itself, or where it is to be found");
+            }
+            running.cloned()
+        }
+        SecretRef::Env(name) => match std::env::var(name) {
+            Ok(text) if !text.is_empty() => Some(Secret::new(text)),
+            Ok(_) => {
+                check.findings.error(secret.at, format!("the environment variable `{name}` is empty"));
+                None
+            }
+            Err(std::env::VarError::NotPresent) => {
+                check.findings.error(secret.at, format!("the environment variable `{name}` is not set"));
+                None
+            }
+            Err(std::env::VarError::NotUnicode(_)) => {
+                check.findings.error(secret.at, format!("the environment variable `{name}` is not UTF-8"));
+                None
+            }
+        },
+        SecretRef::File(path) => {
+            let path = check.base.join(path);
+            match read_secret(&path) {
+                Ok(text) => Some(Secret::new(text)),
+                Err(reason) => {
+                    check.findings.unavailable(secret.at, format!("cannot read the secret {}: {reason}", path.display()));
+                    None
+                }
+            }
+        }
+    }
+}
+
+/// Reads a small file; line breaks at its end do not count. Only a regular file: a pipe could keep us waiting.
+fn read_secret(path: &Path) -> Result<String, String> {
+    let say = |error: std::io::Error| error.to_string();
+    if !std::fs::metadata(path).map_err(say)?.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).map_err(say)?.take(SECRET_SIZE + 1).read_to_end(&mut bytes).map_err(say)?;
+    if bytes.len() as u64 > SECRET_SIZE {
+        return Err(format!("it has more than {SECRET_SIZE} bytes"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
 }

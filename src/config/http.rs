@@ -1,4 +1,11 @@
-//! `[http.NAME]`: servers, routes, matches, actions.
+//! `[http.NAME]`: servers, routes, matches, actions. Here is what they are when checked; [`raw`] is what is written,
+//! [`check`] leads from there to here.
+
+mod action;
+mod check;
+mod matcher;
+mod raw;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +16,9 @@ use ipnet::IpNet;
 use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
+
+pub use check::Checked;
+pub use raw::{HttpRaw, RouteRaw};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
 #[derive(Debug, Clone, PartialEq)]

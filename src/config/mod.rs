@@ -3,10 +3,17 @@
 //! itself: references are resolved, defaults are in, regexes are compiled.
 
 pub mod admin;
+pub mod check;
+pub mod decode;
+pub mod diagnostic;
+pub mod findings;
+pub mod format;
 pub mod http;
+pub mod render;
 pub mod runtime;
 pub mod scalar;
 pub mod template;
+pub mod tree;
 pub mod upstream;
 
 use serde::{Deserialize, Serialize};

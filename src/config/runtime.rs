@@ -2,6 +2,39 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::check::Checker;
+use super::decode::{Auto, Loc, section, words};
+use super::scalar::Span;
+
+section! {
+    /// The process as a whole.
+    pub struct RuntimeRaw {
+        /// Number of workers; `"auto"` is one per core. Read at start-up only.
+        workers: Auto<u64> = "auto",
+        /// Whether each core has a runtime, sockets and pools of its own (`per-core`), or all share one (`shared`). Read
+        /// at start-up only.
+        model: Model = "per-core",
+        /// How long an old generation may take to come to its end.
+        drain_timeout: Span = "30s",
+        /// On SIGTERM, how long `/readyz` says 503 before accepting ends.
+        stop_delay: Span = "0s",
+        /// What happens to a long flow whose own definition a swap changed or removed.
+        on_change: OnChange = "drain",
+        /// Bound of everything that waits before a commit: files, names, sockets.
+        prepare_timeout: Span = "30s",
+        /// How many finished generations are remembered.
+        history: u64 = 32,
+        /// Connections of the whole process; `"auto"` follows from the limit of open files.
+        max_connections: Auto<u64> = "auto",
+        /// Folder of the lock and the history; left out: the platform's state folder. Read at start-up only.
+        state_dir: String,
+    }
+    later = [];
+}
+
+words!(Model { "per-core" => Model::PerCore, "shared" => Model::Shared });
+words!(OnChange { "drain" => OnChange::Drain, "keep" => OnChange::Keep, "cut" => OnChange::Cut });
+
 /// Whether each core has a runtime, sockets and pools of its own, or all share one. Read at start-up only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Model {
@@ -37,4 +70,47 @@ pub struct RuntimeSpec {
     pub max_connections: usize,
     /// Where the lock and later the history lie; `None`: the platform's default.
     pub state_dir: Option<PathBuf>,
+}
+
+impl RuntimeRaw {
+    /// Checks `[runtime]`, whose defaults are in.
+    pub fn spec(&self, check: &mut Checker<'_>) -> RuntimeSpec {
+        let mut auto = |value: Option<&Loc<Auto<u64>>>, most: u64, otherwise: fn() -> usize| match value {
+            Some(Loc { value: Auto::Value(n), at }) => {
+                usize::try_from(check.number(*at, *n, 1..=most)).unwrap_or(usize::MAX)
+            }
+            _ => otherwise(),
+        };
+        let workers = auto(self.workers.as_ref(), 1_024, cores);
+        let max_connections = auto(self.max_connections.as_ref(), u64::MAX, connections_of_descriptors);
+        let history = self.history.as_ref().map_or(0, |h| check.number(h.at, h.value, 1..=10_000));
+        RuntimeSpec {
+            workers,
+            model: self.model.as_ref().map_or(Model::PerCore, |m| m.value),
+            drain_timeout: self.drain_timeout.as_ref().map_or(Duration::ZERO, |d| d.0),
+            stop_delay: self.stop_delay.as_ref().map_or(Duration::ZERO, |d| d.0),
+            on_change: self.on_change.as_ref().map_or(OnChange::Drain, |o| o.value),
+            prepare_timeout: check.duration(self.prepare_timeout.as_ref()),
+            history: usize::try_from(history).unwrap_or(usize::MAX),
+            max_connections,
+            state_dir: self.state_dir.as_ref().map(|p| check.base.join(&p.value)),
+        }
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Descriptors kept for listeners, files, the admin API and what the libraries open.
+const RESERVED_DESCRIPTORS: u64 = 128;
+
+/// A proxied connection takes two descriptors.
+fn connections_of_descriptors() -> usize {
+    #[cfg(unix)]
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 21);
+    #[cfg(not(unix))]
+    let descriptors = 1 << 16;
+    let connections = (descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2).clamp(64, 1 << 20);
+    usize::try_from(connections).unwrap_or(usize::MAX)
 }

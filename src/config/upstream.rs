@@ -1,8 +1,95 @@
 //! `[upstreams.NAME]`: where requests go.
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::scalar::TargetAddr;
+use super::check::{Checker, shorten};
+use super::decode::{Decode, Limit, List, Loc, Map, section, words};
+use super::scalar::{Span, TargetAddr, Wrong};
+use super::tree::At;
+
+section! {
+    /// A named set of targets that requests go to.
+    pub struct UpstreamRaw {
+        /// Where the requests go, at least one.
+        targets: List<TargetRaw>,
+        /// How a target is chosen.
+        balance: Balance = "round_robin",
+        /// What the targets speak.
+        protocol: Protocol = "h1",
+        /// Idle connections that are kept.
+        pool: PoolRaw = {},
+        /// How long the stages of a request may take.
+        timeouts: UpstreamTimeoutsRaw = {},
+        /// How names of targets are looked up.
+        resolve: ResolveRaw = {},
+    }
+    later = [&[
+        "sticky", "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
+    ]];
+}
+
+section! {
+    /// A target: `host:port`, or `unix:/path`.
+    pub struct TargetRaw {
+        /// `host:port`, or `unix:/path`.
+        address: String,
+        /// Share of the traffic, 0 to 1000; 0 gets none.
+        weight: u64 = 1,
+    }
+    short = address;
+    later = [&["backup"]];
+}
+
+section! {
+    /// Idle connections that are kept, counted over the whole process.
+    pub struct PoolRaw {
+        /// Idle connections kept per target.
+        idle: u64 = 64,
+        /// How long an idle connection is kept.
+        idle_timeout: Span = "60s",
+        /// Open connections per target.
+        max_connections: Limit<u64> = "unlimited",
+    }
+    later = [];
+}
+
+section! {
+    /// How long the stages of a request to a target may take.
+    pub struct UpstreamTimeoutsRaw {
+        /// Resolve, dial and handshake together.
+        connect: Span = "3s",
+        /// From the request's last byte to the response's head.
+        response: Limit<Span> = "60s",
+        /// Between two pieces of a response body.
+        idle: Limit<Span> = "60s",
+    }
+    later = [];
+}
+
+section! {
+    /// How DNS names of targets are looked up.
+    pub struct ResolveRaw {
+        /// How often a name is looked up again.
+        interval: Span = "30s",
+        /// How long one look-up may take.
+        timeout: Span = "10s",
+    }
+    later = [];
+}
+
+/// What the targets of an upstream speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+}
+
+words!(Protocol { "h1" => Protocol::Http1, "http1" => Protocol::Http1 } later ["h2c", "h2", "auto"]);
+words!(Balance {
+    "round_robin" => Balance::RoundRobin,
+    "least_requests" => Balance::LeastRequests,
+} later ["p2c_ewma", "random", "ip_hash", "hash"]);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Balance {
@@ -53,4 +140,184 @@ pub struct UpstreamTimeouts {
 pub struct ResolveSpec {
     pub interval: Duration,
     pub timeout: Duration,
+}
+
+impl UpstreamRaw {
+    /// Checks one upstream, whose defaults are in; `at` is its place.
+    pub fn spec(&self, name: &str, at: At, check: &mut Checker<'_>) -> UpstreamSpec {
+        let targets = self.targets(at, check);
+        let pool = self.pool.as_ref().map(|p| &p.value);
+        let timeouts = self.timeouts.as_ref().map(|t| &t.value);
+        let resolve = self.resolve.as_ref().map(|r| &r.value);
+        UpstreamSpec {
+            name: name.into(),
+            targets,
+            balance: self.balance.as_ref().map_or(Balance::RoundRobin, |b| b.value),
+            pool: PoolSpec {
+                idle: pool.and_then(|p| p.idle.as_ref()).map_or(0, |n| usize::try_from(n.value).unwrap_or(usize::MAX)),
+                idle_timeout: check.duration(pool.and_then(|p| p.idle_timeout.as_ref())),
+                max_connections: pool
+                    .and_then(|p| p.max_connections.as_ref())
+                    .and_then(|n| n.get().map(|count| check.count(n.at, count))),
+            },
+            timeouts: UpstreamTimeouts {
+                connect: check.duration(timeouts.and_then(|t| t.connect.as_ref())),
+                response: check.limit(timeouts.and_then(|t| t.response.as_ref())),
+                idle: check.limit(timeouts.and_then(|t| t.idle.as_ref())),
+            },
+            resolve: ResolveSpec {
+                interval: check.duration(resolve.and_then(|r| r.interval.as_ref())),
+                timeout: check.duration(resolve.and_then(|r| r.timeout.as_ref())),
+            },
+        }
+    }
+
+    fn targets(&self, at: At, check: &mut Checker<'_>) -> Vec<TargetSpec> {
+        let Some(list) = &self.targets else {
+            if !self.spoiled.contains(&"targets") {
+                check.findings.error(at, "an upstream needs `targets`").help("such as `targets = [\"10.0.0.1:8080\"]`");
+            }
+            return Vec::new();
+        };
+        if list.is_empty() && !list.spoiled {
+            check.findings.error(list.at, "an upstream needs at least one target");
+        }
+        let mut seen = HashSet::new();
+        let mut targets: Vec<TargetSpec> = Vec::with_capacity(list.len());
+        let mut total = 0;
+        for raw in list.iter() {
+            let weight = raw.weight.as_ref().map_or(1, |w| check.number(w.at, w.value, 0..=1_000));
+            total += weight;
+            let Some(text) = &raw.address else {
+                if !raw.spoiled.contains(&"address") {
+                    check.findings.error(raw.at, "a target needs an `address`");
+                }
+                continue;
+            };
+            let parsed = TargetAddr::parse(text, check.base);
+            let Some(address) = check.take(text.at, parsed) else { continue };
+            if !seen.insert(address.clone()) {
+                check
+                    .findings
+                    .error(text.at, format!("the target `{address}` is listed twice"))
+                    .help("give one of them a larger `weight` instead");
+                continue;
+            }
+            targets.push(TargetSpec { address, weight: u32::try_from(weight).unwrap_or(u32::MAX) });
+        }
+        if total == 0 && !list.is_empty() && !list.spoiled {
+            check
+                .findings
+                .error(list.at, "every target has weight 0, so none would get a request")
+                .help("give at least one of them a weight from 1 to 1000");
+        }
+        targets
+    }
+}
+
+/// The upstreams that actions may name, and those that their addresses stand for.
+#[derive(Debug)]
+pub struct References<'d> {
+    declared: &'d Map<UpstreamRaw>,
+    used: HashSet<&'d str>,
+    /// By name, `host:port`: those that enabled actions need.
+    pub implicit: BTreeMap<Arc<str>, UpstreamSpec>,
+    defaults: UpstreamSpec,
+}
+
+/// What an action names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    pub upstream: Arc<str>,
+    /// Path of a URL, without trailing slash.
+    pub base: String,
+}
+
+impl<'d> References<'d> {
+    pub fn new(declared: &'d Map<UpstreamRaw>, base: &Path) -> References<'d> {
+        let mut raw = UpstreamRaw::default();
+        raw.fill();
+        // Findings of this checker can only be "needs targets": the defaults are what they are.
+        let mut scratch = Checker::new(super::findings::Findings::default(), base, true);
+        let defaults = raw.spec("", At::NOWHERE, &mut scratch);
+        References { declared, used: HashSet::new(), implicit: BTreeMap::new(), defaults }
+    }
+
+    /// Resolves a name, an address or a URL. `live`: the action is enabled, so what it stands for must exist.
+    pub fn resolve(&mut self, text: &Loc<String>, live: bool, check: &mut Checker<'_>) -> Option<Reference> {
+        if !text.contains(':') {
+            if let Some((name, _)) = self.declared.get_key_value(text.as_str()) {
+                self.used.insert(name);
+                return Some(Reference { upstream: name.as_str().into(), base: String::new() });
+            }
+            if self.declared.spoiled.iter().any(|name| *name == text.value) {
+                return None;
+            }
+            let help = check.suggest(text, self.declared.keys().map(String::as_str));
+            let help = help.unwrap_or_else(|| {
+                format!("define `[upstreams.{}]`, or write an address such as `127.0.0.1:3000`", shorten(text))
+            });
+            check.findings.error(text.at, format!("there is no upstream `{}`", shorten(text))).help(help);
+            return None;
+        }
+        let parsed = target_and_base(text, check.base);
+        let (address, base) = check.take(text.at, parsed)?;
+        let name: Arc<str> = address.to_string().into();
+        if live && !self.implicit.contains_key(&name) {
+            let targets = vec![TargetSpec { address, weight: 1 }];
+            let spec = UpstreamSpec { name: name.clone(), targets, ..self.defaults.clone() };
+            self.implicit.insert(name.clone(), spec);
+        }
+        Some(Reference { upstream: name, base })
+    }
+
+    /// Warns of upstreams that no action names.
+    pub fn warn_unused(&self, check: &mut Checker<'_>) {
+        for (name, raw) in self.declared.iter().filter(|(name, _)| !self.used.contains(name.as_str())) {
+            check.findings.warning(raw.at, format!("nothing uses the upstream `{}`", shorten(name)));
+        }
+    }
+}
+
+/// `host:port`, `unix:/path` or `http://host[:port][/base]`.
+fn target_and_base(text: &str, base: &Path) -> Result<(TargetAddr, String), Wrong> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return TargetAddr::parse(text, base).map(|a| (a, String::new()));
+    };
+    match scheme {
+        "http" => {}
+        "https" | "h2c" | "h2" => return Err(Wrong::new(format!("`{scheme}://` to a target is not supported yet"))),
+        other => {
+            return Err(Wrong::new(format!("`{}://` is not a scheme to proxy to", shorten(other))).help("use `http://`"));
+        }
+    }
+    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    if authority.contains(['@', '?', '#']) {
+        return Err(Wrong::new(format!("`{}` is not `host` or `host:port`", shorten(authority))));
+    }
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+    let address = if has_port { TargetAddr::parse(authority, base) } else { TargetAddr::parse(&format!("{authority}:80"), base) };
+    Ok((address?, base_path(path)?))
+}
+
+/// A path to put before requests' paths, without the slash at its end.
+///
+/// # Errors
+/// That it is not a path as requests have them.
+pub fn base_path(path: &str) -> Result<String, Wrong> {
+    let trimmed = path.trim_end_matches('/');
+    let wrong = Wrong::new(format!("`{}` is not a path to put before others", shorten(path)));
+    if trimmed.is_empty() {
+        return if path.is_empty() || path == "/" { Ok(String::new()) } else { Err(wrong) };
+    }
+    if !trimmed.starts_with('/') {
+        return Err(wrong.help("it begins with `/`"));
+    }
+    if trimmed.contains(['?', '#']) {
+        return Err(wrong.help("it has no query and no fragment"));
+    }
+    if trimmed.split('/').any(|s| s == "." || s == "..") || ::http::uri::PathAndQuery::try_from(trimmed).is_err() {
+        return Err(wrong.help("it has no `.` or `..` and is percent-encoded"));
+    }
+    Ok(trimmed.to_owned())
 }

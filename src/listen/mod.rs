@@ -1,4 +1,5 @@
 //! How bytes arrive: accept loops and what is spoken on a connection.
+pub mod accept;
 pub mod http;
 pub mod io;
 pub mod streams;

@@ -1,13 +1,7 @@
-//! What a swap says while it goes: phases, events, and the bounded log that late readers replay. The log is an
-//! append-only list plus a `watch` of its head: readers keep an index, so none lags and none blocks the supervisor.
+//! What a swap says while it goes: phases and events. `log` keeps them.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-
-use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 use super::plan::Plan;
 use crate::config::Diagnostic;
@@ -32,7 +26,10 @@ pub enum Phase {
 
 impl Phase {
     pub fn is_terminal(self) -> bool {
-        matches!(self, Phase::Drained | Phase::Cut | Phase::Rejected | Phase::Unchanged | Phase::Adapted)
+        matches!(
+            self,
+            Phase::Drained | Phase::Cut | Phase::Rejected | Phase::Unchanged | Phase::Adapted
+        )
     }
 }
 
@@ -127,4 +124,39 @@ pub struct Event {
     /// Anything worth a sentence (a hurried generation, a worker that does not answer).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub detail: Option<String>,
+}
+
+impl Event {
+    pub(super) fn new(
+        seq: u64,
+        at: String,
+        swap: u64,
+        kind: Kind,
+        generation: u64,
+        phase: Phase,
+        elapsed_us: u64,
+    ) -> Event {
+        Event {
+            seq,
+            at,
+            swap,
+            kind,
+            generation,
+            phase,
+            elapsed_us,
+            source: None,
+            bytes: None,
+            warnings: None,
+            errors: None,
+            plan: None,
+            bound: None,
+            previous: None,
+            remaining: None,
+            closed: None,
+            outcome: None,
+            status: None,
+            problem: None,
+            detail: None,
+        }
+    }
 }

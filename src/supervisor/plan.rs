@@ -1,7 +1,16 @@
 //! The plan of a swap: a pure function of the old and the new document.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::config::http::{ConnectionSpec, HttpSpec};
+use crate::config::scalar::TargetAddr;
+use crate::config::upstream::UpstreamSpec;
+use crate::document::Document;
+use crate::snapshot::{BindingKey, bindings, upstreams_of};
 
 /// What happens to one listening address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -53,4 +62,194 @@ pub struct Named {
     pub added: Vec<String>,
     pub removed: Vec<String>,
     pub changed: Vec<String>,
+}
+
+/// What happens to one bound address, with its identity.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Step {
+    pub(super) key: BindingKey,
+    pub(super) change: Change,
+}
+
+/// Compares what runs with what is wanted. Pure; `None` is nothing: boot begins there, stop ends there.
+pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec<Step>) {
+    let before = old.map(bindings).unwrap_or_default();
+    let after = new.map(bindings).unwrap_or_default();
+    let (no_servers, no_upstreams) = (BTreeMap::new(), BTreeMap::new());
+    let old_upstreams = old.map_or(&no_upstreams, |d| &d.upstreams);
+    let new_upstreams = new.map_or(&no_upstreams, |d| &d.upstreams);
+    let mut steps = Vec::new();
+    let mut listeners = Vec::new();
+    let mut add = |key: &BindingKey, change, servers: &[&HttpSpec]| {
+        listeners.push(ListenerPlan {
+            address: key.address.to_string(),
+            change,
+            servers: servers.iter().map(|s| s.name.to_string()).collect(),
+        });
+        steps.push(Step {
+            key: key.clone(),
+            change,
+        });
+    };
+    for (key, specs) in &after {
+        let change = match before.get(key) {
+            None => Change::Open,
+            Some(was) if connection(was) != connection(specs) => Change::Refresh,
+            Some(was) if was != specs => Change::Update,
+            Some(_) => {
+                let same = upstreams_of(specs)
+                    .all(|name| old_upstreams.get(name) == new_upstreams.get(name));
+                if same { Change::Keep } else { Change::Update }
+            }
+        };
+        add(key, change, specs);
+    }
+    for (key, specs) in before.iter().filter(|(key, _)| !after.contains_key(*key)) {
+        add(key, Change::Close, specs);
+    }
+    let targets = |map: &BTreeMap<Arc<str>, UpstreamSpec>| -> BTreeSet<(Arc<str>, TargetAddr)> {
+        map.values()
+            .flat_map(|u| {
+                u.targets
+                    .iter()
+                    .map(|t| (u.name.clone(), t.address.clone()))
+            })
+            .collect()
+    };
+    let (old_targets, new_targets) = (targets(old_upstreams), targets(new_upstreams));
+    let kept = old_targets.intersection(&new_targets).count();
+    let mut sections = Vec::new();
+    if let (Some(old), Some(new)) = (old, new) {
+        if old.admin != new.admin {
+            sections.push("admin".to_owned());
+        }
+        if old.runtime != new.runtime {
+            sections.push("runtime".to_owned());
+        }
+    }
+    let plan = Plan {
+        listeners,
+        servers: named(
+            old.map_or(&no_servers, |d| &d.http),
+            new.map_or(&no_servers, |d| &d.http),
+        ),
+        upstreams: named(old_upstreams, new_upstreams),
+        targets: Carried {
+            kept: kept as u64,
+            dropped: (old_targets.len() - kept) as u64,
+            new: (new_targets.len() - kept) as u64,
+        },
+        sections,
+    };
+    (plan, steps)
+}
+
+/// All servers of an address agree on this, so the first one speaks for them.
+fn connection<'a>(specs: &[&'a HttpSpec]) -> Option<&'a ConnectionSpec> {
+    specs.first().map(|spec| &spec.connection)
+}
+
+fn named<T: PartialEq>(old: &BTreeMap<Arc<str>, T>, new: &BTreeMap<Arc<str>, T>) -> Named {
+    let names = |it: &mut dyn Iterator<Item = &Arc<str>>| it.map(|name| name.to_string()).collect();
+    Named {
+        added: names(&mut new.keys().filter(|name| !old.contains_key(*name))),
+        removed: names(&mut old.keys().filter(|name| !new.contains_key(*name))),
+        changed: names(
+            &mut new
+                .iter()
+                .filter(|(n, v)| old.get(*n).is_some_and(|o| o != *v))
+                .map(|(n, _)| n),
+        ),
+    }
+}
+
+/// Keys that are read at start-up only: a change is a warning, said once with its pointer.
+pub(super) fn boot_only(old: &Document, new: &Document) -> Vec<(&'static str, String)> {
+    let (old, new) = (&old.runtime, &new.runtime);
+    let mut found = Vec::new();
+    let mut say = |pointer, key: &str| {
+        found.push((
+            pointer,
+            format!("`{key}` is read at start-up only; the running value stays until a restart"),
+        ));
+    };
+    if old.workers != new.workers {
+        say("/runtime/workers", "workers");
+    }
+    if old.model != new.model {
+        say("/runtime/model", "model");
+    }
+    if old.state_dir != new.state_dir {
+        say("/runtime/state_dir", "state_dir");
+    }
+    found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::Format;
+    use crate::document::Context;
+
+    fn document(text: &str) -> Document {
+        let context = Context { base: "/".into(), running: None };
+        Document::parse(text.as_bytes(), Format::Toml, &context).unwrap().document
+    }
+
+    fn changes(old: &str, new: &str) -> Vec<(String, Change)> {
+        let (plan, _) = plan(Some(&document(old)), Some(&document(new)));
+        plan.listeners.into_iter().map(|l| (l.address, l.change)).collect()
+    }
+
+    const A: &str = "[http.a]\nlisten = '127.0.0.1:1'\nproxy = 'u'\n[upstreams.u]\ntargets = ['127.0.0.1:9']\n";
+
+    #[test]
+    fn an_address_is_kept_updated_refreshed_opened_or_closed() {
+        let one = |change| vec![("127.0.0.1:1".to_owned(), change)];
+        assert_eq!(changes(A, A), one(Change::Keep));
+        assert_eq!(changes(A, &A.replace("'127.0.0.1:9'", "'127.0.0.1:9', '127.0.0.1:8'")), one(Change::Update));
+        assert_eq!(changes(A, &A.replace("proxy = 'u'", "proxy = 'u'\nlimits.streams = 7")), one(Change::Refresh));
+        assert_eq!(
+            changes(A, &A.replace("127.0.0.1:1", "127.0.0.1:2")),
+            [("127.0.0.1:2".to_owned(), Change::Open), ("127.0.0.1:1".to_owned(), Change::Close)]
+        );
+    }
+
+    #[test]
+    fn boot_opens_all_and_stop_closes_all() {
+        let a = document(A);
+        let (boot, steps) = plan(None, Some(&a));
+        assert_eq!((steps.len(), steps[0].change), (1, Change::Open));
+        assert_eq!((boot.servers.added, boot.targets.new), (vec!["a".to_owned()], 1));
+        let (stop, steps) = plan(Some(&a), None);
+        assert_eq!(steps[0].change, Change::Close);
+        assert_eq!(stop.upstreams.removed, ["u"]);
+    }
+
+    #[test]
+    fn targets_are_carried_by_upstream_and_address() {
+        let other = A.replace("'127.0.0.1:9'", "'127.0.0.1:9', '127.0.0.1:8'");
+        let (plan, _) = plan(Some(&document(A)), Some(&document(&other)));
+        assert_eq!(plan.targets, Carried { kept: 1, dropped: 0, new: 1 });
+        assert_eq!(plan.upstreams.changed, ["u"]);
+        assert_eq!((plan.servers.changed.len(), plan.sections.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_port_0_belongs_to_its_server() {
+        let a = "[http.a]\nlisten = '127.0.0.1:0'\nrespond = 'x'\n";
+        let renamed = a.replace("http.a", "http.b");
+        let changed: Vec<_> = changes(a, &renamed).into_iter().map(|(_, change)| change).collect();
+        assert_eq!(changed, [Change::Open, Change::Close]);
+        assert_eq!(changes(a, &a.replace("'x'", "'y'"))[0].1, Change::Update);
+    }
+
+    #[test]
+    fn what_is_read_at_start_up_only_is_named() {
+        let old = document("[runtime]\nworkers = 1\n");
+        let new = document("[runtime]\nworkers = 2\nmodel = 'shared'\n");
+        let pointers: Vec<_> = boot_only(&old, &new).into_iter().map(|(pointer, _)| pointer).collect();
+        assert_eq!(pointers, ["/runtime/workers", "/runtime/model"]);
+    }
 }

@@ -1,18 +1,29 @@
 //! The request body on its way to a target: the client's stream with its limit, its read timeout and the gate that
 //! `Expect: 100-continue` puts before it.
+//!
+//! A body that has an end in sight already (none was sent) costs nothing. Any other shares a `Progress` with the
+//! exchange that sends it: hyper takes the body away, yet the exchange must know whether the client is being waited for,
+//! whether the body has ended, and what went wrong on the client's side.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use ::http::StatusCode;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use super::error::Error;
+use super::error::{Error, chain};
+use super::timer::Timer;
+
+/// A client need not be kept waiting for `100 Continue` (RFC 9110 section 10.1.1): after this its body is read anyway.
+const EXPECT_WAIT: Duration = Duration::from_secs(1);
 
 /// How the client's body may be read.
 #[derive(Debug, Clone, Default)]
@@ -28,42 +39,282 @@ pub struct BodyRules {
 /// The body sent to a target.
 #[derive(Debug)]
 pub struct RequestBody {
-    _incoming: Option<Incoming>,
+    /// `None`: empty. Boxed because requests are moved about before they are written.
+    stream: Option<Box<Stream>>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    source: Source,
+    rules: BodyRules,
+    /// Bytes read so far.
+    taken: u64,
+    timer: Timer,
+    progress: Arc<Progress>,
+}
+
+/// Where the bytes come from.
+#[derive(Debug)]
+enum Source {
+    Client(Incoming),
+    #[cfg(test)]
+    Test(http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>),
 }
 
 impl RequestBody {
     pub fn empty() -> RequestBody {
-        RequestBody { _incoming: None }
+        RequestBody { stream: None }
     }
-    pub fn new(incoming: Incoming, _rules: BodyRules) -> RequestBody {
-        RequestBody { _incoming: Some(incoming) }
+
+    pub fn new(incoming: Incoming, rules: BodyRules) -> RequestBody {
+        if incoming.is_end_stream() {
+            return RequestBody::empty();
+        }
+        RequestBody::from_source(Source::Client(incoming), rules)
+    }
+
+    fn from_source(source: Source, rules: BodyRules) -> RequestBody {
+        let progress = Arc::new(Progress::new(!rules.expect_continue));
+        RequestBody {
+            stream: Some(Box::new(Stream {
+                source,
+                rules,
+                taken: 0,
+                timer: Timer::default(),
+                progress,
+            })),
+        }
+    }
+
+    /// A body that is not a client's.
+    #[cfg(test)]
+    pub(crate) fn of<B>(body: B, rules: BodyRules) -> RequestBody
+    where
+        B: Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
+    {
+        use http_body_util::BodyExt;
+        RequestBody::from_source(Source::Test(body.boxed_unsync()), rules)
+    }
+
+    /// What the exchange watches; `None` for an empty body.
+    pub(super) fn progress(&self) -> Option<Arc<Progress>> {
+        self.stream.as_ref().map(|stream| stream.progress.clone())
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Error;
-    fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        unimplemented!()
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut self.stream {
+            Some(stream) => stream.poll_frame(cx),
+            None => Poll::Ready(None),
+        }
     }
+
     fn is_end_stream(&self) -> bool {
-        unimplemented!()
+        self.stream
+            .as_ref()
+            .is_none_or(|stream| stream.source.is_end_stream())
     }
+
     fn size_hint(&self) -> SizeHint {
-        unimplemented!()
+        self.stream.as_ref().map_or_else(
+            || SizeHint::with_exact(0),
+            |stream| stream.source.size_hint(),
+        )
     }
 }
 
-/// Opened by the origin's `100 Continue`, its final answer, or a short wait.
+impl Stream {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if !self.progress.gate.is_open() {
+            ready!(self.poll_gate(cx));
+        }
+        let frame = match self.source.poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(Some(Err(error))) => return self.fail(error),
+            Poll::Ready(None) => {
+                self.progress.end();
+                return Poll::Ready(None);
+            }
+            Poll::Pending => {
+                self.progress.waiting.store(true, Ordering::Relaxed);
+                let Some(limit) = self.rules.timeout else {
+                    return Poll::Pending;
+                };
+                ready!(self.timer.poll(cx, limit));
+                let detail = format!("no piece of the request body within {limit:?}");
+                return self.fail(Error::client(StatusCode::REQUEST_TIMEOUT, detail));
+            }
+        };
+        self.timer.rest();
+        self.progress.touch();
+        if let Some(data) = frame.data_ref() {
+            self.taken += data.len() as u64;
+            if let Some(limit) = self.rules.limit.filter(|limit| self.taken > *limit) {
+                let detail = format!("request body over {limit} bytes");
+                return self.fail(Error::client(StatusCode::PAYLOAD_TOO_LARGE, detail));
+            }
+        }
+        // With a known length hyper stops asking at its last byte, which over HTTP/2 may come before the stream's end.
+        if frame.is_trailers()
+            || self.source.is_end_stream()
+            || self.source.size_hint().exact() == Some(0)
+        {
+            self.progress.end();
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// Until the origin wants the body, or the client has waited long enough. Never, once the origin has answered: then
+    /// nobody wants it any more.
+    fn poll_gate(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let gate = &self.progress.gate;
+        if gate.poll_open(cx).is_ready() {
+            self.timer.rest();
+            return Poll::Ready(());
+        }
+        if gate.shut.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        ready!(self.timer.poll(cx, EXPECT_WAIT));
+        gate.open();
+        self.timer.rest();
+        Poll::Ready(())
+    }
+
+    fn fail(&self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        *self.progress.failure.lock() = Some(error.clone());
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Source {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        // Malformed chunks and a client that went away look alike to the origin: the request never came whole.
+        fn bad(error: &dyn std::error::Error) -> Error {
+            Error::client(
+                StatusCode::BAD_REQUEST,
+                format!("request body: {}", chain(error)),
+            )
+        }
+        match self {
+            Source::Client(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|e| bad(&e)),
+            #[cfg(test)]
+            Source::Test(body) => Pin::new(body).poll_frame(cx).map_err(|e| bad(&e)),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Source::Client(incoming) => incoming.is_end_stream(),
+            #[cfg(test)]
+            Source::Test(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Source::Client(incoming) => incoming.size_hint(),
+            #[cfg(test)]
+            Source::Test(body) => body.size_hint(),
+        }
+    }
+}
+
+/// How far a request body has come, as seen by the exchange that sends it.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) gate: Gate,
+    begun: Instant,
+    /// Milliseconds from `begun` to the last piece.
+    last: AtomicU64,
+    /// The last poll found nothing from the client.
+    waiting: AtomicBool,
+    ended: AtomicBool,
+    failure: Mutex<Option<Error>>,
+}
+
+impl Progress {
+    fn new(open: bool) -> Progress {
+        Progress {
+            gate: Gate {
+                open: AtomicBool::new(open),
+                ..Gate::default()
+            },
+            begun: Instant::now(),
+            last: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+
+    fn touch(&self) {
+        let millis = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(millis, Ordering::Relaxed);
+        self.waiting.store(false, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.touch();
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// The origin has the whole body, so that its connection can serve another request.
+    pub(super) fn ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// What the client did wrong, if it did.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.failure.lock().clone()
+    }
+
+    /// Until when the origin may take to answer, given `limit` from its last sign of life. While the client is waited
+    /// for, the origin owes nothing and the whole limit is ahead.
+    pub(super) fn deadline(&self, limit: Duration) -> Instant {
+        if !self.ended() && self.waiting.load(Ordering::Relaxed) {
+            return Instant::now() + limit;
+        }
+        self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit
+    }
+}
+
+/// Opened by the origin's `100 Continue` or a short wait; shut for good by its final answer.
 #[derive(Debug, Default)]
-pub struct Gate {
+pub(super) struct Gate {
     open: AtomicBool,
+    shut: AtomicBool,
     waker: AtomicWaker,
 }
 
 impl Gate {
-    pub fn open(self: &Arc<Self>) {
+    pub(super) fn open(&self) {
         self.open.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// The origin answered without the body: a gate that is still closed stays so.
+    pub(super) fn shut(&self) {
+        self.shut.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    fn poll_open(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        if self.is_open() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }

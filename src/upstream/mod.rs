@@ -1,52 +1,138 @@
 //! Where requests go: named sets of targets, and what of them outlives a generation.
+//!
+//! An [`Upstream`] is one generation's view: weights, policy, timeouts, pool sizes. Its [`Target`]s are leased by identity and
+//! keep their connections and counts across generations. Nothing here knows of routes or reloads.
+//!
+//! The hot path is [`Upstream::send`]: with an idle connection at hand it takes two locks that only this worker takes
+//! (the balancer's turn, the pool's shard) and reads no clock but for the response timer.
 
+mod balance;
 pub mod body;
+mod connect;
 pub mod error;
+mod pool;
+mod resolve;
+mod response;
+mod send;
+#[cfg(test)]
+mod tests;
+mod timer;
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use ::http::HeaderValue;
+use parking_lot::Mutex;
 
 use crate::config::scalar::TargetAddr;
-use crate::config::upstream::UpstreamSpec;
-use crate::metrics::WorkerContext;
+use crate::config::upstream::{Balance, PoolSpec, UpstreamSpec, UpstreamTimeouts};
 use crate::registry::Registry;
-use body::RequestBody;
-use error::Error;
+use error::{Error, Kind};
+pub use pool::{InFlight, Target, sweep};
+use resolve::{Lookup, LookupKey, Names, Resolver};
+pub use response::UpstreamBody;
 
 /// Identity of a target: the same address under another upstream is another target.
 pub type TargetKey = (Arc<str>, TargetAddr);
 
 /// The state of the reach layer that generations lease from. One per process.
-#[derive(Debug)]
 pub struct Shared {
     pub targets: Registry<TargetKey, Target>,
     /// Runtime of background work (names); never a worker's.
     pub control: tokio::runtime::Handle,
     /// Number of workers, hence of pool shards.
     pub workers: usize,
+    names: Registry<(Arc<str>, u16), Names>,
+    lookups: Registry<LookupKey, Lookup>,
+    resolver: Arc<Resolver>,
 }
 
-/// A target's lasting part: in-flight count, idle connections by worker.
-#[derive(Debug)]
-pub struct Target {}
+impl Shared {
+    /// Names are looked up by the system's resolver, on `control`.
+    pub fn new(control: tokio::runtime::Handle, workers: usize) -> Shared {
+        Shared::with_resolver(control, workers, Arc::new(resolve::system))
+    }
+
+    fn with_resolver(
+        control: tokio::runtime::Handle,
+        workers: usize,
+        resolver: Arc<Resolver>,
+    ) -> Shared {
+        Shared {
+            targets: Registry::default(),
+            control,
+            workers,
+            names: Registry::default(),
+            lookups: Registry::default(),
+            resolver,
+        }
+    }
+
+    fn lookup(
+        &self,
+        host: &Arc<str>,
+        port: u16,
+        interval: Duration,
+        timeout: Duration,
+    ) -> Arc<Lookup> {
+        let names = self
+            .names
+            .lease(&(host.clone(), port), || Names::new(host.clone(), port));
+        let key = LookupKey {
+            host: host.clone(),
+            port,
+            interval,
+            timeout,
+        };
+        self.lookups.lease(&key, || {
+            Lookup::start(&key, names, self.resolver.clone(), &self.control)
+        })
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("targets", &self.targets)
+            .field("workers", &self.workers)
+            .finish_non_exhaustive()
+    }
+}
 
 /// One generation's view of an upstream.
 #[derive(Debug)]
-pub struct Upstream {}
+pub struct Upstream {
+    name: Arc<str>,
+    members: Box<[Member]>,
+    /// By member.
+    weights: Box<[u32]>,
+    balance: Balance,
+    /// By worker; none when there is only one member.
+    turns: Box<[Turn]>,
+    pool: PoolSpec,
+    timeouts: UpstreamTimeouts,
+    resolve_timeout: Duration,
+}
 
-impl Upstream {
-    /// Builds from the spec, leasing its targets. Never blocks; names that are not resolved yet leave their target down.
-    pub fn build(_spec: &UpstreamSpec, _shared: &Arc<Shared>) -> Upstream {
-        unimplemented!()
-    }
+#[derive(Debug)]
+struct Member {
+    target: Arc<Target>,
+    /// What `Host` says when it names the target.
+    host: HeaderValue,
+    /// Keeps the name's addresses fresh while this generation lives.
+    lookup: Option<Arc<Lookup>>,
+}
 
-    /// Waits until every DNS name of this upstream has been looked up once, at most `resolve.timeout`. Returns the
-    /// names that were not found (their targets are down; a warning).
-    pub async fn resolved(&self) -> Vec<String> {
-        unimplemented!()
-    }
+/// Where one worker stands in the round: on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Turn {
+    /// Credits of the smooth round robin; empty until the first pick.
+    credits: Mutex<Vec<i64>>,
+    /// Where the search for the least loaded begins.
+    cursor: AtomicUsize,
 }
 
 /// What a request asks of its upstream besides the request itself.
@@ -58,79 +144,128 @@ pub struct SendOptions {
     pub host_from_target: bool,
 }
 
-/// A target that answered: holds its in-flight count until dropped, which is when the response body ends.
-#[derive(Debug)]
-pub struct InFlight {
-    pub target: Arc<Target>,
-}
-
 impl Upstream {
-    /// Picks a target, checks out or dials a connection, sends, and returns the response's head with its streaming body. Tries
-    /// again on another target or connection only where that is safe: the request was not sent, or it is idempotent
-    /// (RFC 9110 9.2.2), has no body, and a *pooled* connection ended before the first byte of an answer.
-    ///
-    /// The connection goes back to this worker's pool when the response body has ended (hyper's sender is ready again).
-    ///
-    /// # Errors
-    /// [`Error`] in the vocabulary of RFC 9209. Dropping the future cancels the request and its connection.
-    pub async fn send(
-        &self,
-        _worker: &Arc<WorkerContext>,
-        _request: ::http::Request<RequestBody>,
-        _options: SendOptions,
-    ) -> Result<(::http::Response<UpstreamBody>, InFlight), Error> {
-        unimplemented!()
+    /// Builds from the spec, leasing its targets. Never blocks; names that are not resolved yet leave their target down.
+    pub fn build(spec: &UpstreamSpec, shared: &Arc<Shared>) -> Upstream {
+        let members: Box<[Member]> = spec
+            .targets
+            .iter()
+            .map(|t| Member::lease(spec, &t.address, shared))
+            .collect();
+        let turns = if members.len() > 1 {
+            shared.workers.max(1)
+        } else {
+            0
+        };
+        Upstream {
+            name: spec.name.clone(),
+            weights: spec.targets.iter().map(|t| t.weight).collect(),
+            members,
+            balance: spec.balance,
+            turns: (0..turns).map(|_| Turn::default()).collect(),
+            pool: spec.pool.clone(),
+            timeouts: spec.timeouts.clone(),
+            resolve_timeout: spec.resolve.timeout,
+        }
+    }
+
+    /// Waits until every DNS name of this upstream has been looked up once, at most `resolve.timeout`. Returns the
+    /// names that were not found, as `host:port` (their targets are down; a warning).
+    pub async fn resolved(&self) -> Vec<String> {
+        let all = async {
+            for lookup in self.members.iter().filter_map(|m| m.lookup.as_ref()) {
+                lookup.first().await;
+            }
+        };
+        // Those that are late are told by their state below.
+        let _ = tokio::time::timeout(self.resolve_timeout, all).await;
+        let down = self.members.iter().filter(|m| !m.target.is_up());
+        down.map(|m| m.target.address().to_string()).collect()
     }
 
     pub fn name(&self) -> &Arc<str> {
-        unimplemented!()
+        &self.name
     }
 
     /// Targets of this generation's view: for `/status` and for `Entry::holds`.
     pub fn targets(&self) -> impl Iterator<Item = (&TargetAddr, u32, &Arc<Target>)> {
-        std::iter::empty()
+        self.members
+            .iter()
+            .zip(&self.weights)
+            .map(|(m, weight)| (m.target.address(), *weight, &m.target))
+    }
+
+    /// The next target by policy, among those that are up and not in `tried`.
+    fn pick(&self, worker: usize, tried: &[usize]) -> Option<usize> {
+        let usable = |index: usize| self.members[index].target.is_up() && !tried.contains(&index);
+        let Some(turn) = self.turns.get(worker).or(self.turns.first()) else {
+            return (self.weights.first() > Some(&0) && usable(0)).then_some(0);
+        };
+        match self.balance {
+            Balance::RoundRobin => {
+                let mut credits = turn.credits.lock();
+                if credits.is_empty() {
+                    // Workers begin at different places, so that few requests to many workers still spread.
+                    credits.resize(self.weights.len(), 0);
+                    for _ in 0..worker {
+                        balance::smooth(&mut credits, &self.weights, |_| true);
+                    }
+                }
+                balance::smooth(&mut credits, &self.weights, usable)
+            }
+            Balance::LeastRequests => {
+                let start = turn
+                    .cursor
+                    .fetch_add(1, Ordering::Relaxed)
+                    .wrapping_add(worker);
+                let in_flight = |index: usize| self.members[index].target.in_flight();
+                balance::least_requests(&self.weights, in_flight, start, usable)
+            }
+        }
+    }
+
+    /// Why there is no target to pick at all.
+    fn none_usable(&self) -> Error {
+        let down = self
+            .members
+            .iter()
+            .zip(&self.weights)
+            .find(|(m, weight)| **weight > 0 && !m.target.is_up());
+        match down.and_then(|(m, _)| m.target.names()) {
+            Some(names) => names.error(),
+            None => {
+                let detail = format!("upstream {}: every target has weight 0", self.name);
+                Error::upstream(Kind::DestinationUnavailable, detail).unsent()
+            }
+        }
     }
 }
 
-impl Target {
-    pub fn in_flight(&self) -> usize {
-        unimplemented!()
+impl Member {
+    fn lease(spec: &UpstreamSpec, address: &TargetAddr, shared: &Shared) -> Member {
+        let lookup = match address {
+            TargetAddr::Name(host, port) => {
+                Some(shared.lookup(host, *port, spec.resolve.interval, spec.resolve.timeout))
+            }
+            TargetAddr::Ip(_) | TargetAddr::Unix(_) => None,
+        };
+        let key = (spec.name.clone(), address.clone());
+        let names = lookup.as_ref().map(|lookup| lookup.names.clone());
+        let target = shared
+            .targets
+            .lease(&key, || Target::new(key.clone(), shared.workers, names));
+        let host = match address {
+            // A socket has no authority; this is what clients of unix sockets commonly say.
+            TargetAddr::Unix(_) => HeaderValue::from_static("localhost"),
+            // Addresses and checked names are always valid here; an impossible one is left to the origin to refuse.
+            named => {
+                HeaderValue::try_from(named.to_string()).unwrap_or(HeaderValue::from_static(""))
+            }
+        };
+        Member {
+            target,
+            host,
+            lookup,
+        }
     }
-    /// Open connections, idle ones included; the whole process.
-    pub fn connections(&self) -> usize {
-        unimplemented!()
-    }
-    pub fn idle(&self) -> usize {
-        unimplemented!()
-    }
-    /// False while its name does not resolve.
-    pub fn is_up(&self) -> bool {
-        unimplemented!()
-    }
-    pub fn key(&self) -> &TargetKey {
-        unimplemented!()
-    }
-}
-
-/// The response body as it comes from a target, with the idle limit between its pieces; a cut one is an error, never a
-/// clean end. It hands the connection back to the pool when it has ended.
-#[derive(Debug)]
-pub struct UpstreamBody {
-    _incoming: Incoming,
-}
-
-impl http_body::Body for UpstreamBody {
-    type Data = bytes::Bytes;
-    type Error = Error;
-    fn poll_frame(
-        self: std::pin::Pin<&mut Self>,
-        _cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Error>>> {
-        unimplemented!()
-    }
-}
-
-/// Closes this worker's pooled connections that were idle for too long. Called about once a second on the worker.
-pub fn sweep(_shared: &Shared, _worker: &WorkerContext) {
-    unimplemented!()
 }

@@ -1,1 +1,26 @@
+//! Black-box tests: the real binary, real sockets, raw bytes. One file per subject; `kit` starts things and waits
+//! for events. Names that begin with `release_` hold the heavy counts and its times; on a debug build they
+//! test the behaviour with smaller counts and no clock.
+//!
+//! `EVERGATE_TEST_MODEL=per-core|shared` chooses the worker model of every configuration, `EVERGATE_ONE_SOCKET=1`
+//! (read by the binary) the one-shared-socket fallback, `EVERGATE_TEST_FULL=1` the full counts on a debug build.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod kit;
+
+mod admin;
+mod cli;
+mod contract;
+mod drain;
+mod headers;
+mod held_back;
+mod limits;
+mod proxy;
+mod refused;
+mod reload;
+mod routes;
+mod samples;
+mod scale;
+mod sockets;
+mod swap_load;
+mod tour;

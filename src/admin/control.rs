@@ -1,0 +1,74 @@
+//! What the API asks of a supervisor, as a trait: the router is tested against a supervisor of a few lines, and it
+//! shows at a glance that nothing here reaches further than the handle.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::supervisor::event::Event;
+use crate::supervisor::{
+    AdminBinding, EventReader, Handle, Running, Status, SubmitError, SwapRecord, SwapRequest,
+};
+
+/// The supervisor as seen from here. Same meaning as the methods of [`Handle`].
+pub(crate) trait Control: Clone + Send + Sync + 'static {
+    type Events: Events;
+    /// Must not block: it is called under the lock of the idempotency table.
+    fn submit(&self, request: SwapRequest) -> Result<u64, SubmitError>;
+    fn running(&self) -> Option<Arc<Running>>;
+    fn swaps(&self) -> Vec<SwapRecord>;
+    fn swap(&self, id: u64) -> Option<SwapRecord>;
+    fn follow(&self, swap: u64) -> Self::Events;
+    fn wait(
+        &self,
+        swap: u64,
+        committed_is_enough: bool,
+    ) -> impl Future<Output = Option<SwapRecord>> + Send;
+    fn binding(&self) -> watch::Receiver<Option<Arc<AdminBinding>>>;
+    fn status(&self) -> impl Future<Output = Status> + Send;
+    fn ready(&self) -> bool;
+}
+
+/// The events of one swap.
+pub(crate) trait Events: Send + 'static {
+    /// The next event; `None` after the terminal one. Cancel-safe.
+    fn next(&mut self) -> impl Future<Output = Option<Arc<Event>>> + Send;
+}
+
+impl Control for Handle {
+    type Events = EventReader;
+    fn submit(&self, request: SwapRequest) -> Result<u64, SubmitError> {
+        Handle::submit(self, request)
+    }
+    fn running(&self) -> Option<Arc<Running>> {
+        Handle::running(self)
+    }
+    fn swaps(&self) -> Vec<SwapRecord> {
+        Handle::swaps(self)
+    }
+    fn swap(&self, id: u64) -> Option<SwapRecord> {
+        Handle::swap(self, id)
+    }
+    fn follow(&self, swap: u64) -> EventReader {
+        Handle::follow(self, swap)
+    }
+    async fn wait(&self, swap: u64, committed_is_enough: bool) -> Option<SwapRecord> {
+        Handle::wait(self, swap, committed_is_enough).await
+    }
+    fn binding(&self) -> watch::Receiver<Option<Arc<AdminBinding>>> {
+        Handle::admin_binding(self)
+    }
+    async fn status(&self) -> Status {
+        Handle::status(self).await
+    }
+    fn ready(&self) -> bool {
+        Handle::ready(self)
+    }
+}
+
+impl Events for EventReader {
+    async fn next(&mut self) -> Option<Arc<Event>> {
+        EventReader::next(self).await
+    }
+}

@@ -1,0 +1,453 @@
+//! What stands before every call. A loopback API is reachable from every web page that a browser on the same machine
+//! shows, so loopback alone protects nothing: `Host` must be one of ours (DNS rebinding), `Origin` and
+//! `Sec-Fetch-Site` must not be another page's (cross-site requests, on every method), and no content type of an HTML
+//! form gets through. Then the token, and bounds on size and time of bodies. Waits and streamed answers are not
+//! timed: only what the client still owes us is.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, uri::Authority};
+use axum::middleware::{self, Next};
+use axum::response::IntoResponse;
+use futures_util::FutureExt;
+use http_body_util::BodyExt;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tower_http::csrf::{CsrfLayer, ProtectionError};
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer};
+
+use super::App;
+use super::control::Control;
+use super::media;
+use super::problem::{Problem, Refusal};
+use crate::config::admin::AdminSpec;
+use crate::config::scalar::ListenAddr;
+
+/// Largest body.
+pub(crate) const MAX_BODY: usize = 16 * 1024 * 1024;
+/// Longest silence within a body.
+const BODY_SILENCE: Duration = Duration::from_secs(10);
+/// Longest time for a whole body.
+const BODY_TIME: Duration = Duration::from_secs(60);
+/// How much of a refused body is read and thrown away, and how long, so that its sender gets to read the refusal
+/// instead of a reset.
+const DISCARD: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(5));
+
+/// Who is at the other end of the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Tcp(SocketAddr),
+    /// With the user id, where the platform tells.
+    Unix(Option<u32>),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Unix(Some(uid)) => write!(f, "unix (uid {uid})"),
+            Peer::Unix(None) => f.write_str("unix"),
+        }
+    }
+}
+
+/// Puts the guards around the routes; the last layer is the outermost.
+pub(crate) fn protect<C: Control>(routes: Router, app: App<C>) -> Router {
+    let csrf = CsrfLayer::new()
+        .with_rejection_response(|_: ProtectionError| foreign_origin().into_response());
+    routes
+        .layer(RequestBodyLimitLayer::new(MAX_BODY))
+        .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
+        .layer(RequestBodyDeadlineLayer::new(BODY_TIME))
+        // A second lock for the methods that change something. Ours before it is stricter and covers every method.
+        .layer(csrf)
+        .layer(middleware::from_fn_with_state(app.clone(), check::<C>))
+        .layer(middleware::from_fn(dress))
+        .layer(middleware::from_fn_with_state(app, contain::<C>))
+}
+
+/// A panic costs its request an answer of 500, not the connection.
+async fn contain<C: Control>(
+    State(app): State<App<C>>,
+    request: Request,
+    next: Next,
+) -> Response<Body> {
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => {
+            app.0.context.panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("a panic in the admin API; the request got a 500");
+            Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "a bug in this server; see its log",
+            )
+            .into_response()
+        }
+    }
+}
+
+/// Makes a problem of each refusal that came without one (no such path, wrong method, a layer's), and tells browsers
+/// to keep their hands off.
+async fn dress(request: Request, next: Next) -> Response<Body> {
+    let asked = Asked::of(&request);
+    let mut response = next.run(request).await;
+    let status = response.status();
+    let bare = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_none_or(|kind| kind != "application/problem+json");
+    if (status.is_client_error() || status.is_server_error()) && bare {
+        let allow = response.headers_mut().remove(header::ALLOW);
+        response = Problem::bare(status, asked.detail(status)).into_response();
+        if let Some(allow) = allow {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+    }
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    response
+}
+
+/// What a request was for, kept for the wording of a refusal.
+struct Asked {
+    method: Method,
+    path: String,
+    host: String,
+}
+
+impl Asked {
+    fn of(request: &Request) -> Asked {
+        let host = request
+            .headers()
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok());
+        Asked {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            host: host.unwrap_or("127.0.0.1:8837").to_owned(),
+        }
+    }
+
+    fn detail(&self, status: StatusCode) -> String {
+        let Asked { method, path, host } = self;
+        match status {
+            StatusCode::METHOD_NOT_ALLOWED
+                if matches!(path.as_str(), "/reload" | "/adapt" | "/stop") =>
+            {
+                let document = match path.as_str() {
+                    "/stop" => "",
+                    _ => " -H 'Content-Type: application/toml' --data-binary @evergate.toml",
+                };
+                format!(
+                    "{path} changes something, so it takes POST: curl -X POST{document} http://{host}{path}"
+                )
+            }
+            StatusCode::METHOD_NOT_ALLOWED => format!("{path} does not take {method}"),
+            StatusCode::NOT_FOUND => {
+                format!("there is no {path}; the calls are listed at http://{host}/openapi.yaml")
+            }
+            StatusCode::PAYLOAD_TOO_LARGE => "a document is at most 16 MiB".to_owned(),
+            _ => status.canonical_reason().unwrap_or("refused").to_owned(),
+        }
+    }
+}
+
+/// All checks on the head, in this order.
+async fn check<C: Control>(
+    State(app): State<App<C>>,
+    request: Request,
+    next: Next,
+) -> Response<Body> {
+    // Read anew at each request: a swap that changes the token or the names counts at once, also on open connections.
+    let binding = app.0.binding.borrow().clone();
+    let verdict = match &binding {
+        Some(binding) => allowed(&binding.spec, &request),
+        None => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "stopping",
+            "the process is stopping",
+        )),
+    };
+    match verdict {
+        Ok(()) => next.run(request).await,
+        Err(problem) => {
+            if request.method() != Method::GET {
+                let from = request
+                    .extensions()
+                    .get::<Peer>()
+                    .map_or_else(String::new, Peer::to_string);
+                let what = request.uri().path();
+                let (method, problem) = (request.method(), problem.slug());
+                tracing::info!(target: "evergate::audit", from, %method, what, problem, "admin call refused");
+            }
+            discard(request).await;
+            problem.into_response()
+        }
+    }
+}
+
+fn allowed(spec: &AdminSpec, request: &Request) -> Result<(), Refusal> {
+    let headers = request.headers();
+    let host = host(request)?;
+    if let Some(target) = request.uri().authority()
+        && !known_host(spec, target.host())
+    {
+        return Err(foreign_host(target.host()));
+    }
+    if !known_host(spec, host.host()) {
+        return Err(foreign_host(host.host()));
+    }
+    own_origin(headers, &host)?;
+    if request.uri().path() != "/livez" {
+        token(spec, headers)?;
+    }
+    if *request.method() == Method::POST {
+        media::body_format(headers)?;
+    }
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(Problem::bare(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "a document is at most 16 MiB",
+        ));
+    }
+    Ok(())
+}
+
+/// The one `Host` of a request.
+fn host(request: &Request) -> Result<Authority, Refusal> {
+    let bad = |detail| Problem::new(StatusCode::BAD_REQUEST, "bad-host", detail);
+    let mut values = request.headers().get_all(header::HOST).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(bad("exactly one Host header is needed"));
+    };
+    let authority =
+        Authority::try_from(value.as_bytes()).map_err(|_| bad("Host is not a host and port"))?;
+    if authority.as_str().contains('@') {
+        return Err(bad("Host is not a host and port"));
+    }
+    Ok(authority)
+}
+
+/// Loopback names and addresses, the address we listen on itself, and what the configuration allows. A name that an
+/// attacker owns and points at us is none of these.
+fn known_host(spec: &AdminSpec, host: &str) -> bool {
+    let host = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .trim_end_matches('.')
+        .to_ascii_lowercase();
+    if host == "localhost" || host.ends_with(".localhost") {
+        return true;
+    }
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        let own = match &spec.listen {
+            ListenAddr::Tcp(address) => !address.ip().is_unspecified() && address.ip() == ip,
+            ListenAddr::Unix(_) => false,
+        };
+        if own || ip.to_canonical().is_loopback() {
+            return true;
+        }
+    }
+    let plain = |name: &str| {
+        name.trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_ascii_lowercase()
+    };
+    spec.allowed_hosts
+        .iter()
+        .any(|allowed| plain(allowed) == host)
+}
+
+fn foreign_host(host: &str) -> Refusal {
+    let detail = format!(
+        "`{host}` is not one of this API's names; add it to admin.allowed_hosts if it should be"
+    );
+    Problem::new(StatusCode::FORBIDDEN, "foreign-host", detail)
+}
+
+fn foreign_origin() -> Refusal {
+    let detail = "the request comes from another web page; this API takes none of those";
+    Problem::new(StatusCode::FORBIDDEN, "foreign-origin", detail)
+}
+
+/// Refuses what a browser sends for any page but our own.
+fn own_origin(headers: &HeaderMap, host: &Authority) -> Result<(), Refusal> {
+    let sites = headers.get_all("sec-fetch-site");
+    if sites
+        .iter()
+        .any(|site| site != "same-origin" && site != "none")
+    {
+        return Err(foreign_origin());
+    }
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let Some(origin) = origins.next() else {
+        return Ok(());
+    };
+    let own = origins.next().is_none() && origin.to_str().is_ok_and(|origin| is_own(origin, host));
+    if own { Ok(()) } else { Err(foreign_origin()) }
+}
+
+/// An origin is ours when it names the very host and port the request was sent to. `https` can only be ours under a
+/// name that was allowed by hand: a TLS proxy in front of us then.
+fn is_own(origin: &str, host: &Authority) -> bool {
+    let Some((scheme, rest)) = origin.split_once("://") else {
+        return false;
+    };
+    let loopback = AdminSpec {
+        listen: ListenAddr::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))),
+        token: None,
+        allowed_hosts: Vec::new(),
+    };
+    let default = match scheme {
+        "http" => 80,
+        "https" if !known_host(&loopback, host.host()) => 443,
+        _ => return false,
+    };
+    let Ok(origin) = rest.parse::<Authority>() else {
+        return false;
+    };
+    let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
+    origin.host().eq_ignore_ascii_case(host.host()) && port(&origin) == port(host)
+}
+
+/// The bearer token, if one is set. Both sides are hashed first, so neither length nor content shows in the time.
+fn token(spec: &AdminSpec, headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(expected) = &spec.token else {
+        return Ok(());
+    };
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let given = match (values.next(), values.next()) {
+        (Some(value), None) => bearer(value.as_bytes()),
+        _ => None,
+    };
+    let expected = Sha256::digest(expected.expose().as_bytes());
+    let matches = given.is_some_and(|given| bool::from(Sha256::digest(given).ct_eq(&expected)));
+    if matches {
+        return Ok(());
+    }
+    let detail = "send `Authorization: Bearer TOKEN` with the token of admin.token";
+    Err(Problem::new(
+        StatusCode::UNAUTHORIZED,
+        "unauthorized",
+        detail,
+    ))
+}
+
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = value.split_at_checked(6)?;
+    let token = rest.strip_prefix(b" ")?.trim_ascii();
+    scheme.eq_ignore_ascii_case(b"bearer").then_some(token)
+}
+
+/// Reads what a refused client still sends, within bounds. One that waits for `100 Continue` sends nothing.
+async fn discard(request: Request) {
+    if request.headers().contains_key(header::EXPECT) || request.body().is_end_stream() {
+        return;
+    }
+    let (mut left, time) = DISCARD;
+    let mut body = request.into_body();
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let read = frame.data_ref().map_or(0, |data| data.len());
+            match left.checked_sub(read) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    };
+    // Running out of time is as good an end as any: the refusal is sent either way.
+    let _ = tokio::time::timeout(time, reading).await;
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn spec(hosts: &[&str]) -> AdminSpec {
+        AdminSpec {
+            listen: ListenAddr::Tcp("10.0.0.5:8837".parse().unwrap()),
+            token: None,
+            allowed_hosts: hosts.iter().map(|host| host.to_string()).collect(),
+        }
+    }
+
+    #[test]
+    fn hosts_that_can_be_ours() {
+        let spec = spec(&["admin.example"]);
+        for host in [
+            "localhost",
+            "LOCALHOST",
+            "127.0.0.1",
+            "127.9.9.9",
+            "[::1]",
+            "10.0.0.5",
+            "admin.example",
+            "a.localhost",
+        ] {
+            assert!(known_host(&spec, host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "10.0.0.6",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "0.0.0.0",
+            "",
+            "[::]",
+        ] {
+            assert!(!known_host(&spec, host), "{host}");
+        }
+    }
+
+    #[test]
+    fn origins_that_can_be_ours() {
+        let host = |text: &str| text.parse::<Authority>().unwrap();
+        assert!(is_own("http://127.0.0.1:8837", &host("127.0.0.1:8837")));
+        assert!(is_own("http://localhost", &host("localhost:80")));
+        assert!(is_own("https://admin.example", &host("admin.example")));
+        for (origin, at) in [
+            ("null", "127.0.0.1:8837"),
+            ("http://127.0.0.1:8838", "127.0.0.1:8837"),
+            ("https://127.0.0.1:8837", "127.0.0.1:8837"),
+            ("http://localhost:8837", "127.0.0.1:8837"),
+            ("http://evil.example", "127.0.0.1:8837"),
+            ("file://", "127.0.0.1:8837"),
+            ("", "127.0.0.1:8837"),
+        ] {
+            assert!(!is_own(origin, &host(at)), "{origin} at {at}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_outside_loopback_is_known(host in "[a-z0-9.-]{1,30}\\.example") {
+            prop_assert!(!known_host(&spec(&[]), &host));
+        }
+
+        #[test]
+        fn only_the_very_token_passes(given in "[ -~]{0,40}") {
+            let spec = AdminSpec { token: Some(crate::config::scalar::Secret::new("s3cret".into())), ..spec(&[]) };
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {given}")).unwrap());
+            prop_assert_eq!(token(&spec, &headers).is_ok(), given.trim() == "s3cret");
+        }
+    }
+}

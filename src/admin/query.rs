@@ -1,0 +1,209 @@
+//! Query parameters, parsed strictly: an unknown key is an error, since a misspelt `strict=true` that is silently
+//! ignored would apply what it was meant to refuse.
+
+use std::time::Duration;
+
+use axum::http::{StatusCode, Uri};
+use percent_encoding::percent_decode_str;
+
+use super::problem::{Problem, Refusal};
+
+/// How long a call waits for its swap before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// 202 at once.
+    Accepted,
+    /// Until the new generation serves (for a stop: until nothing is accepted).
+    Committed,
+    /// Until the old ones are gone.
+    Drained,
+}
+
+/// The parameters of one request.
+#[derive(Debug, Default)]
+pub(crate) struct Query {
+    pairs: Vec<(String, String)>,
+}
+
+impl Query {
+    /// Takes only keys of `known`, each once.
+    ///
+    /// # Errors
+    /// 400 `bad-query` for any other key; 422 `not-supported-yet` for a key of `later`.
+    pub(crate) fn parse(uri: &Uri, known: &[&str], later: &[&str]) -> Result<Query, Refusal> {
+        let mut query = Query::default();
+        for piece in uri
+            .query()
+            .unwrap_or("")
+            .split('&')
+            .filter(|piece| !piece.is_empty())
+        {
+            let (key, value) = piece.split_once('=').unwrap_or((piece, ""));
+            let (key, value) = (decode(key)?, decode(value)?);
+            if later.contains(&key.as_str()) {
+                let detail = format!("the query parameter `{key}` is not supported yet");
+                return Err(Problem::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "not-supported-yet",
+                    detail,
+                ));
+            }
+            if !known.contains(&key.as_str()) {
+                let all = match known {
+                    [] => "this call takes none".to_owned(),
+                    known => format!("this call takes {}", known.join(", ")),
+                };
+                return Err(Problem::bad_query(format!(
+                    "unknown query parameter `{key}`: {all}"
+                )));
+            }
+            if query.get(&key).is_some() {
+                return Err(Problem::bad_query(format!(
+                    "the query parameter `{key}` is given twice"
+                )));
+            }
+            query.pairs.push((key, value));
+        }
+        Ok(query)
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        self.pairs
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// `true` or `false`; absent is false.
+    pub(crate) fn flag(&self, key: &str) -> Result<bool, Refusal> {
+        match self.get(key) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => Err(Problem::bad_query(format!(
+                "`{key}` is `true` or `false`, not `{other}`"
+            ))),
+        }
+    }
+
+    /// A duration as in the configuration: one integer and `ms`, `s`, `m`, `h` or `d`.
+    pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, Refusal> {
+        let Some(text) = self.get(key) else {
+            return Ok(None);
+        };
+        match duration(text) {
+            Some(duration) => Ok(Some(duration)),
+            None => Err(Problem::bad_query(format!(
+                "`{key}` is a duration: one integer and ms, s, m, h or d, such as `10s`, not `{text}`"
+            ))),
+        }
+    }
+
+    /// The `wait` parameter, of those `allowed`.
+    pub(crate) fn wait(&self, allowed: &[Wait]) -> Result<Option<Wait>, Refusal> {
+        let Some(text) = self.get("wait") else {
+            return Ok(None);
+        };
+        let wait = [
+            ("accepted", Wait::Accepted),
+            ("committed", Wait::Committed),
+            ("drained", Wait::Drained),
+        ];
+        let found = wait
+            .iter()
+            .find(|(name, wait)| *name == text && allowed.contains(wait));
+        found.map(|(_, wait)| Some(*wait)).ok_or_else(|| {
+            let names: Vec<_> = wait
+                .iter()
+                .filter(|(_, wait)| allowed.contains(wait))
+                .map(|(name, _)| *name)
+                .collect();
+            Problem::bad_query(format!(
+                "`wait` is one of {}, not `{text}`",
+                names.join(", ")
+            ))
+        })
+    }
+}
+
+fn decode(text: &str) -> Result<String, Refusal> {
+    let text = text.replace('+', " ");
+    percent_decode_str(&text)
+        .decode_utf8()
+        .map(|text| text.into_owned())
+        .map_err(|_| Problem::bad_query("the query is not UTF-8"))
+}
+
+/// One integer of at most 19 digits and a unit; more than a hundred years is a hundred years, which no clock overflows.
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    if digits > 19 {
+        return None;
+    }
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let unit = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    let most = 100 * 366 * 86_400_000;
+    number
+        .checked_mul(unit)
+        .filter(|ms| *ms <= most)
+        .map(Duration::from_millis)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(query: &str) -> Result<Query, Refusal> {
+        let uri: Uri = format!("/reload?{query}").parse().unwrap();
+        Query::parse(&uri, &["wait", "strict", "turn"], &["canary"])
+    }
+
+    #[test]
+    fn unknown_repeated_and_later_keys_are_refused() {
+        assert_eq!(parse("wiat=drained").unwrap_err().status, 400);
+        assert_eq!(parse("strict=true&strict=true").unwrap_err().status, 400);
+        let later = parse("canary=5").unwrap_err();
+        assert_eq!((later.status, later.slug()), (422, "not-supported-yet"));
+        assert_eq!(parse("%ff=1").unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let query = parse("wait=drained&strict=true&turn=250ms").unwrap();
+        assert_eq!(
+            query.wait(&[Wait::Committed, Wait::Drained]).unwrap(),
+            Some(Wait::Drained)
+        );
+        assert_eq!(query.wait(&[Wait::Committed]).unwrap_err().status, 400);
+        assert!(query.flag("strict").unwrap());
+        assert_eq!(
+            query.duration("turn").unwrap(),
+            Some(Duration::from_millis(250))
+        );
+        assert!(parse("strict=yes").unwrap().flag("strict").is_err());
+        assert!(parse("turn=10").unwrap().duration("turn").is_err());
+        assert!(parse("turn=").unwrap().duration("turn").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn durations_never_overflow(text in "[0-9]{0,25}(ms|s|m|h|d|w|)") {
+            let _ = duration(&text);
+        }
+
+        #[test]
+        fn a_number_and_a_unit_is_a_duration(n in 0u64..30_000) {
+            prop_assert_eq!(duration(&format!("{n}s")), Some(Duration::from_secs(n)));
+            prop_assert_eq!(duration(&format!("{n}d")), Some(Duration::from_secs(n * 86_400)));
+        }
+    }
+}

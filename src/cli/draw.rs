@@ -1,0 +1,305 @@
+//! What people read: findings with their line and caret, the phases of a swap, the table of `status`.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+use crate::app::App;
+use crate::config::diagnostic::render_diagnostics;
+use crate::config::{Diagnostic, Severity};
+use crate::supervisor::Status;
+use crate::supervisor::event::{Event, Phase};
+
+/// Draws errors and warnings on standard error; with the text, each with its line and a caret.
+pub(crate) fn findings(name: &str, bytes: &[u8], errors: &[Diagnostic], warnings: &[Diagnostic]) {
+    let text = std::str::from_utf8(bytes).unwrap_or("");
+    let locate = |finding: &Diagnostic| located(text, finding);
+    let errors: Vec<_> = errors.iter().map(locate).collect();
+    let warnings: Vec<_> = warnings.iter().map(locate).collect();
+    let all: Vec<_> = warnings
+        .iter()
+        .map(|finding| (Severity::Warning, finding))
+        .chain(errors.iter().map(|finding| (Severity::Error, finding)))
+        .collect();
+    if !all.is_empty() {
+        let color = std::io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        eprint!("{}", render_diagnostics(name, text, &all, color));
+    }
+}
+
+/// Over the API a finding has line and column, not the bytes of the text: they are found again here.
+fn located(text: &str, finding: &Diagnostic) -> Diagnostic {
+    let mut finding = finding.clone();
+    if let (None, Some(line), false) = (finding.span, finding.line, text.is_empty()) {
+        finding.span = span(text, line, finding.column.unwrap_or(1));
+    }
+    finding
+}
+
+/// From the place to the end of the word, or of the string, that begins there.
+fn span(text: &str, line: u32, column: u32) -> Option<(u32, u32)> {
+    let mut start = 0;
+    for _ in 1..line {
+        start += text.get(start..)?.find('\n')? + 1;
+    }
+    let rest = text.get(start..)?;
+    let rest = rest.split(['\n', '\r']).next()?;
+    let skip = rest
+        .char_indices()
+        .nth(column.saturating_sub(1) as usize)
+        .map_or(rest.len(), |(at, _)| at);
+    let word = rest.get(skip..)?;
+    let length = match word.chars().next() {
+        Some(quote @ ('"' | '\'')) => word.get(1..)?.find(quote).map_or(word.len(), |end| end + 2),
+        Some(first) => word
+            .find(|c: char| c.is_whitespace() || ",=:]}".contains(c))
+            .unwrap_or(word.len())
+            .max(first.len_utf8()),
+        None => 0,
+    };
+    let start = start + skip;
+    Some((
+        u32::try_from(start).ok()?,
+        u32::try_from(start + length).ok()?,
+    ))
+}
+
+/// `what`, with the number of errors when there is more than one.
+pub(crate) fn summary(what: &str, errors: usize) -> String {
+    match errors {
+        0 | 1 => what.to_owned(),
+        count => format!("{what} ({count} errors)"),
+    }
+}
+
+/// One phase of a swap, as a line.
+pub(crate) fn event(event: &Event) -> String {
+    let time = match event.elapsed_us {
+        micros if micros >= 1_000_000 => format!("{:.2} s", micros as f64 / 1e6),
+        micros => format!("{:.1} ms", micros as f64 / 1e3),
+    };
+    let phase = serde_json::to_value(event.phase).ok();
+    let phase = phase
+        .as_ref()
+        .and_then(|phase| phase.as_str())
+        .unwrap_or("?");
+    let words = match event.phase {
+        Phase::Received => match (&event.source, event.bytes) {
+            (Some(source), Some(bytes)) => format!("swap {}, {source}, {bytes} bytes", event.swap),
+            (Some(source), None) => format!("swap {}, {source}", event.swap),
+            _ => format!("swap {}", event.swap),
+        },
+        Phase::Validated => match event.warnings.as_ref().map_or(0, Vec::len) {
+            0 => String::new(),
+            1 => "1 warning".to_owned(),
+            count => format!("{count} warnings"),
+        },
+        Phase::Planned => event.plan.as_ref().map_or_else(String::new, |plan| {
+            let text = crate::admin::plan_text(plan);
+            text.trim_end().replace('\n', "\n                         ")
+        }),
+        Phase::Prepared => match event.bound.as_deref() {
+            Some(bound) if !bound.is_empty() => format!("bound {}", bound.join(", ")),
+            _ => String::new(),
+        },
+        Phase::Committed => match event.previous {
+            Some(previous) => format!("generation {} serves, {previous} drains", event.generation),
+            None => format!("generation {}", event.generation),
+        },
+        Phase::Draining => event.remaining.as_ref().map_or_else(String::new, |left| {
+            let (requests, connections, listeners) =
+                (left.requests, left.connections, left.listeners);
+            format!("{requests} requests, {connections} connections, {listeners} addresses left")
+        }),
+        Phase::Cut => format!("{} closed at the deadline", event.closed.unwrap_or(0)),
+        Phase::Unchanged => format!("generation {} goes on", event.generation),
+        Phase::Drained | Phase::Rejected | Phase::Adapted => String::new(),
+    };
+    let detail = match (&event.detail, event.phase) {
+        // The end of a refused swap is told once, by the caller.
+        (Some(detail), phase) if phase != Phase::Rejected => format!("  {detail}"),
+        _ => String::new(),
+    };
+    format!(
+        "{:>10}  {phase:<11}{}\n",
+        time,
+        format!("{words}{detail}").trim_end()
+    )
+    .replace(" \n", "\n")
+}
+
+/// What was started, and what to try next.
+pub(crate) fn started(from: &str, app: &App) -> String {
+    let mut text = format!("evergate {} runs {from}\n", env!("CARGO_PKG_VERSION"));
+    let binding = app.handle().admin_binding().borrow().clone();
+    if let Some(binding) = binding {
+        let _ = writeln!(text, "  admin API on {}", binding.listener.address());
+    }
+    text
+}
+
+/// `/status` as tables.
+pub(crate) fn status(status: &Status) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "evergate {}, up {}, generation {}, {} workers ({})",
+        status.version,
+        uptime(status.uptime_s),
+        status.generation,
+        status.workers,
+        status.model
+    );
+    let _ = write!(
+        text,
+        "{} connections, {} requests, {} tasks",
+        status.connections, status.requests, status.tasks
+    );
+    if let Some(descriptors) = status.descriptors {
+        let _ = write!(text, ", {descriptors} descriptors");
+    }
+    if let Some(bytes) = status.resident_bytes {
+        let _ = write!(text, ", {:.1} MiB", bytes as f64 / 1_048_576.0);
+    }
+    if status.panics > 0 {
+        let _ = write!(text, ", {} PANICS", status.panics);
+    }
+    text.push('\n');
+    let draining: Vec<_> = status
+        .generations
+        .iter()
+        .filter(|one| one.generation != status.generation)
+        .collect();
+    for one in draining {
+        let _ = writeln!(
+            text,
+            "generation {} {}: {} requests left",
+            one.generation, one.state, one.requests
+        );
+    }
+    let rows = status.listeners.iter().map(|one| {
+        let servers = one.servers.join(", ");
+        vec![
+            one.address.clone(),
+            one.state.clone(),
+            one.connections.to_string(),
+            one.sockets.to_string(),
+            servers,
+        ]
+    });
+    table(
+        &mut text,
+        &["LISTENER", "STATE", "CONNECTIONS", "SOCKETS", "SERVERS"],
+        rows.collect(),
+    );
+    let rows = status.upstreams.iter().flat_map(|upstream| {
+        upstream.targets.iter().map(|one| {
+            let connections = format!("{} ({} idle)", one.connections, one.idle);
+            let (weight, in_flight) = (one.weight.to_string(), one.in_flight.to_string());
+            vec![
+                upstream.name.clone(),
+                one.address.clone(),
+                one.health.clone(),
+                weight,
+                in_flight,
+                connections,
+            ]
+        })
+    });
+    table(
+        &mut text,
+        &[
+            "UPSTREAM",
+            "TARGET",
+            "HEALTH",
+            "WEIGHT",
+            "IN FLIGHT",
+            "CONNECTIONS",
+        ],
+        rows.collect(),
+    );
+    text
+}
+
+fn uptime(seconds: u64) -> String {
+    match (
+        seconds / 86_400,
+        seconds / 3_600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+    ) {
+        (0, 0, 0, s) => format!("{s} s"),
+        (0, 0, m, s) => format!("{m} min {s} s"),
+        (0, h, m, _) => format!("{h} h {m} min"),
+        (d, h, _, _) => format!("{d} d {h} h"),
+    }
+}
+
+fn table(text: &mut String, head: &[&str], rows: Vec<Vec<String>>) {
+    if rows.is_empty() {
+        return;
+    }
+    let width = |column: usize| {
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count());
+        cells
+            .max()
+            .unwrap_or(0)
+            .max(head.get(column).map_or(0, |title| title.len()))
+    };
+    let widths: Vec<_> = (0..head.len()).map(width).collect();
+    let titles = head.iter().map(|title| (*title).to_owned()).collect();
+    text.push('\n');
+    for row in std::iter::once(titles).chain(rows) {
+        let cells: Vec<_> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_place_becomes_a_span() {
+        let text = "[http]\nproxy = \"apj\" # x\nö = ölk, 1\n";
+        let at = |line, column| {
+            span(text, line, column).map(|(from, to)| &text[from as usize..to as usize])
+        };
+        assert_eq!(at(1, 2), Some("http"));
+        assert_eq!(at(2, 1), Some("proxy"));
+        assert_eq!(at(2, 9), Some("\"apj\""));
+        assert_eq!(at(3, 5), Some("ölk"));
+        assert_eq!(at(2, 99), Some(""));
+        assert_eq!(at(9, 1), None);
+    }
+
+    #[test]
+    fn tables_line_up() {
+        let mut text = String::new();
+        table(
+            &mut text,
+            &["A", "LONG"],
+            vec![vec!["xx".into(), "y".into()], vec!["z".into(), "w".into()]],
+        );
+        assert_eq!(text, "\nA   LONG\nxx  y\nz   w\n");
+    }
+
+    proptest! {
+        #[test]
+        fn a_span_lies_within_the_text(text in "[a-z\"'ö =\n\r]{0,60}", line in 0u32..8, column in 0u32..70) {
+            if let Some((from, to)) = span(&text, line, column) {
+                prop_assert!(text.get(from as usize..to as usize).is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What needs no running process: `run`, `check`, `schema`.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tracing_subscriber::EnvFilter;
+
+use super::args::{Check, Run};
+use super::file::{Text, find_config};
+use super::{Exit, complain, draw, print};
+use crate::app::{self, App, StartError};
+use crate::document::{Context, Document, Refused};
+use crate::supervisor::SwapRecord;
+
+/// Runs until stopped.
+pub(crate) fn run(run: Run) -> Exit {
+    log(run.quiet);
+    let config = find_config(run.config.as_deref());
+    let options = app::Options {
+        config: config.clone(),
+        search: Arc::new(|| find_config(None)),
+        signals: true,
+        gate: None,
+    };
+    let app = match App::start(options) {
+        Ok(app) => app,
+        Err(StartError::Refused(record)) => return refused(config.as_deref(), &record),
+        Err(error) => {
+            complain(&error.to_string());
+            return Exit::Other;
+        }
+    };
+    if !run.quiet {
+        let from = config.as_deref().map_or_else(
+            || "the built-in welcome page".to_owned(),
+            |path| path.display().to_string(),
+        );
+        print(&draw::started(&from, &app));
+    }
+    match app.wait() {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            complain(&error.to_string());
+            Exit::Other
+        }
+    }
+}
+
+/// Shows why the first configuration was refused.
+fn refused(config: Option<&Path>, record: &SwapRecord) -> Exit {
+    let text = match config {
+        Some(path) => Text::read(path).map(|text| (text.name, text.bytes)).ok(),
+        None => Some(("welcome.toml".to_owned(), app::WELCOME.as_bytes().to_vec())),
+    };
+    let (name, bytes) = text.unwrap_or_else(|| {
+        (
+            config
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
+            vec![],
+        )
+    });
+    draw::findings(&name, &bytes, &record.errors, &record.warnings);
+    let detail = record
+        .detail
+        .as_deref()
+        .unwrap_or("the configuration was refused");
+    complain(&draw::summary(detail, record.errors.len()));
+    Exit::of_status(record.status.unwrap_or(500))
+}
+
+/// Log lines go to standard error: `RUST_LOG`, else info (warnings with `--quiet`).
+fn log(quiet: bool) {
+    let level = if quiet { "warn" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // Set already: then whoever embeds us has a log of their own.
+    let _ = log.try_init();
+}
+
+/// Says everything that is wrong with a file.
+pub(crate) fn check(check: &Check) -> Exit {
+    let Some(path) = find_config(check.config.as_deref()) else {
+        complain("no configuration file: name one with -c, or put an evergate.toml here");
+        return Exit::Other;
+    };
+    let text = match Text::read(&path) {
+        Ok(text) => text,
+        Err(message) => {
+            complain(&message);
+            return Exit::Other;
+        }
+    };
+    let base = path.parent().map(Path::to_owned).unwrap_or_default();
+    let base = if base.as_os_str().is_empty() {
+        PathBuf::from(".")
+    } else {
+        base
+    };
+    let context = Context {
+        base,
+        running: None,
+    };
+    let (errors, warnings, exit) = match Document::parse(&text.bytes, text.format, &context) {
+        Ok(parsed) => {
+            let refused = check.strict && !parsed.warnings.is_empty();
+            (
+                vec![],
+                parsed.warnings,
+                if refused { Exit::Invalid } else { Exit::Done },
+            )
+        }
+        Err(Refused::Syntax(errors)) => (errors, vec![], Exit::Invalid),
+        Err(Refused::Invalid { errors, warnings }) => (errors, warnings, Exit::Invalid),
+        Err(Refused::Unavailable(errors)) => (errors, vec![], Exit::NotPrepared),
+    };
+    draw::findings(&text.name, &text.bytes, &errors, &warnings);
+    match (exit, errors.len()) {
+        (Exit::Done, _) => print(&format!("{}: ok\n", text.name)),
+        (_, 0) => complain(&format!("{}: a warning refuses (--strict)", text.name)),
+        (_, count) => complain(&draw::summary(&text.name, count)),
+    }
+    exit
+}
+
+/// Prints the JSON Schema of the configuration.
+pub(crate) fn schema() -> Exit {
+    print(&format!("{:#}\n", Document::json_schema()));
+    Exit::Done
+}

@@ -1,0 +1,531 @@
+//! Tree to *raw* types: the language as it is written, every key optional. A wrong value is recorded and left out, an
+//! unknown key is recorded with the nearest known one, and reading goes on. What a section looks like is said once, in
+//! [`section!`]: its struct, its reading, its defaults and its JSON Schema all come from there.
+
+use std::borrow::Cow;
+use std::ops::Deref;
+
+use indexmap::IndexMap;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Serialize, Serializer};
+
+use super::findings::{Findings, did_you_mean};
+use super::tree::{At, Node, Value};
+
+/// Reads a raw value from a node.
+pub trait Decode: Sized {
+    /// `None`: the node holds none, which has been recorded.
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self>;
+
+    /// Puts in every default that was left out, down to the leaves.
+    fn fill(&mut self) {}
+}
+
+/// A value that remembers where it stands in the text.
+#[derive(Debug, Clone, Default)]
+pub struct Loc<T> {
+    pub value: T,
+    pub at: At,
+}
+
+impl<T> Deref for Loc<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: Decode> Decode for Loc<T> {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        T::decode(node, findings).map(|value| Loc { value, at: node.at })
+    }
+
+    fn fill(&mut self) {
+        self.value.fill();
+    }
+}
+
+impl<T: Serialize> Serialize for Loc<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value.serialize(serializer)
+    }
+}
+
+/// A default, read from the JSON that the schema shows for it.
+pub fn default_of<T: Decode>(json: &serde_json::Value) -> Option<Loc<T>> {
+    Loc::decode(&Node::nowhere(json), &mut Findings::default())
+}
+
+/// Records a value of the wrong kind.
+pub fn wrong_kind(node: &Node<'_>, expected: &str, findings: &mut Findings) {
+    findings.error(node.at, format!("expected {expected}, found {}", node.value.kind()));
+}
+
+/// Records a key that a section does not have.
+pub fn unknown_key(at: At, key: &str, known: &[&str], later: &[&[&str]], findings: &mut Findings) {
+    if later.iter().any(|list| list.contains(&key)) {
+        findings.key_error(at, format!("`{key}` is not supported yet"));
+        return;
+    }
+    // A lone key would be a guess for everything short; a list of all is better then.
+    let help = did_you_mean(key, known.iter().chain(later.iter().copied().flatten()).copied())
+        .unwrap_or_else(|| format!("the keys here are {}", list_of(known)));
+    findings.key_error(at, format!("unknown key `{key}`")).help(help);
+}
+
+/// "`a`, `b` and `c`".
+pub fn list_of(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|w| format!("`{w}`")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => quoted.concat(),
+    }
+}
+
+/// Defines one table of the language.
+///
+/// A field is `name: Type`, its doc comment is the key's description. `as "key"` names the key where Rust reserves
+/// the word, `= json` gives the default as it would be written in JSON. `short = field` lets a value that is not a
+/// table stand for a table with only that key. `later = [LISTS]` names the keys of features that are not built, which get
+/// an error of their own.
+macro_rules! section {
+    (
+        $(#[$meta:meta])*
+        pub struct $name:ident {
+            $(
+                $(#[$field_meta:meta])*
+                $field:ident $(as $key:literal)? : $type:ty $(= $default:tt)?
+            ),* $(,)?
+        }
+        $(short = $short:ident;)?
+        later = $later:expr;
+    ) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Default, serde::Serialize, schemars::JsonSchema)]
+        #[schemars(deny_unknown_fields)]
+        $(
+            #[doc = concat!("\n\nShort form: the value of `", stringify!($short), "` alone.")]
+            #[schemars(transform = $crate::config::decode::allow_short_form)]
+        )?
+        pub struct $name {
+            $(
+                $(#[$field_meta])*
+                $(#[serde(rename = $key)])?
+                $(#[schemars(extend("default" = $default))])?
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $field: Option<$crate::config::decode::Loc<$type>>,
+            )*
+            /// Keys that are there, but hold nothing usable, which has been recorded.
+            #[serde(skip)]
+            pub spoiled: Vec<&'static str>,
+        }
+
+        impl $name {
+            const KEYS: &'static [&'static str] = &[$($crate::config::decode::key_of!($field $($key)?)),*];
+            const LATER: &'static [&'static [&'static str]] = &$later;
+        }
+
+        impl $crate::config::decode::Decode for $name {
+            fn decode(
+                node: &$crate::config::tree::Node<'_>,
+                findings: &mut $crate::config::findings::Findings,
+            ) -> Option<Self> {
+                use $crate::config::tree::Value;
+                let mut out = Self::default();
+                let entries = match &node.value {
+                    Value::Table(entries) => entries,
+                    $(
+                        Value::Text(_) => {
+                            out.$short = $crate::config::decode::Decode::decode(node, findings);
+                            return out.$short.is_some().then_some(out);
+                        }
+                    )?
+                    _ => {
+                        let expected = [$(concat!("a string (`", stringify!($short), "`) or "),)? "a table"].concat();
+                        $crate::config::decode::wrong_kind(node, &expected, findings);
+                        return None;
+                    }
+                };
+                for (key, child) in entries {
+                    $(
+                        if key == $crate::config::decode::key_of!($field $($key)?) {
+                            out.$field = $crate::config::decode::Decode::decode(child, findings);
+                            if out.$field.is_none() {
+                                out.spoiled.push($crate::config::decode::key_of!($field $($key)?));
+                            }
+                            continue;
+                        }
+                    )*
+                    $crate::config::decode::unknown_key(child.at, key, Self::KEYS, Self::LATER, findings);
+                }
+                Some(out)
+            }
+
+            fn fill(&mut self) {
+                $(
+                    $(
+                        if self.$field.is_none() {
+                            self.$field = $crate::config::decode::default_of(&serde_json::json!($default));
+                        }
+                    )?
+                    if let Some(value) = &mut self.$field {
+                        $crate::config::decode::Decode::fill(value);
+                    }
+                )*
+            }
+        }
+    };
+}
+
+/// The key of a field of [`section!`].
+macro_rules! key_of {
+    ($field:ident $key:literal) => {
+        $key
+    };
+    ($field:ident) => {
+        stringify!($field)
+    };
+}
+
+/// Defines how the words of a closed set are read, written and described. `later` names words, and tables by their key,
+/// of what is not built.
+macro_rules! words {
+    ($type:ty { $($word:literal => $value:expr),+ $(,)? } $(later [$($later:literal),*])?) => {
+        impl $type {
+            const WORDS: &'static [&'static str] = &[$($word),+];
+            /// The word that a document has for it.
+            pub fn word(&self) -> &'static str {
+                $(if *self == $value { return $word; })+
+                ""
+            }
+        }
+
+        impl $crate::config::decode::Decode for $type {
+            fn decode(
+                node: &$crate::config::tree::Node<'_>,
+                findings: &mut $crate::config::findings::Findings,
+            ) -> Option<Self> {
+                $(
+                    let later: &[&str] = &[$($later),*];
+                    if let Some(word) = $crate::config::decode::later_word(node, later) {
+                        findings.error(node.at, format!("`{word}` is not supported yet"));
+                        return None;
+                    }
+                )?
+                let text = $crate::config::decode::text(node, findings)?;
+                match text {
+                    $($word => Some($value),)+
+                    other => {
+                        let known = $crate::config::decode::list_of(Self::WORDS);
+                        findings.error(node.at, format!("`{other}` is not one of {known}"))
+                            .help_if($crate::config::findings::did_you_mean(other, Self::WORDS.iter().copied()));
+                        None
+                    }
+                }
+            }
+        }
+
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.word())
+            }
+        }
+
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn inline_schema() -> bool {
+                true
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "enum": [$($word),+] })
+            }
+        }
+    };
+}
+
+pub(crate) use {key_of, section, words};
+
+/// Schema of a table with a short form: a string does as well.
+pub fn allow_short_form(schema: &mut Schema) {
+    let mut table = std::mem::take(schema);
+    let description = table.remove("description");
+    *schema = json_schema!({ "anyOf": [{ "type": "string" }, table] });
+    if let Some(description) = description {
+        schema.insert("description".to_owned(), description);
+    }
+}
+
+/// The word of a node, or the key of a table of one, if it is among `later`.
+pub fn later_word<'w>(node: &Node<'_>, later: &[&'w str]) -> Option<&'w str> {
+    let word = match &node.value {
+        Value::Text(text) => text,
+        Value::Table(entries) => &entries.first()?.0,
+        _ => return None,
+    };
+    later.iter().find(|known| **known == *word).copied()
+}
+
+/// The text of a node, which must not refer to the environment.
+pub fn text<'n>(node: &'n Node<'_>, findings: &mut Findings) -> Option<&'n str> {
+    let Value::Text(text) = &node.value else {
+        wrong_kind(node, "a string", findings);
+        return None;
+    };
+    if let Some(at) = text.find("${") {
+        let rest = &text[at + 2..];
+        if rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+            let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').take(60).collect();
+            findings.error(node.at, format!("`${{{name}}}`, a value from the environment, is not supported yet"));
+            return None;
+        }
+    }
+    Some(text)
+}
+
+impl Decode for String {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        text(node, findings).map(str::to_owned)
+    }
+}
+
+impl<T: Decode> Decode for Box<T> {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        T::decode(node, findings).map(Box::new)
+    }
+
+    fn fill(&mut self) {
+        self.as_mut().fill();
+    }
+}
+
+impl Decode for bool {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        match node.value {
+            Value::Bool(b) => Some(b),
+            _ => {
+                wrong_kind(node, "`true` or `false`", findings);
+                None
+            }
+        }
+    }
+}
+
+impl Decode for u64 {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        match node.value {
+            Value::Int(n) => {
+                let number = u64::try_from(n).ok();
+                if number.is_none() {
+                    findings.error(node.at, format!("{n} is less than 0"));
+                }
+                number
+            }
+            _ => {
+                wrong_kind(node, "an integer", findings);
+                None
+            }
+        }
+    }
+}
+
+/// A list; one value does for a list of one.
+#[derive(Debug, Clone)]
+pub struct List<T> {
+    items: Vec<Loc<T>>,
+    /// Some item was wrong and is left out, which has been recorded.
+    pub spoiled: bool,
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        List { items: Vec::new(), spoiled: false }
+    }
+}
+
+impl<T> Deref for List<T> {
+    type Target = [Loc<T>];
+    fn deref(&self) -> &[Loc<T>] {
+        &self.items
+    }
+}
+
+impl<T: Decode> Decode for List<T> {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        match &node.value {
+            Value::List(nodes) => {
+                let items: Vec<_> = nodes.iter().filter_map(|item| Loc::decode(item, findings)).collect();
+                let spoiled = items.len() < nodes.len();
+                Some(List { items, spoiled })
+            }
+            _ => Loc::decode(node, findings).map(|one| List { items: vec![one], spoiled: false }),
+        }
+    }
+
+    fn fill(&mut self) {
+        self.items.iter_mut().for_each(Decode::fill);
+    }
+}
+
+impl<T: Serialize> Serialize for List<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(&self.items)
+    }
+}
+
+/// A table whose keys are names that the document chooses, in the document's order.
+#[derive(Debug, Clone)]
+pub struct Map<T> {
+    entries: IndexMap<String, Loc<T>>,
+    /// Names whose values were wrong and are left out, which has been recorded.
+    pub spoiled: Vec<String>,
+}
+
+impl<T> Default for Map<T> {
+    fn default() -> Self {
+        Map { entries: IndexMap::new(), spoiled: Vec::new() }
+    }
+}
+
+impl<T> Deref for Map<T> {
+    type Target = IndexMap<String, Loc<T>>;
+    fn deref(&self) -> &IndexMap<String, Loc<T>> {
+        &self.entries
+    }
+}
+
+impl<T: Decode> Decode for Map<T> {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        let Value::Table(entries) = &node.value else {
+            wrong_kind(node, "a table", findings);
+            return None;
+        };
+        let mut out = Map { entries: IndexMap::with_capacity(entries.len()), spoiled: Vec::new() };
+        for (key, child) in entries {
+            match Loc::decode(child, findings) {
+                Some(value) => drop(out.entries.insert(key.to_string(), value)),
+                None => out.spoiled.push(key.to_string()),
+            }
+        }
+        Some(out)
+    }
+
+    fn fill(&mut self) {
+        self.entries.values_mut().for_each(Decode::fill);
+    }
+}
+
+impl<T: Serialize> Serialize for Map<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(&self.entries)
+    }
+}
+
+/// A value, or the word `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Auto<T> {
+    #[default]
+    Auto,
+    Value(T),
+}
+
+impl<T: Decode> Decode for Auto<T> {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        match &node.value {
+            Value::Text(text) if text == "auto" => Some(Auto::Auto),
+            Value::Text(_) => {
+                findings.error(node.at, "expected an integer or `\"auto\"`");
+                None
+            }
+            _ => T::decode(node, findings).map(Auto::Value),
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Auto<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Auto::Auto => serializer.serialize_str("auto"),
+            Auto::Value(value) => value.serialize(serializer),
+        }
+    }
+}
+
+/// A bound, or the word `unlimited` (or `false`) for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Limit<T> {
+    #[default]
+    Unlimited,
+    Value(T),
+}
+
+impl<T: Copy> Limit<T> {
+    pub fn get(&self) -> Option<T> {
+        match self {
+            Limit::Unlimited => None,
+            Limit::Value(value) => Some(*value),
+        }
+    }
+}
+
+impl<T: Decode> Decode for Limit<T> {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        match &node.value {
+            Value::Text(text) if text == "unlimited" => Some(Limit::Unlimited),
+            Value::Bool(false) => Some(Limit::Unlimited),
+            _ => T::decode(node, findings).map(Limit::Value),
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Limit<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Limit::Unlimited => serializer.serialize_str("unlimited"),
+            Limit::Value(value) => value.serialize(serializer),
+        }
+    }
+}
+
+/// Schemas of the generic types, in terms of what they hold.
+macro_rules! schema_in_terms_of {
+    ($($type:ident<T>, $name:literal, $generator:ident => $schema:expr;)+) => {$(
+        impl<T: JsonSchema> JsonSchema for $type<T> {
+            fn schema_name() -> Cow<'static, str> {
+                format!($name, T::schema_name()).into()
+            }
+            fn inline_schema() -> bool {
+                true
+            }
+            fn json_schema($generator: &mut SchemaGenerator) -> Schema {
+                $schema
+            }
+        }
+    )+};
+}
+
+schema_in_terms_of! {
+    List<T>, "ListOf{}", g => {
+        let item = g.subschema_for::<T>();
+        json_schema!({ "anyOf": [item, { "type": "array", "items": item }] })
+    };
+    Map<T>, "MapOf{}", g => json_schema!({ "type": "object", "additionalProperties": g.subschema_for::<T>() });
+    Auto<T>, "{}OrAuto", g => json_schema!({ "anyOf": [{ "const": "auto" }, g.subschema_for::<T>()] });
+    Limit<T>, "{}OrUnlimited", g => json_schema!({ "anyOf": [{ "enum": ["unlimited", false] }, g.subschema_for::<T>()] });
+}
+
+impl<T: JsonSchema> JsonSchema for Loc<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}

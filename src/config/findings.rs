@@ -1,0 +1,197 @@
+//! Everything that is wrong with a document, gathered while it is read. Nothing stops at the first mistake.
+
+use super::tree::{At, LineCounter, Places, Span};
+use super::{Diagnostic, Severity};
+
+/// Findings that are kept; more help nobody, and a hostile document could have millions.
+const MAX_FINDINGS: usize = 1_000;
+
+/// The mistakes found so far.
+#[derive(Debug, Default)]
+pub struct Findings {
+    list: Vec<Finding>,
+    /// Takes what is over the bound.
+    spill: Option<Finding>,
+    dropped_errors: usize,
+}
+
+/// One mistake, before its place is turned into line and column.
+#[derive(Debug)]
+pub struct Finding {
+    place: Where,
+    kind: Kind,
+    message: String,
+    help: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Where {
+    Value(At),
+    Key(At),
+    Text(Span),
+}
+
+/// What a finding means for the document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Wrong in itself.
+    Error,
+    /// Right in itself, but not to be had here: a file that cannot be read.
+    Unavailable,
+    Warning,
+}
+
+impl Finding {
+    /// How to mend it.
+    pub fn help(&mut self, help: impl Into<String>) {
+        self.help = Some(help.into());
+    }
+
+    /// How to mend it, if we know.
+    pub fn help_if(&mut self, help: Option<String>) {
+        self.help = help;
+    }
+}
+
+impl Findings {
+    pub fn error(&mut self, at: At, message: impl Into<String>) -> &mut Finding {
+        self.add(Where::Value(at), Kind::Error, message.into())
+    }
+
+    /// An error about a key rather than its value.
+    pub fn key_error(&mut self, at: At, message: impl Into<String>) -> &mut Finding {
+        self.add(Where::Key(at), Kind::Error, message.into())
+    }
+
+    /// An error of syntax, which has a place in the text only.
+    pub fn syntax(&mut self, span: Span, message: impl Into<String>) -> &mut Finding {
+        self.add(Where::Text(span), Kind::Error, message.into())
+    }
+
+    pub fn unavailable(&mut self, at: At, message: impl Into<String>) -> &mut Finding {
+        self.add(Where::Value(at), Kind::Unavailable, message.into())
+    }
+
+    pub fn warning(&mut self, at: At, message: impl Into<String>) -> &mut Finding {
+        self.add(Where::Value(at), Kind::Warning, message.into())
+    }
+
+    fn add(&mut self, place: Where, kind: Kind, message: String) -> &mut Finding {
+        let finding = Finding { place, kind, message, help: None };
+        if self.list.len() < MAX_FINDINGS {
+            let index = self.list.len();
+            self.list.push(finding);
+            &mut self.list[index]
+        } else {
+            if kind != Kind::Warning {
+                self.dropped_errors += 1;
+            }
+            self.spill.insert(finding)
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Whether the document must be refused.
+    pub fn has_errors(&self) -> bool {
+        self.dropped_errors > 0 || self.list.iter().any(|f| f.kind != Kind::Warning)
+    }
+
+    /// The diagnostics in the order of the text, each with what it means.
+    pub fn resolve(self, source: &str, places: &Places<'_>) -> Vec<(Kind, Diagnostic)> {
+        let mut placed: Vec<(Option<Span>, String, Finding)> = self
+            .list
+            .into_iter()
+            .map(|finding| {
+                let (span, at) = match finding.place {
+                    Where::Value(at) => (places.value_span(at), at),
+                    Where::Key(at) => (places.key_span(at), at),
+                    Where::Text(span) => (Some(span), At::NOWHERE),
+                };
+                (span, places.pointer(at), finding)
+            })
+            .collect();
+        // Stable: findings about one place stay in the order in which they were made.
+        placed.sort_by_key(|(span, _, _)| span.map_or(0, |s| s.0));
+        let mut lines = LineCounter::new(source);
+        let mut out: Vec<(Kind, Diagnostic)> = placed
+            .into_iter()
+            .map(|(span, pointer, finding)| {
+                let place = span.map(|s| lines.advance(s.0 as usize));
+                let diagnostic = Diagnostic {
+                    pointer,
+                    line: place.map(|p| p.0),
+                    column: place.map(|p| p.1),
+                    message: finding.message,
+                    help: finding.help,
+                    span,
+                };
+                (finding.kind, diagnostic)
+            })
+            .collect();
+        if self.dropped_errors > 0 {
+            let message = format!("{} more errors are not shown", self.dropped_errors);
+            let more = Diagnostic { pointer: String::new(), line: None, column: None, message, help: None, span: None };
+            out.push((Kind::Error, more));
+        }
+        out
+    }
+}
+
+impl Kind {
+    pub fn severity(self) -> Severity {
+        match self {
+            Kind::Error | Kind::Unavailable => Severity::Error,
+            Kind::Warning => Severity::Warning,
+        }
+    }
+}
+
+/// The known word nearest to `word`, if it is near enough to be meant.
+pub fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    // A distance costs the product of the lengths; nobody mistypes a name of this length.
+    if word.len() > 100 {
+        return None;
+    }
+    let lower = word.to_lowercase();
+    let bound = (word.chars().count() / 3).clamp(1, 3);
+    known
+        .into_iter()
+        .filter(|k| k.len() <= 100)
+        .map(|k| (strsim::damerau_levenshtein(&lower, &k.to_lowercase()), k))
+        .filter(|(distance, _)| *distance <= bound)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, k)| k)
+}
+
+/// The help line for a word that is not known.
+pub fn did_you_mean<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<String> {
+    nearest(word, known).map(|k| format!("did you mean `{k}`?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_must_be_near() {
+        let known = ["listen", "hosts", "enabled"];
+        assert_eq!(nearest("lisen", known), Some("listen"));
+        assert_eq!(nearest("Listen", known), Some("listen"));
+        assert_eq!(nearest("hsots", known), Some("hosts"));
+        assert_eq!(nearest("quux", known), None);
+    }
+
+    #[test]
+    fn findings_are_bounded_and_the_rest_is_counted() {
+        let mut findings = Findings::default();
+        for _ in 0..MAX_FINDINGS + 5 {
+            findings.syntax((0, 0), "x").help("y");
+        }
+        let all = findings.resolve("", &Places::default());
+        assert_eq!(all.len(), MAX_FINDINGS + 1);
+        assert_eq!(all.last().map(|d| d.1.message.as_str()), Some("5 more errors are not shown"));
+    }
+}

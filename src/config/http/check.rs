@@ -1,0 +1,262 @@
+//! A server from what is written to what is checked.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::super::check::{Checker, is_name, shorten};
+use super::super::decode::{Limit, Loc};
+use super::super::runtime::OnChange;
+use super::super::scalar::{HostPattern, ListenAddr, Size, Wrong, cidr};
+use super::super::tree::At;
+use super::super::upstream::References;
+use super::raw::{HttpRaw, Protocol, RouteRaw};
+use super::{ActionSpec, ConnectionSpec, HttpSpec, MatchSpec, RouteSpec, action, matcher};
+
+/// A server that has been checked for itself, with the places that checks across servers need.
+#[derive(Debug)]
+pub struct Checked {
+    pub spec: HttpSpec,
+    pub at: At,
+    pub enabled: bool,
+    /// Of each of `spec.listen`.
+    pub listen_at: Vec<At>,
+    /// Of each of `spec.hosts`.
+    pub hosts_at: Vec<At>,
+    /// Of each of `spec.routes`.
+    pub routes_at: Vec<At>,
+    /// Of the settings that servers on one address must agree on, by key.
+    pub connection_at: Vec<(&'static str, At)>,
+}
+
+impl HttpRaw {
+    /// Checks one server, whose defaults are in.
+    pub fn spec(
+        &self,
+        name: &str,
+        at: At,
+        on_change: OnChange,
+        references: &mut References<'_>,
+        check: &mut Checker<'_>,
+    ) -> Checked {
+        let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
+        let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
+        let hosts = check.each(self.hosts.as_ref(), host);
+        if let Some(list) = self.hosts.as_ref().filter(|l| l.is_empty() && !l.spoiled) {
+            check.findings.error(list.at, "an empty list of hosts").help("leave the key out: without it any host will do");
+        }
+        let (hosts, hosts_at) = different_hosts(hosts, check).into_iter().unzip();
+        let actions = action::Actions {
+            proxy: self.proxy.as_ref(),
+            respond: self.respond.as_ref(),
+            redirect: self.redirect.as_ref(),
+        };
+        let fallback = actions.spec(enabled, references, check);
+        let mut routes = Vec::new();
+        let mut routes_at = Vec::new();
+        let mut names: HashMap<&str, usize> = HashMap::new();
+        for (index, raw) in self.routes.iter().flat_map(|r| r.iter()).enumerate() {
+            if let Some(name) = &raw.name {
+                if !is_name(name) {
+                    let message = format!("`{}` is not a name", shorten(name));
+                    check.findings.error(name.at, message).help("names have letters, digits, `_`, `-` and `.`");
+                }
+                if let Some(first) = names.insert(name.as_str(), index) {
+                    let message = format!("two routes are called `{}`; the other is routes/{first}", shorten(name));
+                    check.findings.error(name.at, message);
+                }
+            }
+            let on = raw.enabled.as_ref().is_none_or(|e| e.value);
+            if let (Some(route), true) = (route(raw, enabled && on, references, check), on) {
+                routes.push(route);
+                routes_at.push(raw.at);
+            }
+        }
+        let spec = HttpSpec {
+            name: name.into(),
+            listen,
+            hosts,
+            connection: self.connection(check),
+            body_limit: self.body_limit(),
+            routes,
+            fallback,
+            on_change: self.on_change.as_ref().map_or(on_change, |o| o.value),
+        };
+        Checked { spec, at, enabled, listen_at, hosts_at, routes_at, connection_at: self.connection_at() }
+    }
+
+    fn listen(&self, at: At, check: &mut Checker<'_>) -> Vec<(ListenAddr, At)> {
+        let Some(list) = &self.listen else {
+            if !self.spoiled.contains(&"listen") {
+                check.findings.error(at, "a server needs `listen`").help("such as `listen = \"127.0.0.1:8080\"`");
+            }
+            return Vec::new();
+        };
+        if list.is_empty() && !list.spoiled {
+            check.findings.error(list.at, "a server needs an address to listen on");
+        }
+        let mut out: Vec<(ListenAddr, At)> = Vec::new();
+        let mut seen = HashSet::new();
+        for item in list.iter() {
+            if item.starts_with("unix:") {
+                check.findings.error(item.at, "a unix socket for HTTP is not supported yet");
+                continue;
+            }
+            let parsed = ListenAddr::parse_all(item, check.base);
+            let Some(all) = check.take(item.at, parsed) else { continue };
+            let two = all.len() > 1;
+            for addr in all {
+                if two && addr.is_v6() && !check.has_ipv6 {
+                    check.findings.warning(item.at, format!("{addr} is left out: there is no IPv6 here"));
+                } else if seen.insert(addr.clone()) {
+                    out.push((addr, item.at));
+                } else {
+                    check.findings.error(item.at, format!("the address {addr} is listed twice"));
+                }
+            }
+        }
+        out
+    }
+
+    fn connection(&self, check: &mut Checker<'_>) -> ConnectionSpec {
+        let protocols = self.protocols.as_ref();
+        let speaks = |p: Protocol| protocols.is_some_and(|l| l.iter().any(|item| item.value == p));
+        if let Some(list) = protocols.filter(|l| l.is_empty() && !l.spoiled) {
+            check.findings.error(list.at, "a server needs at least one protocol");
+        }
+        let trusted = check.each(self.trusted_proxies.as_ref(), cidr);
+        let timeouts = self.timeouts.as_ref().map(|t| &t.value);
+        let limits = self.limits.as_ref().map(|l| &l.value);
+        let count = |check: &mut Checker<'_>, n: Option<&Loc<Limit<u64>>>| {
+            n.and_then(|n| n.get().map(|value| check.count(n.at, value)))
+        };
+        ConnectionSpec {
+            h1: speaks(Protocol::H1),
+            h2: speaks(Protocol::H2),
+            trusted_proxies: trusted.into_iter().map(|(net, _)| net).collect(),
+            header_timeout: check.limit(timeouts.and_then(|t| t.header.as_ref())),
+            body_timeout: check.limit(timeouts.and_then(|t| t.body.as_ref())),
+            idle_timeout: check.limit(timeouts.and_then(|t| t.idle.as_ref())),
+            write_timeout: check.limit(timeouts.and_then(|t| t.write.as_ref())),
+            // hyper's buffer for HTTP/1 has no less than 8 KiB; a megabyte of head is nobody's need.
+            header_size: limits.and_then(|l| l.header_size.as_ref()).map_or(32 * 1024, |size| {
+                if !(8_192..=1_048_576).contains(&size.0) {
+                    let message = format!("a head of {} is not possible", size.value);
+                    check.findings.error(size.at, message).help("from `\"8KiB\"` to `\"1MiB\"`");
+                }
+                usize::try_from(size.0).unwrap_or(usize::MAX)
+            }),
+            headers: limits
+                .and_then(|l| l.headers.as_ref())
+                .map_or(100, |n| usize::try_from(check.number(n.at, n.value, 1..=4_096)).unwrap_or(usize::MAX)),
+            connections: count(check, limits.and_then(|l| l.connections.as_ref())),
+            connections_per_client: count(check, limits.and_then(|l| l.connections_per_client.as_ref())),
+            streams: limits
+                .and_then(|l| l.streams.as_ref())
+                .map_or(100, |n| u32::try_from(check.number(n.at, n.value, 1..=100_000)).unwrap_or(u32::MAX)),
+            requests_per_connection: count(check, limits.and_then(|l| l.requests_per_connection.as_ref()))
+                .and_then(|n| u64::try_from(n).ok()),
+        }
+    }
+
+    /// `body_limit` is nearer than `limits.body`.
+    fn body_limit(&self) -> Option<u64> {
+        let limits = self.limits.as_ref().and_then(|l| l.body.as_ref());
+        self.body_limit.as_ref().or(limits).and_then(body_limit)
+    }
+
+    fn connection_at(&self) -> Vec<(&'static str, At)> {
+        let timeouts = self.timeouts.as_ref();
+        let limits = self.limits.as_ref();
+        let at = |found: Option<At>| found.unwrap_or_default();
+        vec![
+            ("protocols", at(self.protocols.as_ref().map(|l| l.at))),
+            ("trusted_proxies", at(self.trusted_proxies.as_ref().map(|l| l.at))),
+            ("timeouts.header", at(timeouts.and_then(|t| t.header.as_ref()).map(|l| l.at))),
+            ("timeouts.body", at(timeouts.and_then(|t| t.body.as_ref()).map(|l| l.at))),
+            ("timeouts.idle", at(timeouts.and_then(|t| t.idle.as_ref()).map(|l| l.at))),
+            ("timeouts.write", at(timeouts.and_then(|t| t.write.as_ref()).map(|l| l.at))),
+            ("limits.header_size", at(limits.and_then(|l| l.header_size.as_ref()).map(|l| l.at))),
+            ("limits.headers", at(limits.and_then(|l| l.headers.as_ref()).map(|l| l.at))),
+            ("limits.connections", at(limits.and_then(|l| l.connections.as_ref()).map(|l| l.at))),
+            (
+                "limits.connections_per_client",
+                at(limits.and_then(|l| l.connections_per_client.as_ref()).map(|l| l.at)),
+            ),
+            ("limits.streams", at(limits.and_then(|l| l.streams.as_ref()).map(|l| l.at))),
+            (
+                "limits.requests_per_connection",
+                at(limits.and_then(|l| l.requests_per_connection.as_ref()).map(|l| l.at)),
+            ),
+        ]
+    }
+}
+
+impl ConnectionSpec {
+    /// The keys in which two differ.
+    pub fn differences(&self, other: &ConnectionSpec) -> Vec<&'static str> {
+        let pairs = [
+            ("protocols", (self.h1, self.h2) != (other.h1, other.h2)),
+            ("trusted_proxies", self.trusted_proxies != other.trusted_proxies),
+            ("timeouts.header", self.header_timeout != other.header_timeout),
+            ("timeouts.body", self.body_timeout != other.body_timeout),
+            ("timeouts.idle", self.idle_timeout != other.idle_timeout),
+            ("timeouts.write", self.write_timeout != other.write_timeout),
+            ("limits.header_size", self.header_size != other.header_size),
+            ("limits.headers", self.headers != other.headers),
+            ("limits.connections", self.connections != other.connections),
+            ("limits.connections_per_client", self.connections_per_client != other.connections_per_client),
+            ("limits.streams", self.streams != other.streams),
+            ("limits.requests_per_connection", self.requests_per_connection != other.requests_per_connection),
+        ];
+        pairs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+}
+
+/// A server is found by its name, for which a regular expression has no order.
+fn host(text: &str) -> Result<HostPattern, Wrong> {
+    match HostPattern::parse(text)? {
+        HostPattern::Regex(_) => Err(Wrong::new("`hosts` takes no regular expressions")
+            .help("leave `hosts` out and put the expression into `match.host` of a route")),
+        pattern => Ok(pattern),
+    }
+}
+
+fn different_hosts(hosts: Vec<(HostPattern, At)>, check: &mut Checker<'_>) -> Vec<(HostPattern, At)> {
+    let mut seen = HashSet::new();
+    let mut out = Vec::with_capacity(hosts.len());
+    for (host, at) in hosts {
+        if seen.insert(host.to_string()) {
+            out.push((host, at));
+        } else {
+            check.findings.error(at, format!("the host `{host}` is listed twice"));
+        }
+    }
+    out
+}
+
+fn body_limit(limit: &Loc<Limit<Size>>) -> Option<u64> {
+    limit.get().map(|size| size.0)
+}
+
+fn route(raw: &Loc<RouteRaw>, live: bool, references: &mut References<'_>, check: &mut Checker<'_>) -> Option<RouteSpec> {
+    let matcher = match &raw.matcher {
+        Some(conditions) => matcher::spec(conditions, check),
+        None => MatchSpec::default(),
+    };
+    let actions =
+        action::Actions { proxy: raw.proxy.as_ref(), respond: raw.respond.as_ref(), redirect: raw.redirect.as_ref() };
+    let spoiled = raw.spoiled.iter().any(|key| matches!(*key, "proxy" | "respond" | "redirect"));
+    if actions.count() == 0 && !spoiled {
+        check
+            .findings
+            .error(raw.at, "a route needs an action")
+            .help("one of `proxy`, `respond` and `redirect`");
+    }
+    let action: Option<ActionSpec> = actions.spec(live, references, check);
+    Some(RouteSpec {
+        name: raw.name.as_ref().map(|n| Arc::from(n.as_str())),
+        matcher,
+        action: action?,
+        body_limit: raw.body_limit.as_ref().map(body_limit),
+    })
+}

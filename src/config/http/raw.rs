@@ -1,0 +1,182 @@
+//! `[http.NAME]` as it is written.
+
+use super::super::decode::{Limit, List, Map, section, words};
+use super::super::runtime::OnChange;
+use super::super::scalar::{Size, Span};
+use super::Scheme;
+
+/// Keys of filters, which servers and routes will share.
+const FILTERS: &[&str] = &[
+    "use", "allow", "deny", "cors", "rate_limit", "basic_auth", "forward_auth", "concurrency", "rewrite", "headers",
+    "compress", "bandwidth", "timeout", "access_log",
+];
+
+section! {
+    /// An HTTP server: where it listens, what names it answers for, and what it does with requests.
+    pub struct HttpRaw {
+        /// Addresses: `IP:port`, `:port` (all addresses) or `localhost:port`. Servers may share one when their `hosts`
+        /// differ and all settings of the connection are equal.
+        listen: List<String>,
+        /// Names it answers for: exact, then the longest `*.example.com`. Left out: any that no other server has.
+        hosts: List<String>,
+        /// `false`: checked, but not there.
+        enabled: bool = true,
+        /// HTTP versions it speaks; `h2` is with prior knowledge.
+        protocols: List<Protocol> = ["h1", "h2"],
+        /// CIDRs whose `X-Forwarded-*` and `Forwarded` are believed.
+        trusted_proxies: List<String> = [],
+        /// How long clients may take.
+        timeouts: TimeoutsRaw = {},
+        /// How much clients may send and hold.
+        limits: LimitsRaw = {},
+        /// Tried in order, the first match wins.
+        routes: List<RouteRaw> = [],
+        /// Largest request body; overrides `limits.body`.
+        body_limit: Limit<Size>,
+        /// What happens to a long flow whose own definition a swap changed or removed; left out: as `[runtime]` says.
+        on_change: OnChange,
+        /// For requests that no route takes: pass them on to an upstream.
+        proxy: ProxyRaw,
+        /// For requests that no route takes: answer them from here.
+        respond: RespondRaw,
+        /// For requests that no route takes: send the client elsewhere.
+        redirect: RedirectRaw,
+    }
+    later = [FILTERS, &["tls", "proxy_protocol", "error_pages", "files", "tcp"]];
+}
+
+section! {
+    /// How long clients may take.
+    pub struct TimeoutsRaw {
+        /// From the first byte of a head to its last, and how long a new connection may stay silent.
+        header: Limit<Span> = "10s",
+        /// Between two reads of a request body.
+        body: Limit<Span> = "30s",
+        /// Between two requests of a connection.
+        idle: Limit<Span> = "75s",
+        /// How long a write may make no progress.
+        write: Limit<Span> = "30s",
+    }
+    later = [&["upgraded"]];
+}
+
+section! {
+    /// How much clients may send and hold.
+    pub struct LimitsRaw {
+        /// Bytes of a request head.
+        header_size: Size = "32KiB",
+        /// Fields of a request head.
+        headers: u64 = 100,
+        /// Bytes of a request body.
+        body: Limit<Size> = "unlimited",
+        /// Connections of an address, the whole process together.
+        connections: Limit<u64> = "unlimited",
+        /// Connections of an address from one client address.
+        connections_per_client: Limit<u64> = "unlimited",
+        /// Concurrent HTTP/2 streams of a connection.
+        streams: u64 = 100,
+        /// Requests after which a connection is closed.
+        requests_per_connection: Limit<u64> = "unlimited",
+    }
+    later = [];
+}
+
+section! {
+    /// What one kind of request gets: conditions and exactly one action.
+    pub struct RouteRaw {
+        /// Unique in its server; shown in metrics, logs and the API.
+        name: String,
+        /// `false`: checked, but not there.
+        enabled: bool = true,
+        /// Every given condition must hold; a list holds when any item does. Left out: every request.
+        matcher as "match": MatchRaw,
+        /// Pass the request on to an upstream.
+        proxy: ProxyRaw,
+        /// Answer from here.
+        respond: RespondRaw,
+        /// Send the client elsewhere.
+        redirect: RedirectRaw,
+        /// Largest request body; overrides the server's.
+        body_limit: Limit<Size>,
+    }
+    later = [FILTERS, &["files", "tcp", "on_change"]];
+}
+
+section! {
+    /// Conditions of a route. A value that starts with `~` is a regular expression.
+    pub struct MatchRaw {
+        /// Host names without port: `www.example.com`, `*.example.com` (any depth).
+        host: List<String>,
+        /// Decoded paths: `/v1/*` is `/v1` and all below, `/v1*` all that begins so, without `*` exactly that.
+        path: List<String>,
+        /// Request methods.
+        method: List<String>,
+        /// Header fields; `*` for any value, `abc*` for all that begins so.
+        header: Map<List<String>>,
+        /// Cookies; values as in `header`.
+        cookie: Map<List<String>>,
+        /// Keys of the query; values as in `header`.
+        query: Map<List<String>>,
+        /// `http` or `https`.
+        scheme: List<Scheme>,
+        /// Ranges that the client's address lies in, after `trusted_proxies`.
+        remote: List<String>,
+        /// Must not hold.
+        not: Box<MatchRaw>,
+    }
+    later = [];
+}
+
+section! {
+    /// Pass the request on to an upstream: its name, an address, or an `http://` URL.
+    pub struct ProxyRaw {
+        /// Name of an upstream, `host:port`, or `http://host:port/base`.
+        upstream: String,
+        /// Put before the path of the request.
+        path: String,
+        /// `preserve` (as the client sent it), `upstream` (the target's), or a text.
+        host_header: String = "preserve",
+        /// For one try; overrides the upstream's `timeouts.response`.
+        timeout: Span,
+    }
+    short = upstream;
+    later = [&["buffer", "retries", "mirror", "websocket", "split", "on_change"]];
+}
+
+section! {
+    /// Answer from here, with a text or a file.
+    pub struct RespondRaw {
+        /// 200 to 599.
+        status: u64 = 200,
+        /// The body, in which `{variables}` are replaced; `{{` is a brace.
+        body: String,
+        /// A file that is the body; read when the configuration is loaded.
+        file: String,
+        /// Header fields, in whose values `{variables}` are replaced.
+        headers: Map<String>,
+    }
+    short = body;
+    later = [];
+}
+
+section! {
+    /// Send the client elsewhere.
+    pub struct RedirectRaw {
+        /// Where to, in which `{variables}` are replaced: `https://{host}{uri}`.
+        to: String,
+        /// 301, 302, 303, 307 or 308.
+        status: u64 = 308,
+    }
+    short = to;
+    later = [];
+}
+
+/// A version of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    H1,
+    H2,
+}
+
+words!(Protocol { "h1" => Protocol::H1, "h2" => Protocol::H2 } later ["h3"]);
+words!(Scheme { "http" => Scheme::Http, "https" => Scheme::Https });

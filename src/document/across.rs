@@ -1,0 +1,86 @@
+//! What can only be seen with all servers in view: addresses that are shared, and by whom.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use crate::config::check::Checker;
+use crate::config::http::Checked;
+use crate::config::scalar::ListenAddr;
+use crate::config::tree::At;
+
+/// Checks the addresses of all enabled servers against each other and against the admin API's.
+pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker<'_>) {
+    let mut owners: HashMap<&ListenAddr, &Checked> = HashMap::new();
+    let mut hosts: HashMap<(&ListenAddr, String), &Checked> = HashMap::new();
+    for server in servers {
+        let mut compared = false;
+        let mut host_reported = vec![false; server.spec.hosts.len().max(1)];
+        for (addr, at) in server.spec.listen.iter().zip(&server.listen_at) {
+            // The kernel gives each socket with port 0 a port of its own.
+            if addr.is_any_port() {
+                continue;
+            }
+            if addr == admin {
+                check
+                    .findings
+                    .error(*at, format!("the admin API listens on {addr}"))
+                    .help("choose another port here or in `admin.listen`");
+            }
+            match owners.entry(addr) {
+                Entry::Vacant(free) => {
+                    free.insert(server);
+                }
+                Entry::Occupied(owner) if !compared => {
+                    compared = true;
+                    connections_agree(server, owner.get(), addr, check);
+                }
+                Entry::Occupied(_) => {}
+            }
+            let names = server.spec.hosts.iter().zip(&server.hosts_at).map(|(host, at)| (host.to_string(), *at));
+            let names: Vec<(String, At)> =
+                if server.spec.hosts.is_empty() { vec![(String::new(), *at)] } else { names.collect() };
+            for (index, (name, at)) in names.into_iter().enumerate() {
+                match hosts.entry((addr, name)) {
+                    Entry::Vacant(free) => {
+                        free.insert(server);
+                    }
+                    // `:80` is two addresses; once is enough.
+                    Entry::Occupied(_) if std::mem::replace(&mut host_reported[index], true) => {}
+                    Entry::Occupied(taken) => same_host(&taken.key().1, taken.get(), addr, at, check),
+                }
+            }
+        }
+    }
+}
+
+fn same_host(host: &str, other: &Checked, addr: &ListenAddr, at: At, check: &mut Checker<'_>) {
+    let name = &other.spec.name;
+    if host.is_empty() {
+        check
+            .findings
+            .error(at, format!("`http.{name}` has the address {addr} too, and neither has `hosts`"))
+            .help("give one of them `hosts` or another address");
+    } else {
+        check
+            .findings
+            .error(at, format!("`http.{name}` answers for `{host}` on {addr} too"))
+            .help("a host belongs to one server of an address; put both servers' routes into one");
+    }
+}
+
+fn connections_agree(server: &Checked, owner: &Checked, addr: &ListenAddr, check: &mut Checker<'_>) {
+    for key in server.spec.connection.differences(&owner.spec.connection) {
+        // The place of the key where it is written, else of the server.
+        let place = |of: &Checked| {
+            let at = of.connection_at.iter().find(|(k, _)| *k == key).map_or(At::NOWHERE, |(_, at)| *at);
+            if at == At::NOWHERE { None } else { Some(at) }
+        };
+        let (name, other) = (&server.spec.name, &owner.spec.name);
+        let sentence = |other: &str| {
+            format!("`{key}` differs from that of `http.{other}`, and both listen on {addr}")
+        };
+        let help = "what belongs to the connection must be equal: it is settled before the host is known";
+        check.findings.error(place(server).unwrap_or(server.at), sentence(other)).help(help);
+        check.findings.error(place(owner).unwrap_or(owner.at), sentence(name)).help(help);
+    }
+}

@@ -1,0 +1,182 @@
+//! Routes that no request can reach, because earlier ones take all that they would. It finds the plain cases — an
+//! earlier route without conditions, with the same conditions, or with a host and path that include this one's — in
+//! near-linear time; what it does not see is not an error, only a warning less.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::config::check::Checker;
+use crate::config::http::{MatchSpec, PathPattern, RouteSpec};
+use crate::config::scalar::HostPattern;
+use crate::config::tree::At;
+
+/// Pairs of host and path that are looked at in a whole server.
+const MAX_PAIRS: usize = 200_000;
+
+/// Parents and prefixes that are tried for one path; each is hashed as a whole.
+const MAX_STEPS: usize = 32;
+
+/// Warns of routes that are never reached.
+pub(super) fn warn(routes: &[RouteSpec], places: &[At], check: &mut Checker<'_>) {
+    let mut taken = Taken::default();
+    let mut same: HashMap<String, usize> = HashMap::new();
+    for (index, (route, at)) in routes.iter().zip(places).enumerate() {
+        let key = (!is_plain(&route.matcher)).then(|| format!("{:?}", route.matcher));
+        let earlier = taken.by(&route.matcher).or_else(|| key.as_ref().and_then(|k| same.get(k).copied()));
+        match earlier {
+            Some(first) => {
+                let name = routes[first].name.as_ref().map_or_else(|| "an earlier one".to_owned(), |n| format!("`{n}`"));
+                check
+                    .findings
+                    .warning(*at, format!("this route is never reached: {name} takes all of its requests"))
+                    .help("move it up, or take it out");
+            }
+            None => {
+                taken.add(&route.matcher, index);
+                if let Some(key) = key {
+                    same.insert(key, index);
+                }
+            }
+        }
+    }
+}
+
+/// Whether host and path are all its conditions.
+fn is_plain(matcher: &MatchSpec) -> bool {
+    matcher.method.is_empty()
+        && matcher.header.is_empty()
+        && matcher.cookie.is_empty()
+        && matcher.query.is_empty()
+        && matcher.scheme.is_empty()
+        && matcher.remote.is_empty()
+        && matcher.not.is_none()
+}
+
+/// What plain routes have taken so far, by host (`""`: any host).
+#[derive(Default)]
+struct Taken {
+    hosts: HashMap<String, Paths>,
+    pairs: usize,
+}
+
+#[derive(Default)]
+struct Paths {
+    any: Option<usize>,
+    exact: HashMap<String, usize>,
+    below: HashMap<String, usize>,
+    prefix: HashMap<String, usize>,
+    /// Lengths that occur in `prefix`.
+    lengths: BTreeSet<usize>,
+    regex: HashMap<String, usize>,
+}
+
+impl Taken {
+    fn add(&mut self, matcher: &MatchSpec, route: usize) {
+        if !is_plain(matcher) || !self.affordable(matcher) {
+            return;
+        }
+        for host in keys(&matcher.host) {
+            let paths = self.hosts.entry(host).or_default();
+            if matcher.path.is_empty() {
+                paths.any.get_or_insert(route);
+            }
+            for path in &matcher.path {
+                paths.add(path, route);
+            }
+        }
+    }
+
+    fn affordable(&mut self, matcher: &MatchSpec) -> bool {
+        self.pairs = self.pairs.saturating_add(matcher.host.len().max(1).saturating_mul(matcher.path.len().max(1)));
+        self.pairs <= MAX_PAIRS
+    }
+
+    /// The last of the earlier routes that together take all that this matcher would.
+    fn by(&mut self, matcher: &MatchSpec) -> Option<usize> {
+        if self.hosts.is_empty() || !self.affordable(matcher) {
+            return None;
+        }
+        let mut last = None;
+        for host in keys(&matcher.host) {
+            let wider = wider_hosts(&host);
+            let candidates: Vec<&Paths> = wider.iter().filter_map(|h| self.hosts.get(h)).collect();
+            if matcher.path.is_empty() {
+                last = last.max(Some(candidates.iter().find_map(|paths| paths.all())?));
+            }
+            for path in &matcher.path {
+                last = last.max(Some(candidates.iter().find_map(|paths| paths.covers(path))?));
+            }
+        }
+        last
+    }
+}
+
+/// Hosts as keys; one that stands for any where there is none.
+fn keys(hosts: &[HostPattern]) -> Vec<String> {
+    if hosts.is_empty() { vec![String::new()] } else { hosts.iter().map(ToString::to_string).collect() }
+}
+
+/// The keys of all patterns that include a host: itself, any, `*.` of each parent.
+fn wider_hosts(host: &str) -> Vec<String> {
+    let mut out = vec![host.to_owned(), String::new()];
+    if !host.starts_with('~') {
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        out.extend(name.match_indices('.').map(|(at, _)| format!("*{}", &name[at..])));
+    }
+    out
+}
+
+impl Paths {
+    fn add(&mut self, path: &PathPattern, route: usize) {
+        match path {
+            PathPattern::Exact(p) => {
+                self.exact.entry(p.clone()).or_insert(route);
+            }
+            PathPattern::Below(p) if p.is_empty() => {
+                self.any.get_or_insert(route);
+            }
+            PathPattern::Below(p) => {
+                self.below.entry(p.clone()).or_insert(route);
+            }
+            PathPattern::Prefix(p) => {
+                self.lengths.insert(p.len());
+                self.prefix.entry(p.clone()).or_insert(route);
+            }
+            PathPattern::Regex(p) => {
+                self.regex.entry(p.text.to_string()).or_insert(route);
+            }
+        }
+    }
+
+    fn all(&self) -> Option<usize> {
+        self.any.or_else(|| self.prefix.get("/").copied())
+    }
+
+    fn covers(&self, path: &PathPattern) -> Option<usize> {
+        if let Some(route) = self.all() {
+            return Some(route);
+        }
+        match path {
+            PathPattern::Exact(p) => self.exact.get(p).copied().or_else(|| self.begins(p)).or_else(|| self.is_below(p)),
+            // `/v1/*` includes `/v1` itself, so a prefix of `/v1` includes it all.
+            PathPattern::Below(p) => self.begins(p).or_else(|| self.is_below(p)),
+            // `/v1/a*` may be below `/v1`, but `/v1*` has `/v1b` as well.
+            PathPattern::Prefix(p) => {
+                self.begins(p).or_else(|| p.rfind('/').and_then(|end| self.is_below(&p[..end])))
+            }
+            PathPattern::Regex(p) => self.regex.get(&*p.text).copied(),
+        }
+    }
+
+    fn begins(&self, path: &str) -> Option<usize> {
+        let starts = self.lengths.iter().take_while(|n| **n <= path.len()).take(MAX_STEPS);
+        starts.filter_map(|n| path.get(..*n)).find_map(|start| self.prefix.get(start).copied())
+    }
+
+    fn is_below(&self, path: &str) -> Option<usize> {
+        if self.below.is_empty() {
+            return None;
+        }
+        let parents = path.match_indices('/').map(|(at, _)| &path[..at]).filter(|p| !p.is_empty());
+        parents.take(MAX_STEPS).chain([path]).find_map(|parent| self.below.get(parent).copied())
+    }
+}

@@ -1,0 +1,541 @@
+#![allow(clippy::unwrap_used)]
+//! The language as a whole: samples, golden errors, and that the three formats mean the same.
+
+use std::fs;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::Severity;
+use crate::config::diagnostic::render_diagnostics;
+use crate::config::http::{ActionSpec, HostHeader, PathPattern, RespondBody};
+use crate::config::scalar::{HostPattern, ListenAddr};
+use crate::config::upstream::Balance;
+
+const FORMATS: [Format; 3] = [Format::Toml, Format::Json, Format::Yaml];
+
+fn context() -> Context<'static> {
+    Context { base: PathBuf::from("/base"), running: None }
+}
+
+fn parse_as(text: &str, format: Format) -> Result<Parsed, Refused> {
+    Document::parse_with(text.as_bytes(), format, &context(), true)
+}
+
+fn toml(text: &str) -> Document {
+    parse_as(text, Format::Toml).unwrap().document
+}
+
+fn diagnostics(result: Result<Parsed, Refused>) -> Vec<(Severity, Diagnostic)> {
+    let with = |severity, list: Vec<Diagnostic>| list.into_iter().map(move |d| (severity, d));
+    match result {
+        Ok(parsed) => with(Severity::Warning, parsed.warnings).collect(),
+        Err(Refused::Syntax(errors) | Refused::Unavailable(errors)) => with(Severity::Error, errors).collect(),
+        Err(Refused::Invalid { errors, warnings }) => {
+            with(Severity::Error, errors).chain(with(Severity::Warning, warnings)).collect()
+        }
+    }
+}
+
+/// Messages of a document that must not pass.
+fn errors(text: &str) -> Vec<String> {
+    match parse_as(text, Format::Toml).unwrap_err() {
+        Refused::Invalid { errors, .. } => errors.into_iter().map(|d| format!("{}: {}", d.pointer, d.message)).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn samples() -> Vec<(String, String)> {
+    let mut out: Vec<_> = fs::read_dir(root().join("config"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| Document::format_of(path) == Some(Format::Toml))
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&path).unwrap()))
+        .collect();
+    out.sort();
+    out
+}
+
+#[test]
+fn every_sample_passes_without_a_warning_and_means_the_same_in_all_formats() {
+    assert!(samples().len() >= 6);
+    for (name, text) in samples() {
+        let parsed = parse_as(&text, Format::Toml).unwrap_or_else(|e| panic!("{name}: {e:#?}"));
+        assert_eq!(parsed.warnings, [], "{name}");
+        for format in FORMATS {
+            for defaults in [false, true] {
+                let text = parsed.document.render(format, defaults);
+                let again = parse_as(&text, format).unwrap_or_else(|e| panic!("{name} {format:?}: {e:#?}\n{text}")).document;
+                if defaults {
+                    // `on_change` of a server follows the process's, so a document with all defaults says no less.
+                    let plain = Document { normal: parsed.document.normal.clone(), ..again };
+                    assert_eq!(plain, parsed.document, "{name} {format:?}\n{text}");
+                } else {
+                    assert_eq!(again, parsed.document, "{name} {format:?}\n{text}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_reference_has_every_key_at_its_default() {
+    let text = fs::read_to_string(root().join("config/reference.toml")).unwrap();
+    // What is commented out is there for its form.
+    let every: String = text.lines().map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ") && !l.contains("x-")).unwrap_or(l)).fold(String::new(), |a, l| a + l + "\n");
+    let schema = Document::json_schema();
+    let mut keys = Vec::new();
+    collect_keys(&schema, &mut keys);
+    for key in keys {
+        let spelled = [format!("{key} "), format!("{key}="), format!(".{key}]"), format!("[{key}"), format!("\n{key}")];
+        assert!(spelled.iter().any(|s| every.contains(s)), "reference.toml lacks `{key}`");
+    }
+    let document = toml(&text);
+    let filled = toml("[http.reference]\nlisten = \"127.0.0.1:8085\"\n[upstreams.reference]\ntargets = \"127.0.0.1:3000\"");
+    assert_eq!(document.http["reference"].connection, filled.http["reference"].connection);
+    assert_eq!(document.http["reference"].body_limit, filled.http["reference"].body_limit);
+    assert_eq!(document.upstreams["reference"], filled.upstreams["reference"]);
+    assert_eq!((document.admin, document.runtime), (filled.admin, filled.runtime));
+}
+
+fn collect_keys(schema: &serde_json::Value, out: &mut Vec<String>) {
+    match schema {
+        serde_json::Value::Object(map) => {
+            for (key, value) in map {
+                if key == "properties" {
+                    out.extend(value.as_object().unwrap().keys().cloned());
+                }
+                collect_keys(value, out);
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|i| collect_keys(i, out)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_schema_describes_every_key_and_accepts_the_samples() {
+    let schema = Document::json_schema();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    for (name, text) in samples() {
+        let document = toml(&text);
+        for defaults in [false, true] {
+            let json: serde_json::Value = serde_json::from_str(&document.render(Format::Json, defaults)).unwrap();
+            if let Err(error) = validator.validate(&json) {
+                panic!("{name}: {error} at {}", error.instance_path());
+            }
+        }
+        // As written, short forms and all.
+        let written: serde_json::Value = ::toml::from_str(&text).unwrap();
+        assert!(validator.is_valid(&written), "{name}");
+    }
+    assert!(validator.is_valid(&serde_json::json!({ "x-notes": 1 })));
+    for wrong in [
+        serde_json::json!({ "htp": {} }),
+        serde_json::json!({ "http": { "a": { "lisen": ":80" } } }),
+        serde_json::json!({ "runtime": { "drain_timeout": 5 } }),
+    ] {
+        assert!(!validator.is_valid(&wrong), "{wrong}");
+    }
+    undescribed(&schema, "");
+}
+
+fn undescribed(schema: &serde_json::Value, at: &str) {
+    if let Some(properties) = schema.get("properties").and_then(|p| p.as_object()) {
+        // A secret's forms are described as a whole.
+        if !properties.contains_key("env") && !properties.contains_key("file") || properties.len() > 1 {
+            for (key, value) in properties {
+                assert!(value.get("description").is_some(), "{at}/{key} has no description");
+            }
+        }
+    }
+    match schema {
+        serde_json::Value::Object(map) => map.iter().for_each(|(k, v)| undescribed(v, &format!("{at}/{k}"))),
+        serde_json::Value::Array(items) => items.iter().for_each(|v| undescribed(v, at)),
+        _ => {}
+    }
+}
+
+/// `UPDATE_GOLDEN=1 cargo test` writes what is drawn; a change is then read in the diff.
+#[test]
+fn golden_errors() {
+    let folder = root().join("tests/golden/errors");
+    let mut seen = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let Some(format) = Document::format_of(&path) else { continue };
+        let source = fs::read_to_string(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let found = diagnostics(parse_as(&source, format));
+        let listed: Vec<_> = found.iter().map(|(s, d)| (*s, d)).collect();
+        let mut drawn = render_diagnostics(name, &source, &listed, false);
+        for (_, d) in &found {
+            drawn.push_str(&format!("{}:{} {}\n", d.line.unwrap_or(0), d.column.unwrap_or(0), d.pointer));
+        }
+        let expected = folder.join(format!("{name}.txt"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&expected, &drawn).unwrap();
+        }
+        assert_eq!(drawn, fs::read_to_string(&expected).unwrap_or_default(), "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 8);
+}
+
+#[test]
+fn one_mistake_has_its_place_in_every_format() {
+    let texts = [
+        (Format::Toml, "[http.web]\nlisten = \"127.0.0.1:1\"\n\"ünknown\" = 1\nproxy = \"nobody\"\n", (4, 9)),
+        (Format::Json, "{\"http\": {\"web\": {\"listen\": \"127.0.0.1:1\",\n\"ünknown\": 1,\n  \"proxy\": \"nobody\"}}}", (3, 12)),
+        (Format::Yaml, "http:\n  web:\n    listen: 127.0.0.1:1\n    ünknown: 1\n    proxy: nobody\n", (5, 12)),
+    ];
+    for (format, text, place) in texts {
+        let found = diagnostics(parse_as(text, format));
+        let pointers: Vec<_> = found.iter().map(|(_, d)| d.pointer.as_str()).collect();
+        assert!(pointers.contains(&"/http/web/ünknown"), "{format:?} {found:?}");
+        let nobody = found.iter().find(|(_, d)| d.message.contains("nobody")).unwrap();
+        assert!(nobody.1.pointer.starts_with("/http/web/proxy"), "{format:?}");
+        assert_eq!((nobody.1.line, nobody.1.column), (Some(place.0), Some(place.1)), "{format:?}");
+    }
+}
+
+#[test]
+fn short_forms_become_lists_and_tables_and_durations_their_largest_unit() {
+    let document = toml(
+        "[http.web]\nlisten = '127.0.0.1:80'\ntimeouts.idle = '120s'\nlimits.connections = false\n\
+         routes = [{ match = { path = '/a' }, proxy = 'api' }, { redirect = '/b' }, { respond = 'c' }]\n\
+         [upstreams.api]\ntargets = '127.0.0.1:1'\nprotocol = 'http1'\n",
+    );
+    let expected = serde_json::json!({
+        "http": { "web": {
+            "listen": ["127.0.0.1:80"], "timeouts": { "idle": "2m" }, "limits": { "connections": "unlimited" },
+            "routes": [
+                { "match": { "path": ["/a"] }, "proxy": { "upstream": "api" } },
+                { "redirect": { "to": "/b" } },
+                { "respond": { "body": "c" } }
+            ]
+        }},
+        "upstreams": { "api": { "targets": [{ "address": "127.0.0.1:1" }], "protocol": "h1" } }
+    });
+    assert_eq!(document.normal, expected);
+}
+
+#[test]
+fn an_empty_document_is_valid_with_a_warning() {
+    for (format, text) in [
+        (Format::Toml, ""),
+        (Format::Toml, "# nothing\n"),
+        (Format::Toml, "x-note = 1"),
+        (Format::Json, "{}"),
+        (Format::Yaml, ""),
+        (Format::Yaml, "# nothing\n"),
+        (Format::Yaml, "{}"),
+    ] {
+        let parsed = parse_as(text, format).unwrap();
+        assert_eq!(parsed.warnings.len(), 1, "{text:?}");
+        assert_eq!(parsed.document.normal, serde_json::json!({}));
+        assert_eq!(parsed.document.admin.listen.to_string(), "127.0.0.1:8837");
+    }
+}
+
+#[test]
+fn specs_hold_what_is_written() {
+    let document = toml(
+        "[http.web]\nlisten = [':8080', 'localhost:8081']\nhosts = 'A.example.com'\n\
+         routes = [\n\
+           { name = 'off', enabled = false, respond = { file = 'gone.html' } },\n\
+           { match = { path = '/a/*' }, proxy = 'http://Backend.local/base/' },\n\
+           { match = { path = '/b' }, proxy = { upstream = '127.0.0.1:3000', host_header = 'upstream', timeout = '5s' } },\n\
+           { respond = { file = 'x.html', status = 503 } },\n]\n\
+         [http.off]\nenabled = false\nlisten = ':9'\nproxy = '127.0.0.1:9'\n\
+         [upstreams.api]\ntargets = ['unix:run/a.sock', { address = '[::1]:80', weight = 0 }]\nbalance = 'least_requests'\n",
+    );
+    assert_eq!(document.http.keys().map(|k| &**k).collect::<Vec<_>>(), ["web"]);
+    let web = &document.http["web"];
+    assert_eq!(web.listen.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0:8080", "[::]:8080", "127.0.0.1:8081", "[::1]:8081"]);
+    assert_eq!(web.hosts, [HostPattern::Exact("a.example.com".into())]);
+    assert_eq!(web.routes.len(), 3);
+    let ActionSpec::Proxy(a) = &web.routes[0].action else { panic!() };
+    assert_eq!((&*a.upstream, a.base.as_str(), &a.host_header), ("backend.local:80", "/base", &HostHeader::Preserve));
+    assert_eq!(web.routes[0].matcher.path, [PathPattern::Below("/a".into())]);
+    let ActionSpec::Proxy(b) = &web.routes[1].action else { panic!() };
+    assert_eq!((&*b.upstream, b.timeout), ("127.0.0.1:3000", Some(std::time::Duration::from_secs(5))));
+    let ActionSpec::Respond(c) = &web.routes[2].action else { panic!() };
+    assert_eq!(c.body, RespondBody::File("/base/x.html".into()));
+    // The upstream of a server that is not enabled is not there either.
+    assert_eq!(document.upstreams.keys().map(|k| &**k).collect::<Vec<_>>(), ["127.0.0.1:3000", "api", "backend.local:80"]);
+    assert_eq!(document.upstreams["api"].balance, Balance::LeastRequests);
+    assert_eq!(document.upstreams["api"].targets[0].address.to_string(), "unix:/base/run/a.sock");
+
+    assert_eq!(document.listen_pointer("web", 1), "/http/web/listen/0");
+    assert_eq!(document.listen_pointer("web", 3), "/http/web/listen/1");
+    // The first route is not enabled, so the place in the document is one further.
+    assert_eq!(document.file_pointers(), [("/base/x.html".into(), "/http/web/routes/3/respond/file".into())]);
+}
+
+#[test]
+fn a_place_is_found_after_parsing() {
+    let text = "[http.web]\nlisten = \"127.0.0.1:80\"\nrespond = { file = \"a.html\" }\n";
+    let parsed = parse_as(text, Format::Toml).unwrap();
+    let taken = parsed.locate(&parsed.document.listen_pointer("web", 0), "address in use", None);
+    // One value stands for the list.
+    assert_eq!((taken.pointer.as_str(), taken.line, taken.column), ("/http/web/listen/0", Some(2), Some(10)));
+    let (_, pointer) = parsed.document.file_pointers().remove(0);
+    let missing = parsed.locate(&pointer, "no such file", Some("create it".into()));
+    assert_eq!((missing.pointer.as_str(), missing.line, missing.column), ("/http/web/respond/file", Some(3), Some(20)));
+}
+
+#[test]
+fn without_ipv6_the_other_address_is_left_out_with_a_warning() {
+    let text = b"[http.web]\nlisten = [':8080', '[::1]:8081']\nrespond = ''\n";
+    let parsed = Document::parse_with(text, Format::Toml, &context(), false).unwrap();
+    let listen = &parsed.document.http["web"].listen;
+    // Who writes a v6 address gets it, or the error of the socket.
+    assert_eq!(listen.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0:8080", "[::1]:8081"]);
+    assert_eq!(parsed.warnings.len(), 1);
+}
+
+#[test]
+fn secrets_are_redacted_kept_and_read() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("token"), "from-file\n").unwrap();
+    let context = |running| Context { base: folder.path().to_owned(), running };
+    let parse = |text: &str, running| Document::parse(text.as_bytes(), Format::Toml, &context(running));
+
+    let literal = parse("[admin]\ntoken = 's3cret'", None).unwrap().document;
+    assert_eq!(literal.normal, serde_json::json!({ "admin": { "token": "<redacted>" } }));
+    assert!(!format!("{literal:?}").contains("s3cret"));
+    let back = parse(&literal.render(Format::Toml, false), Some(&literal)).unwrap().document;
+    assert_eq!(back, literal);
+    assert!(matches!(parse("[admin]\ntoken = '<redacted>'", None), Err(Refused::Invalid { .. })));
+
+    let file = parse("[admin]\ntoken = { file = 'token' }", None).unwrap().document;
+    assert_eq!(file.admin.token.as_ref().map(|t| t.expose()), Some("from-file"));
+    assert_eq!(file.normal, serde_json::json!({ "admin": { "token": { "file": "token" } } }));
+    for unreadable in ["missing", "."] {
+        let refused = parse(&format!("[admin]\ntoken = {{ file = '{unreadable}' }}"), None);
+        assert!(matches!(&refused, Err(Refused::Unavailable(e)) if e[0].pointer == "/admin/token"), "{refused:?}");
+    }
+    // What is wrong in itself comes before what is not to be had.
+    let both = parse("htp = 1\n[admin]\ntoken = { file = 'missing' }", None);
+    assert!(matches!(&both, Err(Refused::Invalid { errors, .. }) if errors.len() == 2), "{both:?}");
+    let unset = parse("[admin]\ntoken = { env = 'EVERGATE_NOT_SET_ANYWHERE' }", None);
+    assert!(matches!(unset, Err(Refused::Invalid { .. })));
+    assert!(parse("[admin]\nlisten = '0.0.0.0:1'\ntoken = 'x'", None).is_ok());
+    assert!(parse("[admin]\nlisten = 'unix:a.sock'", None).is_ok());
+}
+
+#[test]
+fn what_is_not_built_is_refused_at_its_own_place() {
+    let text = "include = ['x']\n[http.web]\nlisten = 'unix:/x'\nprotocols = ['h3']\ntls = {}\nrate_limit = {}\nfiles = 'x'\n\
+                [tcp.x]\n[upstreams.u]\nhealth = {}\ntargets = [{ address = '127.0.0.1:1', backup = true }]\n";
+    let found = errors(text);
+    for key in [
+        "/include: `include`", "/http/web/listen: a unix socket", "/http/web/protocols/0: `h3`", "/http/web/tls: `tls`",
+        "/http/web/rate_limit: `rate_limit`", "/http/web/files: `files`", "/tcp: `tcp`", "/upstreams/u/health: `health`",
+        "/upstreams/u/targets/0/backup: `backup`",
+    ] {
+        assert!(found.iter().any(|e| e.starts_with(key) && e.ends_with("is not supported yet") || e.contains("for HTTP")), "{key} in {found:#?}");
+    }
+    assert_eq!(found.len(), 9, "{found:#?}");
+}
+
+#[test]
+fn addresses_may_be_shared_by_hosts_and_port_0_never_is() {
+    toml("[http.a]\nlisten = '127.0.0.1:1'\nhosts = 'a.de'\n[http.b]\nlisten = '127.0.0.1:1'\nhosts = '*.a.de'\n[http.c]\nlisten = '127.0.0.1:1'\n");
+    toml("[http.a]\nlisten = '127.0.0.1:0'\n[http.b]\nlisten = '127.0.0.1:0'\n[http.c]\nlisten = ':0'");
+    let found = errors("[http.a]\nlisten = ':1'\n[http.b]\nlisten = '0.0.0.0:1'\nlimits.streams = 5");
+    assert_eq!(found.len(), 3, "{found:#?}");
+}
+
+#[test]
+fn a_route_below_all_hosts_or_paths_of_earlier_ones_is_told() {
+    let unreached = |routes: &str| -> Vec<String> {
+        let text = format!("[http.web]\nlisten = '127.0.0.1:1'\nroutes = [{routes}]");
+        let parsed = parse_as(&text, Format::Toml).unwrap();
+        parsed.warnings.into_iter().map(|w| w.pointer).collect()
+    };
+    let route = |conditions: &str| format!("{{ match = {{ {conditions} }}, respond = '' }},");
+    let cases: [(&[&str], bool); 12] = [
+        (&["path = '/a/*'", "path = '/a'"], true),
+        (&["path = '/a/*'", "path = '/ab'"], false),
+        (&["path = '/a*'", "path = '/ab/c*'"], true),
+        (&["path = '/a/*'", "path = '/a/b*'"], true),
+        (&["path = '/a/*'", "path = '/a*'"], false),
+        (&["host = '*.x.de'", "host = 'a.b.x.de', path = '/a'"], true),
+        (&["host = '*.x.de'", "host = 'x.de'"], false),
+        (&["host = 'a.de'", "host = 'b.de'", "host = ['a.de', 'b.de']"], true),
+        (&["method = 'GET', path = '/a'", "method = 'GET', path = '/a'"], true),
+        (&["method = 'GET', path = '/a'", "path = '/a'"], false),
+        (&["path = '~^/a'", "path = '~^/a', method = 'GET'"], true),
+        (&["path = '/*'", "remote = '10.0.0.0/8'"], true),
+    ];
+    for (routes, expected) in cases {
+        let text: String = routes.iter().map(|r| route(r)).collect();
+        assert_eq!(!unreached(&text).is_empty(), expected, "{routes:?}");
+    }
+}
+
+#[test]
+fn hostile_documents_are_refused_without_harm() {
+    let deep = 100_000;
+    let cases = [
+        (Format::Json, "[".repeat(deep)),
+        (Format::Json, "[".repeat(deep) + &"]".repeat(deep)),
+        (Format::Json, "{\"a\":".repeat(deep)),
+        (Format::Toml, "a = ".to_owned() + &"[".repeat(deep)),
+        (Format::Toml, "a = ".to_owned() + &"{a=".repeat(deep)),
+        (Format::Toml, "a.".repeat(deep) + "a = 1"),
+        (Format::Toml, format!("[{}a]", "a.".repeat(deep))),
+        (Format::Toml, format!("[{}a]", "'a'.".repeat(deep))),
+        (Format::Toml, "a = { ".to_owned() + &"a.".repeat(deep) + "a = 1 }"),
+        (Format::Yaml, "[".repeat(deep)),
+        (Format::Yaml, "- ".repeat(1_000) + "a"),
+        (Format::Yaml, "{a: ".repeat(1_000)),
+        (Format::Yaml, "--- a\n--- b\n".to_owned()),
+        (Format::Yaml, "a: &a [*a]".to_owned()),
+        (Format::Yaml, laughs()),
+    ];
+    for (format, text) in cases {
+        let refused = parse_as(&text, format);
+        assert!(matches!(refused, Err(Refused::Syntax(_))), "{format:?} {}", &text[..20.min(text.len())]);
+    }
+    for bytes in [&b"\xef\xbb\xbfa = 1"[..], b"\xff\xfea\0", b"a = '\xc3\x28'"] {
+        for format in FORMATS {
+            let refused = Document::parse(bytes, format, &context());
+            assert!(matches!(refused, Err(Refused::Syntax(_))));
+        }
+    }
+    let place = Document::parse(b"a = 1\nb = '\xc3\xa4\xff'", Format::Toml, &context());
+    assert!(matches!(&place, Err(Refused::Syntax(e)) if (e[0].line, e[0].column) == (Some(2), Some(7))), "{place:?}");
+}
+
+fn laughs() -> String {
+    let mut text = "x-0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for n in 1..9 {
+        let items = vec![format!("*a{}", n - 1); 10].join(", ");
+        text.push_str(&format!("x-{n}: &a{n} [{items}]\n"));
+    }
+    text
+}
+
+#[test]
+fn yaml_has_the_core_schema_and_aliases() {
+    let text = "x-common: &targets [\"127.0.0.1:1\", \"127.0.0.1:2\"]\nhttp:\n  web: { listen: 127.0.0.1:80, respond: { body: no, headers: { x: !!str 5 } } }\n  \
+                two: { listen: \"127.0.0.1:81\", proxy: a }\nupstreams:\n  a: { targets: *targets }\n";
+    let document = parse_as(text, Format::Yaml).unwrap().document;
+    assert_eq!(document.upstreams["a"].targets.len(), 2);
+    assert_eq!(document.normal["http"]["web"]["respond"], serde_json::json!({ "body": "no", "headers": { "x": "5" } }));
+    // A mistake behind an alias has the alias's pointer.
+    let wrong = "x-c: &t [\"127.0.0.1\"]\nupstreams:\n  a: { targets: *t }\n";
+    let found = diagnostics(parse_as(wrong, Format::Yaml));
+    assert_eq!((found[0].1.pointer.as_str(), found[0].1.line), ("/upstreams/a/targets/0", Some(1)), "{found:?}");
+}
+
+#[test]
+fn a_listener_address_is_ordered_and_printed() {
+    let web = &toml("[http.web]\nlisten = '[::1]:1'\n").http["web"];
+    assert_eq!(web.listen, [ListenAddr::Tcp(([0, 0, 0, 0, 0, 0, 0, 1], 1).into())]);
+}
+
+/// A document of many routes, as large gateways have it.
+fn large(routes: usize) -> String {
+    let mut text = String::from("[http.web]\nlisten = '127.0.0.1:80'\n");
+    for n in 0..routes {
+        text.push_str(&format!(
+            "[[http.web.routes]]\nname = \"tenant-{n}\"\nmatch.host = \"tenant-{n}.example.com\"\nmatch.path = \"/v1/*\"\nproxy = \"pool-{}\"\n",
+            n % 50
+        ));
+    }
+    for n in 0..50 {
+        text.push_str(&format!("[upstreams.pool-{n}]\ntargets = [\"10.0.0.{n}:80\"]\n"));
+    }
+    text
+}
+
+/// Ten times the routes may take at most some thirty times as long: nothing is quadratic.
+#[test]
+fn time_grows_with_the_size_of_the_document() {
+    let time = |text: &str, format| {
+        (0..3).map(|_| {
+            let begin = std::time::Instant::now();
+            parse_as(text, format).unwrap();
+            begin.elapsed()
+        }).min().unwrap()
+    };
+    for format in FORMATS {
+        let texts = [500, 5_000].map(|n| toml(&large(n)).render(format, false));
+        let [small, big] = texts.map(|text| time(&text, format));
+        assert!(big < small * 30, "{format:?}: {small:?} and {big:?}");
+    }
+}
+
+#[test]
+#[allow(clippy::print_stderr)]
+fn a_large_document_is_read_quickly() {
+    let document = toml(&large(10_000));
+    for format in FORMATS {
+        let text = document.render(format, false);
+        let begin = std::time::Instant::now();
+        assert_eq!(parse_as(&text, format).unwrap().document, document);
+        eprintln!("{format:?}: {} bytes in {:?}", text.len(), begin.elapsed());
+    }
+}
+
+/// Values of any kind under keys of the language, so that most are wrong in some way.
+fn any_document() -> impl Strategy<Value = serde_json::Value> {
+    let key = prop::sample::select(vec![
+        "http", "web", "upstreams", "listen", "routes", "proxy", "respond", "redirect", "match", "path", "targets",
+        "admin", "runtime", "not", "timeouts", "limits", "headers", "body", "status", "name", "x-a", "ä\n~/", "enabled",
+    ]);
+    let leaf = prop_oneof![
+        Just(serde_json::json!(true)),
+        any::<i64>().prop_map(|n| serde_json::json!(n)),
+        prop::sample::select(vec![":80", "10s", "api", "{host}", "~(", "127.0.0.1:1", "/a/*", "unlimited", "${X}", "*", "- a: #", "\u{feff}\u{1}\""])
+            .prop_map(|s| serde_json::json!(s)),
+        "\\PC{0,12}".prop_map(|s| serde_json::json!(s)),
+    ];
+    leaf.prop_recursive(6, 60, 8, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::Array),
+            prop::collection::vec((key.clone(), inner), 0..6)
+                .prop_map(|pairs| serde_json::Value::Object(pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        for format in FORMATS {
+            let _ = Document::parse(&bytes, format, &context());
+        }
+    }
+
+    #[test]
+    fn no_punctuation_makes_it_panic(text in "[\\[\\]{}:,\"'=.#&*!|> \n\\-a1x<]{0,60}") {
+        for format in FORMATS {
+            let _ = parse_as(&text, format);
+        }
+    }
+
+    #[test]
+    fn wrong_documents_have_the_same_errors_in_all_formats(value in any_document()) {
+        // The root of TOML is a table.
+        let value = if value.is_object() { value } else { serde_json::json!({ "http": value }) };
+        let found = FORMATS.map(|format| {
+            let text = render::render(&value, format);
+            let mut all: Vec<_> = diagnostics(parse_as(&text, format)).into_iter().map(|(_, d)| (d.pointer, d.message)).collect();
+            // TOML's text puts tables last.
+            all.sort();
+            all
+        });
+        prop_assert_eq!(&found[0], &found[1]);
+        prop_assert_eq!(&found[1], &found[2]);
+    }
+}

@@ -1,0 +1,272 @@
+//! The accept loop of one address on one worker: accept, count, spawn, nothing slower. It borrows its socket: only the
+//! supervisor's table closes an address. Told to retire, it shuts new handshakes out, serves what is queued, and ends.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::http::{self, Listener};
+use crate::metrics::WorkerCounters;
+use crate::net;
+
+/// How long accepting pauses after an error that a retry will not cure at once (no descriptor, no memory).
+const BACK_OFF: Duration = Duration::from_millis(50);
+/// From shutting new handshakes out to the last look into the queue: the handshakes under way need one round trip.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(200);
+/// How long an address that retires without descriptors left tries to serve its queue.
+const DRAIN_TRIES: u32 = 100;
+
+/// The process-wide bound on client connections (`runtime.max_connections`). It may be passed by one connection per
+/// worker: room is looked for before accepting, so that no accepted client is thrown away.
+#[derive(Debug)]
+pub struct ConnectionLimit {
+    max: AtomicUsize,
+    now: AtomicUsize,
+    freed: Notify,
+}
+
+impl ConnectionLimit {
+    pub fn new(max: usize) -> ConnectionLimit {
+        ConnectionLimit {
+            max: AtomicUsize::new(max),
+            now: AtomicUsize::new(0),
+            freed: Notify::new(),
+        }
+    }
+
+    pub fn set(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+        self.freed.notify_waiters();
+    }
+
+    fn has_room(&self) -> bool {
+        self.now.load(Ordering::Relaxed) < self.max.load(Ordering::Relaxed)
+    }
+
+    /// Waits until another connection may be accepted. Cancel-safe.
+    async fn room(&self) {
+        while !self.has_room() {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    fn leave(&self) {
+        if self.now.fetch_sub(1, Ordering::Relaxed) >= self.max.load(Ordering::Relaxed) {
+            self.freed.notify_waiters();
+        }
+    }
+}
+
+/// One bound address, all its sockets together: what outlives generations and is counted over the workers.
+#[derive(Debug)]
+pub struct Binding {
+    /// Unique in the process's life.
+    pub id: u32,
+    /// As bound.
+    pub address: SocketAddr,
+    connections: AtomicUsize,
+    clients: Mutex<HashMap<IpAddr, usize>>,
+    /// Connections closed at once because a limit was reached.
+    pub refused: AtomicU64,
+    /// Accept loops that have not ended.
+    pub loops: AtomicUsize,
+}
+
+impl Binding {
+    pub fn new(id: u32, address: SocketAddr) -> Binding {
+        Binding {
+            id,
+            address,
+            connections: AtomicUsize::new(0),
+            clients: Mutex::default(),
+            refused: AtomicU64::new(0),
+            loops: AtomicUsize::new(0),
+        }
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection's place in every count; dropping it gives them back.
+struct Held {
+    limit: Arc<ConnectionLimit>,
+    binding: Arc<Binding>,
+    listener: Arc<Listener>,
+    client: Option<IpAddr>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.limit.leave();
+        self.binding.connections.fetch_sub(1, Ordering::Relaxed);
+        self.listener
+            .worker
+            .counters
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
+        if let Some(ip) = self.client {
+            let mut clients = self.binding.clients.lock();
+            if let Some(count) = clients.get_mut(&ip) {
+                *count -= 1;
+                if *count == 0 {
+                    clients.remove(&ip);
+                }
+            }
+        }
+    }
+}
+
+/// Accepts for one address on one worker.
+pub struct Acceptor {
+    pub listener: Arc<Listener>,
+    pub binding: Arc<Binding>,
+    pub limit: Arc<ConnectionLimit>,
+    /// Accepting waits while this says false (tests hold a queue full with it).
+    pub gate: Option<watch::Receiver<bool>>,
+    pub retire: CancellationToken,
+}
+
+impl Acceptor {
+    /// Runs until `retire` is cancelled and the queue is empty.
+    pub async fn run(self, socket: TcpListener) {
+        struct Ends(Arc<Binding>);
+        impl Drop for Ends {
+            fn drop(&mut self) {
+                self.0.loops.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        let _ends = Ends(self.binding.clone());
+        {
+            let retired = self.retire.cancelled();
+            tokio::pin!(retired);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut retired => break,
+                    accepted = self.next(&socket) => match accepted {
+                        Ok((stream, peer)) => self.serve(stream, peer),
+                        Err(error) => self.back_off(&error).await,
+                    },
+                }
+            }
+        }
+        if let Err(error) = self.drain(socket).await {
+            tracing::warn!(address = %self.binding.address, %error, "the queue of a retired address could not be served to its end");
+        }
+    }
+
+    async fn next(&self, socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+        if let Some(gate) = &self.gate {
+            // The gate's other end is gone: nothing is held back any more.
+            let _ = gate.clone().wait_for(|open| *open).await;
+        }
+        self.limit.room().await;
+        socket.accept().await
+    }
+
+    async fn back_off(&self, error: &io::Error) {
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+        ) {
+            return; // that client is gone; the next one waits
+        }
+        tracing::warn!(address = %self.binding.address, %error, "accept pauses");
+        tokio::select! {
+            () = tokio::time::sleep(BACK_OFF) => {}
+            () = self.retire.cancelled() => {}
+        }
+    }
+
+    /// Serves everyone who got through the handshake, and nobody later.
+    async fn drain(&self, socket: TcpListener) -> io::Result<()> {
+        // Back to plain accept calls: what the kernel says now, not what the reactor saw.
+        let socket = socket.into_std()?;
+        let shut = net::Shutter::close(&socket);
+        self.accept_all(&socket).await?;
+        match shut {
+            Ok(_) => tokio::time::sleep(LAST_HANDSHAKES).await,
+            Err(error) => {
+                tracing::debug!(%error, "no shutter: a client that comes in this instant may be reset")
+            }
+        }
+        self.accept_all(&socket).await
+    }
+
+    async fn accept_all(&self, socket: &std::net::TcpListener) -> io::Result<()> {
+        let mut tries = 0;
+        loop {
+            match net::accept_queued(socket) {
+                Ok(None) => return Ok(()),
+                Ok(Some((stream, peer))) => {
+                    stream.set_nonblocking(true)?;
+                    self.serve(TcpStream::from_std(stream)?, peer);
+                }
+                Err(error) if tries == DRAIN_TRIES => return Err(error),
+                Err(_) => {
+                    tries += 1;
+                    tokio::time::sleep(BACK_OFF).await;
+                }
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        let serving = self.listener.slot.pin();
+        let limits = &serving.entry.connection;
+        let before = self.binding.connections.fetch_add(1, Ordering::Relaxed);
+        self.limit.now.fetch_add(1, Ordering::Relaxed);
+        WorkerCounters::add(&self.listener.worker.counters.connections);
+        let mut held = Held {
+            limit: self.limit.clone(),
+            binding: self.binding.clone(),
+            listener: self.listener.clone(),
+            client: None,
+        };
+        let mut admitted = limits.connections.is_none_or(|max| before < max);
+        if admitted && let Some(max) = limits.connections_per_client {
+            let mut clients = self.binding.clients.lock();
+            let count = clients.entry(peer.ip()).or_default();
+            *count += 1;
+            held.client = Some(peer.ip());
+            admitted = *count <= max;
+        }
+        if !admitted {
+            WorkerCounters::add(&self.binding.refused);
+            tracing::debug!(%peer, address = %self.binding.address, "connection limit reached");
+            return;
+        }
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::trace!(%error, "TCP_NODELAY"); // the client is gone already
+        }
+        let guard = self.listener.slot.epoch().join();
+        let (listener, local) = (self.listener.clone(), self.binding.address);
+        // Owned by its epoch (told to finish, cut at the deadline) and by the worker's runtime.
+        tokio::spawn(async move {
+            let connection = http::serve(stream, peer, local, listener, guard);
+            if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
+                WorkerCounters::add(&held.listener.worker.counters.panics);
+                tracing::error!(%peer, "a connection's task panicked; only that connection ended");
+            }
+            drop(held);
+        });
+    }
+}

@@ -1,0 +1,128 @@
+//! Reading the files that a document names. Only regular files and FIFOs are read; a FIFO is waited for without a
+//! blocked thread, so a writer that never comes costs the swap its `prepare_timeout` and the process nothing.
+
+use std::io;
+use std::path::Path;
+
+use bytes::Bytes;
+
+/// Largest file a document may name, and the largest document.
+pub(super) const MAX: u64 = 16 * 1024 * 1024;
+
+/// Reads `path` whole. Cancel-safe: dropping it leaves nothing behind but, for a regular file, one read that ends.
+///
+/// # Errors
+/// Those of the system, and one with a plain sentence for a folder, a device or a file over 16 MiB.
+pub(super) async fn read(path: &Path) -> io::Result<Bytes> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = tokio::fs::metadata(path).await?.file_type();
+        if kind.is_fifo() {
+            return read_fifo(path).await;
+        }
+    }
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || {
+        use std::io::Read;
+        let meta = std::fs::metadata(&path)?;
+        if meta.is_dir() {
+            return Err(io::Error::new(
+                io::ErrorKind::IsADirectory,
+                "is a folder, not a file",
+            ));
+        }
+        if !meta.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "is not a regular file",
+            ));
+        }
+        let mut bytes = Vec::with_capacity(meta.len().min(MAX) as usize);
+        std::fs::File::open(&path)?
+            .take(MAX + 1)
+            .read_to_end(&mut bytes)?;
+        check_size(bytes.len())?;
+        Ok(bytes.into())
+    })
+    .await
+    .map_err(io::Error::other)?
+}
+
+fn check_size(len: usize) -> io::Result<()> {
+    if len as u64 > MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "is larger than 16 MiB",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+async fn read_fifo(path: &Path) -> io::Result<Bytes> {
+    let pipe = tokio::net::unix::pipe::OpenOptions::new().open_receiver(path)?;
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        // Before the first read: without a writer so far, a read would say "end" at once.
+        pipe.readable().await?;
+        match pipe.try_read(&mut chunk) {
+            Ok(0) => return Ok(bytes.into()),
+            Ok(n) => bytes.extend_from_slice(&chunk[..n]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        check_size(bytes.len())?;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_regular_file_is_read_and_a_folder_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, "text").unwrap();
+        assert_eq!(read(&path).await.unwrap(), "text");
+        assert_eq!(
+            read(folder.path()).await.unwrap_err().kind(),
+            io::ErrorKind::IsADirectory
+        );
+        assert_eq!(
+            read(&folder.path().join("b")).await.unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_fifo_is_waited_for_until_its_writer_has_ended() {
+        use std::io::Write;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
+        let mut waiting = Box::pin(read(&path));
+        // Nobody writes: it waits (polled once with the reactor running).
+        let early = tokio::time::timeout(std::time::Duration::from_millis(20), &mut waiting).await;
+        assert!(early.is_err());
+        let to = path.clone();
+        let writer = std::thread::spawn(move || {
+            let mut file = std::fs::OpenOptions::new().write(true).open(to).unwrap();
+            file.write_all(b"first ").unwrap();
+            file.write_all(b"second").unwrap();
+        });
+        assert_eq!(waiting.await.unwrap(), "first second");
+        writer.join().unwrap();
+    }
+}

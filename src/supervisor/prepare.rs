@@ -1,0 +1,504 @@
+//! Everything of a swap that can fail, before anything of it can be seen: read, parse, load files, plan, resolve names,
+//! compile, reserve addresses. All of it owns what it makes; dropping [`Prepared`] undoes it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::Rejection;
+use super::actor::{Crew, Supervisor};
+use super::admin_socket::AdminReserved;
+use super::event::{Kind, Phase};
+use super::files;
+use super::log::SwapState;
+use super::plan::{self, Change, Step};
+use super::request::{Source, SwapRequest};
+use super::state_dir::{self, LockError, StateLock};
+use crate::config::scalar::ListenAddr;
+use crate::config::{Diagnostic, Format};
+use crate::document::{Context, Document, Parsed, Refused};
+use crate::http::Files;
+use crate::listen::accept::{Binding, ConnectionLimit};
+use crate::net;
+use crate::snapshot::{BindingKey, Snapshot};
+use crate::upstream::Shared;
+use crate::worker;
+
+/// How long reading the configuration file itself may take.
+const READ_FILE: Duration = Duration::from_secs(30);
+/// How often it is looked whether an address that retires is free.
+const RETIRE_LOOK: Duration = Duration::from_millis(5);
+
+/// A generation that could be committed.
+pub(super) struct Prepared {
+    pub(super) document: Arc<Document>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) steps: Vec<Step>,
+    pub(super) opened: Vec<(BindingKey, net::Reserved)>,
+    /// A new admin address.
+    pub(super) admin: Option<AdminReserved>,
+    pub(super) crew: Arc<Crew>,
+    pub(super) state_lock: Option<StateLock>,
+    pub(super) posted: bool,
+}
+
+/// One bound address: its sockets are closed when this is dropped, and only then.
+#[derive(Debug)]
+pub(super) struct Bound {
+    pub(super) key: BindingKey,
+    pub(super) binding: Arc<Binding>,
+    pub(super) sockets: Vec<std::net::TcpListener>,
+}
+
+/// The socket table: the only thing that closes a listener.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) map: BTreeMap<BindingKey, Arc<Bound>>,
+    pub(super) next_id: u32,
+    /// Addresses that are being let go; not bound again before.
+    pub(super) retiring: Arc<Mutex<Vec<SocketAddr>>>,
+}
+
+impl Table {
+    pub(super) fn bound(&self) -> Vec<Arc<Bound>> {
+        self.map.values().cloned().collect()
+    }
+
+    fn owned(&self) -> net::Owned {
+        let mut owned = net::Owned::default();
+        for bound in self.map.values() {
+            owned.add(bound.binding.address, &bound.sockets);
+        }
+        owned
+    }
+}
+
+impl Supervisor {
+    /// Steps 3 to 7 of a swap. `None`: the document equals what runs.
+    pub(super) async fn prepare(
+        &mut self,
+        state: &SwapState,
+        request: &SwapRequest,
+    ) -> Result<Option<Box<Prepared>>, Rejection> {
+        self.check_if_match(request)?;
+        let generation = self.current.as_ref().map_or(0, |current| current.id);
+        let (bytes, format, base, posted) = self.read(&request.source).await?;
+        let running = self
+            .current
+            .as_ref()
+            .map(|current| current.document.clone());
+        let parsed = parse(bytes, format, base, running).await?;
+        let document = Arc::new(parsed.document.clone());
+        let mut warnings = parsed.warnings.clone();
+        if let Some(current) = &self.current {
+            let changed = plan::boot_only(&current.document, &document).into_iter();
+            warnings
+                .extend(changed.map(|(pointer, message)| parsed.locate(pointer, message, None)));
+        }
+        if self.posted && matches!(request.source, Source::File) {
+            let message = "what runs was posted: reading the file again drops what it changed";
+            let help = "`GET /now` shows it; keep it in the file if you need it";
+            warnings.push(parsed.locate("", message, Some(help.into())));
+        }
+        self.inner
+            .log
+            .emit(state, Phase::Validated, generation, |event, record| {
+                event.warnings = Some(warnings.clone());
+                record.warnings = warnings.clone();
+            });
+
+        let timeout = document.runtime.prepare_timeout;
+        let deadline = Instant::now() + timeout;
+        let files = load(&parsed, deadline, timeout).await?;
+        if request.kind == Kind::Reload
+            && let Some(current) = &self.current
+            && *current.document == *document
+            && current.snapshot.files == files
+        {
+            strict(request, &warnings)?;
+            return Ok(None);
+        }
+
+        let old = self.current.as_ref().map(|current| &*current.document);
+        let (summary, steps) = plan::plan(old, Some(&document));
+        self.inner
+            .log
+            .emit(state, Phase::Planned, generation, |event, record| {
+                event.plan = Some(summary.clone());
+                record.plan = Some(summary);
+            });
+
+        let state_lock = self.lock_state(&parsed, &mut warnings)?;
+        let crew = match &self.crew {
+            Some(crew) => crew.clone(),
+            None => Arc::new(self.hire(&document)?),
+        };
+        let snapshot = self.compile(&document, files, &crew.shared).await?;
+        warnings.extend(resolve(&parsed, &snapshot, deadline).await);
+        let (opened, admin) = self.reserve(&parsed, &steps, deadline).await?;
+        strict(request, &warnings)?;
+        self.inner
+            .log
+            .emit(state, Phase::Prepared, generation, |event, record| {
+                event.bound = Some(
+                    opened
+                        .iter()
+                        .map(|(_, reserved)| reserved.address().to_string())
+                        .collect(),
+                );
+                record.warnings = warnings;
+            });
+        Ok(Some(Box::new(Prepared {
+            document,
+            snapshot,
+            steps,
+            opened,
+            admin,
+            crew,
+            state_lock,
+            posted,
+        })))
+    }
+
+    fn check_if_match(&self, request: &SwapRequest) -> Result<(), Rejection> {
+        let Some(wanted) = &request.if_match else {
+            return Ok(());
+        };
+        let running = self.inner.running.load();
+        let etag = running.as_ref().map_or("", |running| running.etag.as_str());
+        let matches = wanted
+            .split(',')
+            .map(str::trim)
+            .any(|tag| tag == etag || (tag == "*" && !etag.is_empty()));
+        if matches {
+            return Ok(());
+        }
+        Err(Rejection::new(
+            412,
+            "if-match",
+            format!("what runs has the ETag {etag}, not {wanted}: read `/now` again"),
+        ))
+    }
+
+    async fn read(&self, source: &Source) -> Result<(Bytes, Format, PathBuf, bool), Rejection> {
+        let folder = |path: &Path| {
+            let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+            std::path::absolute(parent.unwrap_or(Path::new(".")))
+                .unwrap_or_else(|_| PathBuf::from("."))
+        };
+        let known = self.inner.file.lock().clone();
+        match source {
+            Source::Body { bytes, format } => {
+                let base = known
+                    .as_deref()
+                    .map_or_else(|| folder(Path::new("x")), folder);
+                Ok((bytes.clone(), *format, base, true))
+            }
+            Source::Embedded { bytes, format } => {
+                Ok((bytes.clone(), *format, folder(Path::new("x")), false))
+            }
+            Source::File => {
+                let Some(path) = known.or_else(|| (self.options.search)()) else {
+                    let detail = "the process was started without a file, and none is found now; post a document";
+                    return Err(Rejection::new(409, "no-file", detail));
+                };
+                let Some(format) = Document::format_of(&path) else {
+                    let detail = format!(
+                        "{}: the name must end in .toml, .json, .yaml or .yml",
+                        path.display()
+                    );
+                    return Err(Rejection::new(409, "no-file", detail));
+                };
+                let read = tokio::time::timeout(READ_FILE, files::read(&path)).await;
+                let bytes = read
+                    .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+                    .map_err(|error| {
+                        Rejection::new(409, "no-file", format!("{}: {error}", path.display()))
+                    })?;
+                let base = folder(&path);
+                *self.inner.file.lock() = Some(path);
+                Ok((bytes, format, base, false))
+            }
+        }
+    }
+
+    /// Only at boot: the folder is read then, and stays locked.
+    fn lock_state(
+        &self,
+        parsed: &Parsed,
+        warnings: &mut Vec<Diagnostic>,
+    ) -> Result<Option<StateLock>, Rejection> {
+        if self.current.is_some() || self.state_lock.is_some() {
+            return Ok(None);
+        }
+        let document = &parsed.document;
+        let Some(dir) = document
+            .runtime
+            .state_dir
+            .clone()
+            .or_else(|| state_dir::default_dir(&document.admin))
+        else {
+            return Ok(None);
+        };
+        match state_dir::lock(&dir) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(LockError::Held(dir)) => {
+                let message = format!(
+                    "{} is locked: another evergate runs with this state folder",
+                    dir.display()
+                );
+                let help = "give this one another `runtime.state_dir` and another `admin.listen`, or stop the other one";
+                let error = parsed.locate("/runtime/state_dir", message, Some(help.into()));
+                Err(Rejection::with(409, "not-prepared", vec![error]))
+            }
+            Err(LockError::Unwritable(dir, error)) => {
+                let message = format!("{}: {error}; nothing is kept there", dir.display());
+                warnings.push(
+                    parsed
+                        .locate("/runtime/state_dir", message, None)
+                        ,
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    /// The workers, at boot.
+    fn hire(&self, document: &Document) -> Result<Crew, Rejection> {
+        let runtime = &document.runtime;
+        let count = match runtime.model {
+            crate::config::runtime::Model::PerCore => runtime.workers,
+            crate::config::runtime::Model::Shared => 1,
+        };
+        let shared = Arc::new(Shared::new(tokio::runtime::Handle::current(), count));
+        let limit = Arc::new(ConnectionLimit::new(runtime.max_connections));
+        let workers = worker::start(&worker::Plan {
+            model: runtime.model,
+            workers: runtime.workers,
+            shared: shared.clone(),
+            limit: limit.clone(),
+            gate: self.options.gate.clone(),
+            fatal: self.options.fatal.clone(),
+        })
+        .map_err(|error| {
+            Rejection::new(
+                409,
+                "not-prepared",
+                format!("the workers could not be started: {error}"),
+            )
+        })?;
+        Ok(Crew {
+            workers,
+            shared,
+            limit,
+            model: runtime.model,
+        })
+    }
+
+    async fn compile(
+        &self,
+        document: &Arc<Document>,
+        files: Files,
+        shared: &Arc<Shared>,
+    ) -> Result<Arc<Snapshot>, Rejection> {
+        let before = self
+            .current
+            .as_ref()
+            .map(|current| (current.document.clone(), current.snapshot.clone()));
+        let (document, shared) = (document.clone(), shared.clone());
+        // A large table takes its time: not on a thread that has other work.
+        let built = tokio::task::spawn_blocking(move || {
+            let before = before
+                .as_ref()
+                .map(|(document, snapshot)| (&**document, &**snapshot));
+            Arc::new(Snapshot::build(&document, files, &shared, before))
+        });
+        built
+            .await
+            .map_err(|error| Rejection::new(500, "internal", format!("compiling failed: {error}")))
+    }
+
+    /// Reserves every new address, the admin's too; gathers all that cannot be had.
+    async fn reserve(
+        &self,
+        parsed: &Parsed,
+        steps: &[Step],
+        deadline: Instant,
+    ) -> Result<(Vec<(BindingKey, net::Reserved)>, Option<AdminReserved>), Rejection> {
+        let count = if net::balances() {
+            self.shards(&parsed.document)
+        } else {
+            1
+        };
+        let owned = self.table.owned();
+        let mut opened = Vec::new();
+        let mut errors = Vec::new();
+        for step in steps.iter().filter(|step| step.change == Change::Open) {
+            let pointer = place_of(&parsed.document, &step.key);
+            let ListenAddr::Tcp(address) = step.key.address else {
+                errors.push(parsed.locate(
+                    &pointer,
+                    "unix sockets are not supported yet here",
+                    None,
+                ));
+                continue;
+            };
+            self.wait_until_retired(address, deadline).await;
+            match net::reserve(address, count, &owned) {
+                Ok(reserved) => opened.push((step.key.clone(), reserved)),
+                Err(error) => errors.push(parsed.locate(
+                    &pointer,
+                    error.to_string(),
+                    error.help(),
+                )),
+            }
+        }
+        let wanted = &parsed.document.admin.listen;
+        let mut admin = None;
+        if self
+            .admin
+            .as_ref()
+            .is_none_or(|socket| socket.address != *wanted)
+        {
+            match AdminReserved::reserve(wanted) {
+                Ok(reserved) => admin = Some(reserved),
+                Err((message, help)) => {
+                    errors.push(parsed.locate("/admin/listen", message, help))
+                }
+            }
+        }
+        if errors.is_empty() {
+            Ok((opened, admin))
+        } else {
+            Err(Rejection::with(409, "not-prepared", errors))
+        }
+    }
+
+    fn shards(&self, document: &Document) -> usize {
+        match (&self.crew, document.runtime.model) {
+            (Some(crew), _) => crew.workers.len(),
+            (None, crate::config::runtime::Model::PerCore) => document.runtime.workers,
+            (None, crate::config::runtime::Model::Shared) => 1,
+        }
+    }
+
+    /// An address that is being let go is free in a moment; after the deadline binding it tells.
+    async fn wait_until_retired(&self, address: SocketAddr, deadline: Instant) {
+        let busy = || {
+            self.table
+                .retiring
+                .lock()
+                .iter()
+                .any(|ours| ours.port() == address.port())
+        };
+        while busy() && Instant::now() < deadline {
+            tokio::time::sleep(RETIRE_LOOK).await;
+        }
+    }
+}
+
+/// Where the document names an address: its first server's `listen`.
+fn place_of(document: &Document, key: &BindingKey) -> String {
+    let named = document.http.values().find_map(|server| {
+        let owned = key.owner.as_ref().is_none_or(|(name, _)| *name == server.name);
+        let index = match &key.owner {
+            Some((_, index)) => Some(*index),
+            None => server.listen.iter().position(|address| *address == key.address),
+        };
+        index.filter(|_| owned).map(|index| document.listen_pointer(&server.name, index))
+    });
+    named.unwrap_or_default()
+}
+
+async fn parse(
+    bytes: Bytes,
+    format: Format,
+    base: PathBuf,
+    running: Option<Arc<Document>>,
+) -> Result<Parsed, Rejection> {
+    let parsed = tokio::task::spawn_blocking(move || {
+        Document::parse(
+            &bytes,
+            format,
+            &Context {
+                base,
+                running: running.as_deref(),
+            },
+        )
+    });
+    match parsed.await {
+        Ok(Ok(parsed)) => Ok(parsed),
+        Ok(Err(Refused::Syntax(errors))) => Err(Rejection::with(400, "malformed-document", errors)),
+        Ok(Err(Refused::Invalid { errors, .. })) => {
+            Err(Rejection::with(422, "invalid-document", errors))
+        }
+        Ok(Err(Refused::Unavailable(errors))) => Err(Rejection::with(409, "not-prepared", errors)),
+        Err(error) => Err(Rejection::new(
+            500,
+            "internal",
+            format!("parsing failed: {error}"),
+        )),
+    }
+}
+
+/// Reads every file the document names, all at once.
+async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<Files, Rejection> {
+    let named = parsed.document.file_pointers();
+    let reads = named.into_iter().map(|(path, pointer)| async move {
+        let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
+        let error = match read {
+            Ok(Ok(bytes)) => return Ok((path, bytes)),
+            Ok(Err(error)) => format!("{}: {error}", path.display()),
+            Err(_) => format!(
+                "{}: could not be read within `prepare_timeout` ({timeout:?})",
+                path.display()
+            ),
+        };
+        Err(parsed.locate(&pointer, error, None))
+    });
+    let (mut files, mut errors) = (Files::new(), Vec::new());
+    for read in join_all(reads).await {
+        match read {
+            Ok((path, bytes)) => drop(files.insert(path, bytes)),
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() {
+        Ok(files)
+    } else {
+        Err(Rejection::with(409, "not-prepared", errors))
+    }
+}
+
+/// Names of targets, looked up once; one that is not found is a warning and its target is down.
+async fn resolve(parsed: &Parsed, snapshot: &Snapshot, deadline: Instant) -> Vec<Diagnostic> {
+    let lookups = snapshot
+        .upstreams
+        .iter()
+        .map(|(name, upstream)| async move {
+            let missing = tokio::time::timeout_at(deadline, upstream.resolved())
+                .await
+                .unwrap_or_default();
+            missing.into_iter().map(move |host| {
+                let message = format!("{host} is not found; this target is down until it is");
+                parsed
+                    .locate(&format!("/upstreams/{name}/targets"), message, None)
+                    
+            })
+        });
+    join_all(lookups).await.into_iter().flatten().collect()
+}
+
+fn strict(request: &SwapRequest, warnings: &[Diagnostic]) -> Result<(), Rejection> {
+    if request.strict && !warnings.is_empty() {
+        return Err(Rejection::with(422, "warnings", warnings.to_vec()));
+    }
+    Ok(())
+}

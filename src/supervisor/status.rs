@@ -1,0 +1,78 @@
+//! What `/status` says, first form: types only; the figures come from `view`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `GET /status`, first form.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Status {
+    pub version: String,
+    /// Version of this API; raised by any change other than an addition.
+    pub api: u32,
+    pub uptime_s: u64,
+    /// The generation that serves (0: none).
+    pub generation: u64,
+    /// Every generation that is not gone yet, the serving one included.
+    pub generations: Vec<GenerationStatus>,
+    pub listeners: Vec<ListenerStatus>,
+    pub upstreams: Vec<UpstreamStatus>,
+    pub workers: u64,
+    /// `per-core` or `shared`.
+    pub model: String,
+    /// Open client connections.
+    pub connections: u64,
+    /// Requests since start.
+    pub requests: u64,
+    /// Open descriptors of the process (absent where the platform has no cheap count).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub descriptors: Option<u64>,
+    /// Alive tasks on all runtimes.
+    pub tasks: u64,
+    /// Resident memory in bytes (absent where the platform has no cheap figure).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub resident_bytes: Option<u64>,
+    /// Panics caught in connections and requests since start.
+    pub panics: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GenerationStatus {
+    pub generation: u64,
+    /// `serving` or `draining`.
+    pub state: String,
+    /// Requests in flight on it.
+    pub requests: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ListenerStatus {
+    /// As bound: a port 0 of the document shows the port it got.
+    pub address: String,
+    /// As written in the document.
+    pub configured: String,
+    pub servers: Vec<String>,
+    /// `serving` or `retiring`.
+    pub state: String,
+    pub connections: u64,
+    /// Sockets of its group.
+    pub sockets: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpstreamStatus {
+    pub name: String,
+    pub targets: Vec<TargetStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TargetStatus {
+    pub address: String,
+    pub weight: u32,
+    /// `up`, or `down` while its name does not resolve.
+    pub health: String,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// Open connections, idle ones included.
+    pub connections: u64,
+    pub idle: u64,
+}

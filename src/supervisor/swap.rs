@@ -1,0 +1,410 @@
+//! The acts of a swap that others can see: listen, commit, and a stop. Listening is the last that can fail, and comes
+//! before the first worker hears of the generation.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::Rejection;
+use super::actor::{Crew, Current, Supervisor};
+use super::admin_socket::{AdminBinding, AdminReserved, AdminSocket};
+use super::drain::{self, Draining};
+use super::event::{Kind, Outcome, Phase};
+use super::handle::Running;
+use super::log::SwapState;
+use super::plan::{self, Change, Step};
+use super::prepare::{Bound, Prepared};
+use super::request::{Source, SwapRequest};
+use crate::generation::{Epoch, Generation};
+use crate::listen::accept::Binding;
+use crate::net;
+use crate::snapshot::{BindingKey, Snapshot};
+use crate::worker::{Adopt, Message};
+
+/// How often a worker that does not acknowledge is named.
+const ACK_REMINDER: Duration = Duration::from_secs(1);
+/// Old generations that may drain at once; above it the oldest is hurried.
+const MAX_DRAINING: usize = 8;
+/// How long a stop waits for the queues of its addresses before it says that nothing is accepted.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
+
+impl Supervisor {
+    /// Steps 9a to 11. An error here is still a refusal without a trace; after the first `Adopt` nothing fails.
+    pub(super) async fn commit(
+        &mut self,
+        state: &SwapState,
+        request: &SwapRequest,
+        prepared: Prepared,
+    ) -> Result<(), Rejection> {
+        let Prepared {
+            document,
+            snapshot,
+            steps,
+            opened,
+            admin,
+            crew,
+            state_lock,
+            posted,
+        } = prepared;
+        let opened = self.listen(&crew, opened).await?;
+        let admin = admin.map(AdminReserved::listen).transpose();
+        let admin = match admin {
+            Ok(admin) => admin,
+            Err(error) => {
+                unstage(&crew).await;
+                return Err(Rejection::new(
+                    409,
+                    "not-prepared",
+                    format!("the admin address: {error}"),
+                ));
+            }
+        };
+
+        let id = self.next_generation;
+        self.next_generation += 1;
+        self.crew = Some(crew.clone());
+        self.state_lock = state_lock.or(self.state_lock.take());
+        self.posted = posted && matches!(request.source, Source::Body { .. });
+        for bound in opened {
+            self.table.map.insert(bound.key.clone(), bound);
+        }
+        let (generations, epochs) = self.adopt(state, &crew, id, &snapshot, &steps).await;
+        let retired = self.retire(&steps);
+        crew.limit.set(document.runtime.max_connections);
+        self.inner.log.keep(document.runtime.history);
+
+        let drain_timeout = request
+            .drain_timeout
+            .unwrap_or(document.runtime.drain_timeout);
+        let previous = self.current.replace(Current {
+            id,
+            document: document.clone(),
+            snapshot,
+            generations,
+        });
+        let etag = format!("\"{:016x}-{id}\"", self.nonce);
+        self.inner.running.store(Some(Arc::new(Running {
+            generation: id,
+            etag: etag.clone(),
+            document: document.clone(),
+        })));
+        if let Some(listener) = admin {
+            self.admin = Some(AdminSocket {
+                address: document.admin.listen.clone(),
+                listener: Arc::new(listener),
+            });
+        }
+        if let Some(socket) = &self.admin {
+            self.inner.admin.send_replace(Some(Arc::new(AdminBinding {
+                generation: id,
+                spec: document.admin.clone(),
+                listener: socket.listener.clone(),
+            })));
+        }
+        let before = previous.as_ref().map(|previous| previous.id);
+        let draining = self.begin_drain(previous, epochs, retired);
+        self.publish();
+        tracing::info!(swap = state.id, generation = id, "committed");
+        self.inner
+            .log
+            .emit(state, Phase::Committed, id, |event, record| {
+                event.outcome = Some(Outcome::Committed);
+                event.status = Some(200);
+                event.previous = before;
+                event.warnings = Some(record.warnings.clone());
+                event.plan = record.plan.clone();
+                record.generation = Some(id);
+                record.previous = before;
+                record.etag = Some(etag);
+            });
+        let deadline = tokio::time::Instant::now() + drain_timeout;
+        self.spawn_drain(state, id, draining, deadline);
+        Ok(())
+    }
+
+    /// The stop: a swap to nothing. Returns when all is drained or cut; the admin API answers until then.
+    pub(super) async fn stop(&mut self, state: &SwapState, request: &SwapRequest) {
+        let old = self
+            .current
+            .as_ref()
+            .map(|current| current.document.clone());
+        let (summary, steps) = plan::plan(old.as_deref(), None);
+        let before = self.current.as_ref().map(|current| current.id);
+        self.inner.log.emit(
+            state,
+            Phase::Planned,
+            before.unwrap_or(0),
+            |event, record| {
+                event.plan = Some(summary.clone());
+                record.plan = Some(summary);
+            },
+        );
+        let id = self.next_generation;
+        let mut epochs = Vec::new();
+        if let Some(crew) = self.crew.clone() {
+            (_, epochs) = self
+                .adopt(state, &crew, id, &Snapshot::default(), &steps)
+                .await;
+        }
+        let retired = self.retire(&steps);
+        let previous = self.current.take();
+        self.inner.running.store(None);
+        let timeout = request
+            .drain_timeout
+            .or(old.map(|d| d.runtime.drain_timeout))
+            .unwrap_or_default();
+        let deadline = tokio::time::Instant::now() + timeout;
+        let draining = self.begin_drain(previous, epochs, retired);
+        self.publish();
+        if let Some(draining) = &draining {
+            // "Nothing is accepted any more" is said when it is true.
+            let closed =
+                tokio::time::timeout(CLOSE_WAIT.max(timeout), draining.listeners_closed()).await;
+            if closed.is_err() {
+                tracing::error!("a listener is still open");
+            }
+        }
+        tracing::info!(swap = state.id, "nothing is accepted any more");
+        self.inner
+            .log
+            .emit(state, Phase::Committed, 0, |event, record| {
+                event.outcome = Some(Outcome::Stopped);
+                event.status = Some(200);
+                event.previous = before;
+                event.plan = record.plan.clone();
+                record.previous = before;
+            });
+        self.spawn_drain(state, 0, draining, deadline);
+        while let Some(ended) = self.drains.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a drain ended badly");
+            }
+        }
+        self.draining.clear();
+        self.publish();
+    }
+
+    /// Listens on every reserved socket and registers it with its worker, which does not accept yet.
+    async fn listen(
+        &mut self,
+        crew: &Crew,
+        opened: Vec<(BindingKey, net::Reserved)>,
+    ) -> Result<Vec<Arc<Bound>>, Rejection> {
+        let refuse = |message: String| Rejection::new(409, "not-prepared", message);
+        let mut bound = Vec::new();
+        for (key, reserved) in opened {
+            let address = reserved.address();
+            let sockets = reserved
+                .listen()
+                .map_err(|error| refuse(error.to_string()))?;
+            let binding = Arc::new(Binding::new(self.table.next_id, address));
+            self.table.next_id += 1;
+            bound.push(Arc::new(Bound {
+                key,
+                binding,
+                sockets,
+            }));
+        }
+        if bound.is_empty() {
+            return Ok(bound);
+        }
+        for (index, worker) in crew.workers.iter().enumerate() {
+            let staged = async {
+                let sockets: std::io::Result<Vec<_>> = bound
+                    .iter()
+                    .map(|b| {
+                        Ok((
+                            b.binding.clone(),
+                            b.sockets[index % b.sockets.len()].try_clone()?,
+                        ))
+                    })
+                    .collect();
+                let (reply, answer) = oneshot::channel();
+                worker
+                    .send(Message::Stage {
+                        sockets: sockets?,
+                        reply,
+                    })
+                    .await
+                    .map_err(std::io::Error::other)?;
+                answer.await.map_err(std::io::Error::other)?
+            };
+            if let Err(error) = staged.await {
+                unstage(crew).await;
+                return Err(refuse(format!(
+                    "worker {index} cannot take the new sockets: {error}"
+                )));
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Every worker adopts and acknowledges. Waits as long as it takes: a worker that is silent is a bug or a blocked
+    /// thread, and "committed" may not be said before it has answered.
+    async fn adopt(
+        &self,
+        state: &SwapState,
+        crew: &Crew,
+        id: u64,
+        snapshot: &Snapshot,
+        steps: &[Step],
+    ) -> (Vec<Arc<Generation>>, Vec<Arc<Epoch>>) {
+        let ids: HashMap<&BindingKey, u32> = self
+            .table
+            .map
+            .iter()
+            .map(|(key, bound)| (key, bound.binding.id))
+            .collect();
+        let of = |change| {
+            steps
+                .iter()
+                .filter(move |s| s.change == change)
+                .filter_map(|s| ids.get(&s.key).copied())
+                .collect::<Vec<_>>()
+        };
+        let mut generations = Vec::new();
+        let mut answers = Vec::new();
+        for worker in &crew.workers {
+            let generation = Generation::new(id);
+            let (reply, answer) = oneshot::channel();
+            let adopt = Adopt {
+                generation: generation.clone(),
+                entries: snapshot
+                    .entries
+                    .iter()
+                    .filter_map(|(k, e)| Some((*ids.get(k)?, e.clone())))
+                    .collect(),
+                refresh: of(Change::Refresh),
+                retire: of(Change::Close),
+                reply,
+            };
+            generations.push(generation);
+            match worker.send(Message::Adopt(Box::new(adopt))).await {
+                Ok(()) => answers.push((worker.context.index, answer)),
+                Err(gone) => self.report(gone.to_string()),
+            }
+        }
+        let mut epochs = Vec::new();
+        for (index, mut answer) in answers {
+            loop {
+                match tokio::time::timeout(ACK_REMINDER, &mut answer).await {
+                    Ok(Ok(mut more)) => {
+                        epochs.append(&mut more);
+                        break;
+                    }
+                    Ok(Err(_)) => {
+                        self.report(format!(
+                            "worker {index} ended while it adopted generation {id}"
+                        ));
+                        break;
+                    }
+                    Err(_) => {
+                        tracing::error!(worker = index, generation = id, "has not acknowledged");
+                        self.inner.log.emit(state, Phase::Prepared, id, |event, _| {
+                            event.detail = Some(format!("worker {index} has not acknowledged yet"));
+                        });
+                    }
+                }
+            }
+        }
+        (generations, epochs)
+    }
+
+    fn report(&self, message: String) {
+        // Full: the process is ending for another reason already.
+        let _ = self.options.fatal.try_send(message);
+    }
+
+    /// Takes what the plan closes out of the table; the drain closes it.
+    fn retire(&mut self, steps: &[Step]) -> Vec<Arc<Bound>> {
+        let closes = steps.iter().filter(|step| step.change == Change::Close);
+        let retired: Vec<_> = closes
+            .filter_map(|step| self.table.map.remove(&step.key))
+            .collect();
+        self.table
+            .retiring
+            .lock()
+            .extend(retired.iter().map(|bound| bound.binding.address));
+        retired
+    }
+
+    fn begin_drain(
+        &mut self,
+        previous: Option<Current>,
+        epochs: Vec<Arc<Epoch>>,
+        retired: Vec<Arc<Bound>>,
+    ) -> Option<Arc<Draining>> {
+        let previous = previous?;
+        let draining = Arc::new(Draining::new(
+            previous,
+            epochs,
+            retired,
+            self.table.retiring.clone(),
+        ));
+        self.draining.retain(|draining| !draining.is_over());
+        self.draining.push(draining.clone());
+        if self.draining.len() > MAX_DRAINING
+            && let Some(oldest) = self.draining.iter().find(|d| !d.is_hurried())
+        {
+            tracing::warn!(
+                generation = oldest.generation(),
+                "more than {MAX_DRAINING} generations drain: the oldest is hurried"
+            );
+            oldest.hurry();
+        }
+        Some(draining)
+    }
+
+    fn spawn_drain(
+        &mut self,
+        state: &SwapState,
+        generation: u64,
+        draining: Option<Arc<Draining>>,
+        deadline: tokio::time::Instant,
+    ) {
+        let (Some(draining), Some(crew)) = (draining, self.crew.clone()) else {
+            drain::finish(&self.inner, state, generation, 0);
+            return;
+        };
+        let Some(state) = self.inner.log.find(state.id) else {
+            return;
+        };
+        let stop = (state.record().kind == Kind::Stop).then(|| {
+            let stop = self.inner.stop.lock();
+            stop.as_ref().map(|stop| stop.deadline.subscribe())
+        });
+        let others = if stop.is_some() {
+            self.draining.clone()
+        } else {
+            Vec::new()
+        };
+        let inner = self.inner.clone();
+        self.drains.spawn(drain::run(
+            inner,
+            crew,
+            state,
+            generation,
+            draining,
+            deadline,
+            stop.flatten(),
+            others,
+        ));
+    }
+}
+
+async fn unstage(crew: &Crew) {
+    for worker in &crew.workers {
+        // A worker that is gone has nothing staged.
+        let _ = worker.send(Message::Unstage).await;
+    }
+}
+
+impl Bound {
+    /// Accept loops that have not ended.
+    pub(super) fn loops(&self) -> usize {
+        self.binding.loops.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,169 @@
+//! What `/status` reads: the figures are taken from the counters at the moment of asking, without a word to the actor.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::actor::{Crew, Current};
+use super::drain::Draining;
+use super::prepare::Bound;
+use super::status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
+use crate::config::runtime::Model;
+use crate::document::Document;
+use crate::generation::Generation;
+use crate::metrics::WorkerCounters;
+use crate::net;
+use crate::snapshot::{Snapshot, bindings};
+
+/// Version of the admin API: raised by any change that is not an addition.
+const API: u32 = 1;
+
+/// References to everything alive, as of the last change.
+pub(super) struct View {
+    started: Instant,
+    runtimes: Vec<tokio::runtime::Handle>,
+    crew: Option<Arc<Crew>>,
+    serving: Option<(u64, Arc<Document>, Arc<Snapshot>, Vec<Arc<Generation>>)>,
+    bound: Vec<Arc<Bound>>,
+    draining: Vec<Arc<Draining>>,
+}
+
+impl View {
+    pub(super) fn new(started: Instant, runtimes: Vec<tokio::runtime::Handle>) -> View {
+        View {
+            started,
+            runtimes,
+            crew: None,
+            serving: None,
+            bound: Vec::new(),
+            draining: Vec::new(),
+        }
+    }
+
+    pub(super) fn with(
+        &self,
+        crew: Option<Arc<Crew>>,
+        current: Option<&Current>,
+        bound: Vec<Arc<Bound>>,
+        draining: Vec<Arc<Draining>>,
+    ) -> View {
+        View {
+            started: self.started,
+            runtimes: self.runtimes.clone(),
+            crew,
+            serving: current.map(|c| {
+                (
+                    c.id,
+                    c.document.clone(),
+                    c.snapshot.clone(),
+                    c.generations.clone(),
+                )
+            }),
+            bound,
+            draining,
+        }
+    }
+
+    pub(super) fn status(&self, generation: u64) -> Status {
+        let workers = self.crew.as_ref().map_or(&[][..], |crew| &crew.workers);
+        let sum = |counter: fn(&WorkerCounters) -> &AtomicU64| -> u64 {
+            workers
+                .iter()
+                .map(|worker| counter(&worker.context.counters).load(Ordering::Relaxed))
+                .sum()
+        };
+        let runtimes = workers
+            .iter()
+            .map(|worker| &worker.runtime)
+            .chain(&self.runtimes);
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            api: API,
+            uptime_s: self.started.elapsed().as_secs(),
+            generation,
+            generations: self.generations(),
+            listeners: self.listeners(),
+            upstreams: self.upstreams(),
+            workers: workers.len() as u64,
+            model: match self.crew.as_ref().map(|crew| crew.model) {
+                Some(Model::Shared) => "shared".into(),
+                Some(Model::PerCore) | None => "per-core".into(),
+            },
+            connections: sum(|counters| &counters.connections),
+            requests: sum(|counters| &counters.requests),
+            descriptors: net::open_descriptors(),
+            tasks: runtimes
+                .map(|runtime| runtime.metrics().num_alive_tasks() as u64)
+                .sum(),
+            resident_bytes: net::resident_bytes(),
+            panics: sum(|counters| &counters.panics),
+        }
+    }
+
+    fn generations(&self) -> Vec<GenerationStatus> {
+        let draining = self
+            .draining
+            .iter()
+            .filter(|d| !d.is_over())
+            .map(|d| GenerationStatus {
+                generation: d.generation(),
+                state: "draining".into(),
+                requests: d.requests() as u64,
+            });
+        let serving = self
+            .serving
+            .iter()
+            .map(|(id, _, _, generations)| GenerationStatus {
+                generation: *id,
+                state: "serving".into(),
+                requests: generations.iter().map(|g| g.in_flight() as u64).sum(),
+            });
+        draining.chain(serving).collect()
+    }
+
+    fn listeners(&self) -> Vec<ListenerStatus> {
+        let servers = self
+            .serving
+            .as_ref()
+            .map(|(_, document, ..)| bindings(document))
+            .unwrap_or_default();
+        let one = |bound: &Bound, state: &str| ListenerStatus {
+            address: bound.binding.address.to_string(),
+            configured: bound.key.address.to_string(),
+            servers: servers
+                .get(&bound.key)
+                .map_or_else(Vec::new, |s| s.iter().map(|s| s.name.to_string()).collect()),
+            state: state.into(),
+            connections: bound.binding.connections() as u64,
+            sockets: bound.sockets.len() as u64,
+        };
+        let serving = self.bound.iter().map(|bound| one(bound, "serving"));
+        let retired = self.draining.iter().flat_map(|draining| draining.retired());
+        serving
+            .chain(retired.map(|bound| one(&bound, "retiring")))
+            .collect()
+    }
+
+    fn upstreams(&self) -> Vec<UpstreamStatus> {
+        let snapshot = self
+            .serving
+            .iter()
+            .flat_map(|(_, _, snapshot, _)| &snapshot.upstreams);
+        snapshot
+            .map(|(name, upstream)| UpstreamStatus {
+                name: name.to_string(),
+                targets: upstream
+                    .targets()
+                    .map(|(address, weight, target)| TargetStatus {
+                        address: address.to_string(),
+                        weight,
+                        health: if target.is_up() { "up" } else { "down" }.into(),
+                        in_flight: target.in_flight() as u64,
+                        connections: target.connections() as u64,
+                        idle: target.idle() as u64,
+                    })
+                    .collect(),
+            })
+            .collect()
+    }
+}

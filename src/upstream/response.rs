@@ -1,0 +1,118 @@
+//! The response body on its way to the client, and the moment its connection becomes free.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::body::Progress;
+use super::error::{Error, Kind, chain};
+use super::pool::Lease;
+use super::timer::Timer;
+
+/// The response body as it comes from a target, with the idle limit between its pieces; a cut one is an error, never a
+/// clean end. It hands the connection back to the pool when it has ended.
+///
+/// Dropped before its end, it closes the connection, which stops the origin.
+#[derive(Debug)]
+pub struct UpstreamBody {
+    incoming: Incoming,
+    /// The connection, until it goes back.
+    lease: Option<Lease>,
+    /// The request's body, unless it was empty.
+    sent: Option<Arc<Progress>>,
+    limit: Option<Duration>,
+    timer: Timer,
+}
+
+impl UpstreamBody {
+    pub(super) fn new(
+        incoming: Incoming,
+        lease: Lease,
+        sent: Option<Arc<Progress>>,
+        limit: Option<Duration>,
+    ) -> UpstreamBody {
+        let mut body = UpstreamBody {
+            incoming,
+            lease: Some(lease),
+            sent,
+            limit,
+            timer: Timer::default(),
+        };
+        if body.incoming.is_end_stream() {
+            body.release();
+        }
+        body
+    }
+
+    /// The response is whole: its connection is free, unless the origin answered before it had the whole request.
+    /// Then the connection's next bytes would still be that request's, so it is closed.
+    fn release(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && self.sent.as_ref().is_none_or(|sent| sent.ended())
+        {
+            lease.give_back();
+        }
+    }
+
+    fn cut(&mut self, kind: Kind, why: String) -> Error {
+        let peer = self
+            .lease
+            .take()
+            .map_or_else(String::new, |lease| format!("{}: ", lease.peer()));
+        // When the client's own body broke, hyper ends both directions; the cause is the client's.
+        match self.sent.as_ref().and_then(|sent| sent.failure()) {
+            Some(error) => error,
+            None => Error::upstream(kind, format!("{peer}{why}")),
+        }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.timer.rest();
+                // A reader that sees the end coming does not ask again.
+                if frame.is_trailers() || this.incoming.is_end_stream() {
+                    this.release();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                this.release();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(
+                this.cut(Kind::HttpResponseIncomplete, chain(&error))
+            ))),
+            Poll::Pending => {
+                let Some(limit) = this.limit else {
+                    return Poll::Pending;
+                };
+                ready!(this.timer.poll(cx, limit));
+                let why = format!("no piece of the response body within {limit:?}");
+                Poll::Ready(Some(Err(this.cut(Kind::ConnectionReadTimeout, why))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

@@ -1,0 +1,134 @@
+//! Every file of `config/` starts and answers as it lies there; only the addresses are moved to free ports.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::kit::process::{Base, spawn};
+use crate::kit::{Gate, free_port};
+
+fn samples() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|e| e == "toml" || e == "json" || e == "yaml")
+        })
+        .collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}
+
+/// Every listening address of a document, wherever `listen` stands.
+fn addresses(value: &serde_json::Value, found: &mut Vec<String>) {
+    if let serde_json::Value::Object(table) = value {
+        for (key, value) in table {
+            match (key.as_str(), value) {
+                ("listen", serde_json::Value::String(address)) => found.push(address.clone()),
+                ("listen", serde_json::Value::Array(list)) => {
+                    found.extend(list.iter().filter_map(|a| a.as_str().map(str::to_owned)));
+                }
+                _ => addresses(value, found),
+            }
+        }
+    }
+}
+
+#[test]
+fn every_sample_starts_and_answers() {
+    for sample in samples() {
+        let text = std::fs::read_to_string(&sample).unwrap();
+        let checked = std::process::Command::new(env!("CARGO_BIN_EXE_evergate"))
+            .args(["check", "-c"])
+            .arg(&sample)
+            .output()
+            .unwrap();
+        assert!(
+            checked.status.success(),
+            "{}: {}",
+            sample.display(),
+            String::from_utf8_lossy(&checked.stderr)
+        );
+
+        // A copy of the folder, with ports of our own.
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(sample.parent().unwrap()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        let mut moved = BTreeMap::new();
+        let mut text = text;
+        // Longest first, so that `:80` does not eat the head of `:8080`.
+        let mut ports: Vec<String> = regex_ports(&text);
+        ports.sort_by_key(|p| std::cmp::Reverse(p.len()));
+        ports.dedup();
+        for (i, port) in ports.iter().enumerate() {
+            let mark = format!(":@{i}@");
+            moved.insert(mark.clone(), free_port());
+            text = text.replace(&format!(":{port}"), &mark);
+        }
+        for (mark, port) in &moved {
+            text = text.replace(mark, &format!(":{port}"));
+        }
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        if text.contains("[admin]") || text.contains("\"admin\"") || text.contains("admin:") {
+            // It keeps its own, which has been moved.
+        } else {
+            text = format!("{text}\n[admin]\nlisten = \"{admin}\"\n");
+        }
+        let file = dir.path().join(sample.file_name().unwrap());
+        std::fs::write(&file, &text).unwrap();
+        let adapted: serde_json::Value = {
+            let output = std::process::Command::new(env!("CARGO_BIN_EXE_evergate"))
+                .args(["check", "--format", "json", "-c"])
+                .arg(&file)
+                .output()
+                .unwrap();
+            serde_json::from_slice(&output.stdout).unwrap_or(serde_json::Value::Null)
+        };
+        let admin = adapted["config"]["admin"]["listen"]
+            .as_str()
+            .and_then(|a| a.parse().ok())
+            .unwrap_or(admin);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_evergate"));
+        command.args(["run", "-c"]).arg(&file);
+        command.env("XDG_STATE_HOME", dir.path().join("state"));
+        let (child, output) = spawn(command, dir.path());
+        let base = Base {
+            admin,
+            state_dir: dir.path().join("state"),
+            runtime: String::new(),
+        };
+        let gate = Gate::adopt(child, output, base, dir);
+        let mut listens = Vec::new();
+        addresses(&gate.now().json()["http"], &mut listens);
+        for address in &listens {
+            let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
+            let to = SocketAddr::from(([127, 0, 0, 1], port));
+            // Its origins are not there: an answer is an answer.
+            let answer = crate::kit::get(to, "localhost", "/");
+            assert!(answer.status >= 200, "{}: {address}", sample.display());
+        }
+    }
+}
+
+/// The numbers behind a colon that stand at the end of a quoted address.
+fn regex_ports(text: &str) -> Vec<String> {
+    let mut ports = Vec::new();
+    for (at, _) in text.match_indices(':') {
+        let digits: String = text[at + 1..]
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect();
+        let end = text[at + 1 + digits.len()..].chars().next();
+        if (2..=5).contains(&digits.len()) && matches!(end, Some('"' | '\'' | '/')) {
+            ports.push(digits);
+        }
+    }
+    ports
+}
