@@ -135,6 +135,14 @@ pub(crate) fn started(from: &str, app: &App) -> String {
     if let Some(binding) = binding {
         let _ = writeln!(text, "  admin API on {}", binding.listener.address());
     }
+    for listener in app.handle().status().listeners {
+        let _ = writeln!(
+            text,
+            "  http {} on {}",
+            listener.servers.join(", "),
+            listener.address
+        );
+    }
     text
 }
 
