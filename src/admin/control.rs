@@ -60,7 +60,7 @@ impl Control for Handle {
         Handle::admin_binding(self)
     }
     async fn status(&self) -> Status {
-        Handle::status(self).await
+        Handle::status(self)
     }
     fn ready(&self) -> bool {
         Handle::ready(self)

@@ -58,7 +58,10 @@ pub fn default_of<T: Decode>(json: &serde_json::Value) -> Option<Loc<T>> {
 
 /// Records a value of the wrong kind.
 pub fn wrong_kind(node: &Node<'_>, expected: &str, findings: &mut Findings) {
-    findings.error(node.at, format!("expected {expected}, found {}", node.value.kind()));
+    findings.error(
+        node.at,
+        format!("expected {expected}, found {}", node.value.kind()),
+    );
 }
 
 /// Records a key that a section does not have.
@@ -68,9 +71,14 @@ pub fn unknown_key(at: At, key: &str, known: &[&str], later: &[&[&str]], finding
         return;
     }
     // A lone key would be a guess for everything short; a list of all is better then.
-    let help = did_you_mean(key, known.iter().chain(later.iter().copied().flatten()).copied())
-        .unwrap_or_else(|| format!("the keys here are {}", list_of(known)));
-    findings.key_error(at, format!("unknown key `{key}`")).help(help);
+    let help = did_you_mean(
+        key,
+        known.iter().chain(later.iter().copied().flatten()).copied(),
+    )
+    .unwrap_or_else(|| format!("the keys here are {}", list_of(known)));
+    findings
+        .key_error(at, format!("unknown key `{key}`"))
+        .help(help);
 }
 
 /// "`a`, `b` and `c`".
@@ -276,8 +284,15 @@ pub fn text<'n>(node: &'n Node<'_>, findings: &mut Findings) -> Option<&'n str> 
     if let Some(at) = text.find("${") {
         let rest = &text[at + 2..];
         if rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
-            let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').take(60).collect();
-            findings.error(node.at, format!("`${{{name}}}`, a value from the environment, is not supported yet"));
+            let name: String = rest
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                .take(60)
+                .collect();
+            findings.error(
+                node.at,
+                format!("`${{{name}}}`, a value from the environment, is not supported yet"),
+            );
             return None;
         }
     }
@@ -340,7 +355,10 @@ pub struct List<T> {
 
 impl<T> Default for List<T> {
     fn default() -> Self {
-        List { items: Vec::new(), spoiled: false }
+        List {
+            items: Vec::new(),
+            spoiled: false,
+        }
     }
 }
 
@@ -355,11 +373,17 @@ impl<T: Decode> Decode for List<T> {
     fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
         match &node.value {
             Value::List(nodes) => {
-                let items: Vec<_> = nodes.iter().filter_map(|item| Loc::decode(item, findings)).collect();
+                let items: Vec<_> = nodes
+                    .iter()
+                    .filter_map(|item| Loc::decode(item, findings))
+                    .collect();
                 let spoiled = items.len() < nodes.len();
                 Some(List { items, spoiled })
             }
-            _ => Loc::decode(node, findings).map(|one| List { items: vec![one], spoiled: false }),
+            _ => Loc::decode(node, findings).map(|one| List {
+                items: vec![one],
+                spoiled: false,
+            }),
         }
     }
 
@@ -384,7 +408,10 @@ pub struct Map<T> {
 
 impl<T> Default for Map<T> {
     fn default() -> Self {
-        Map { entries: IndexMap::new(), spoiled: Vec::new() }
+        Map {
+            entries: IndexMap::new(),
+            spoiled: Vec::new(),
+        }
     }
 }
 
@@ -401,7 +428,10 @@ impl<T: Decode> Decode for Map<T> {
             wrong_kind(node, "a table", findings);
             return None;
         };
-        let mut out = Map { entries: IndexMap::with_capacity(entries.len()), spoiled: Vec::new() };
+        let mut out = Map {
+            entries: IndexMap::with_capacity(entries.len()),
+            spoiled: Vec::new(),
+        };
         for (key, child) in entries {
             match Loc::decode(child, findings) {
                 Some(value) => drop(out.entries.insert(key.to_string(), value)),

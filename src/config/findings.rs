@@ -77,7 +77,12 @@ impl Findings {
     }
 
     fn add(&mut self, place: Where, kind: Kind, message: String) -> &mut Finding {
-        let finding = Finding { place, kind, message, help: None };
+        let finding = Finding {
+            place,
+            kind,
+            message,
+            help: None,
+        };
         if self.list.len() < MAX_FINDINGS {
             let index = self.list.len();
             self.list.push(finding);
@@ -133,7 +138,14 @@ impl Findings {
             .collect();
         if self.dropped_errors > 0 {
             let message = format!("{} more errors are not shown", self.dropped_errors);
-            let more = Diagnostic { pointer: String::new(), line: None, column: None, message, help: None, span: None };
+            let more = Diagnostic {
+                pointer: String::new(),
+                line: None,
+                column: None,
+                message,
+                help: None,
+                span: None,
+            };
             out.push((Kind::Error, more));
         }
         out
@@ -192,6 +204,9 @@ mod tests {
         }
         let all = findings.resolve("", &Places::default());
         assert_eq!(all.len(), MAX_FINDINGS + 1);
-        assert_eq!(all.last().map(|d| d.1.message.as_str()), Some("5 more errors are not shown"));
+        assert_eq!(
+            all.last().map(|d| d.1.message.as_str()),
+            Some("5 more errors are not shown")
+        );
     }
 }

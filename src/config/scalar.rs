@@ -111,7 +111,13 @@ pub struct Span(pub Duration);
 pub struct Size(pub u64);
 
 /// Largest first: the first that divides is the one to print.
-const TIME_UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const TIME_UNITS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
 const SIZE_UNITS: [(&str, u64); 8] = [
     ("GiB", 1 << 30),
     ("GB", 1_000_000_000),
@@ -132,8 +138,16 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-fn print_with_unit(value: u64, smallest: &str, units: &[(&str, u64)], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match units.iter().find(|(_, factor)| value != 0 && value.is_multiple_of(*factor)) {
+fn print_with_unit(
+    value: u64,
+    smallest: &str,
+    units: &[(&str, u64)],
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    match units
+        .iter()
+        .find(|(_, factor)| value != 0 && value.is_multiple_of(*factor))
+    {
         Some((name, factor)) => write!(f, "{}{name}", value / factor),
         None => write!(f, "{value}{smallest}"),
     }
@@ -142,14 +156,21 @@ fn print_with_unit(value: u64, smallest: &str, units: &[(&str, u64)], f: &mut fm
 impl Span {
     /// Parses `"250ms"`.
     pub fn parse(text: &str) -> Option<Span> {
-        with_unit(text, &TIME_UNITS).filter(|ms| *ms <= LONGEST_MS).map(|ms| Span(Duration::from_millis(ms)))
+        with_unit(text, &TIME_UNITS)
+            .filter(|ms| *ms <= LONGEST_MS)
+            .map(|ms| Span(Duration::from_millis(ms)))
     }
 }
 
 impl fmt::Display for Span {
     /// The largest unit that fits: `"90s"`, but `"2m"`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        print_with_unit(u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX), "s", &TIME_UNITS, f)
+        print_with_unit(
+            u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX),
+            "s",
+            &TIME_UNITS,
+            f,
+        )
     }
 }
 
@@ -157,7 +178,9 @@ impl Size {
     /// Parses `"64KiB"`.
     pub fn parse(text: &str) -> Option<Size> {
         // TOML and JSON know no more than 63 bits either.
-        with_unit(text, &SIZE_UNITS).filter(|n| i64::try_from(*n).is_ok()).map(Size)
+        with_unit(text, &SIZE_UNITS)
+            .filter(|n| i64::try_from(*n).is_ok())
+            .map(Size)
     }
 }
 
@@ -208,7 +231,12 @@ macro_rules! unit_scalar {
 }
 
 unit_scalar!(Span, "a duration", "250ms", "^[0-9]+(ms|s|m|h|d)$");
-unit_scalar!(Size, "a size", "64KiB", "^[0-9]+(B|kB|KB|MB|GB|KiB|MiB|GiB)$");
+unit_scalar!(
+    Size,
+    "a size",
+    "64KiB",
+    "^[0-9]+(B|kB|KB|MB|GB|KiB|MiB|GiB)$"
+);
 
 /// A secret as a document gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -234,7 +262,11 @@ impl Decode for SecretRef {
             Value::Text(text) => return Some(SecretRef::Literal(Secret::new(text.to_string()))),
             Value::Table(entries) => entries,
             _ => {
-                wrong_kind(node, "a string, `{ env = \"NAME\" }` or `{ file = \"path\" }`", findings);
+                wrong_kind(
+                    node,
+                    "a string, `{ env = \"NAME\" }` or `{ file = \"path\" }`",
+                    findings,
+                );
                 return None;
             }
         };
@@ -243,7 +275,9 @@ impl Decode for SecretRef {
         for (key, child) in entries {
             match key.as_ref() {
                 "env" => found.extend(text(child, findings).map(|t| SecretRef::Env(t.to_owned()))),
-                "file" => found.extend(text(child, findings).map(|t| SecretRef::File(t.to_owned()))),
+                "file" => {
+                    found.extend(text(child, findings).map(|t| SecretRef::File(t.to_owned())))
+                }
                 _ => {
                     wrong = true;
                     unknown_key(child.at, key, &["env", "file"], &[], findings);
@@ -251,7 +285,10 @@ impl Decode for SecretRef {
             }
         }
         if entries.len() != 1 && !wrong {
-            findings.error(node.at, "a secret is either `{ env = \"NAME\" }` or `{ file = \"path\" }`");
+            findings.error(
+                node.at,
+                "a secret is either `{ env = \"NAME\" }` or `{ file = \"path\" }`",
+            );
             return None;
         }
         found.pop()
@@ -295,7 +332,10 @@ pub struct Wrong {
 
 impl Wrong {
     pub fn new(message: impl Into<String>) -> Wrong {
-        Wrong { message: message.into(), help: None }
+        Wrong {
+            message: message.into(),
+            help: None,
+        }
     }
 
     pub fn help(mut self, help: impl Into<String>) -> Wrong {
@@ -318,11 +358,18 @@ impl Pattern {
             .onepass_size_limit(Some(REGEX_SIZE))
             .hybrid_cache_capacity(REGEX_SIZE);
         let syntax = regex_automata::util::syntax::Config::new().nest_limit(100);
-        let built = regex_automata::meta::Builder::new().configure(config).syntax(syntax).build(text);
+        let built = regex_automata::meta::Builder::new()
+            .configure(config)
+            .syntax(syntax)
+            .build(text);
         match built {
-            Ok(regex) => Ok(Pattern { text: text.into(), regex }),
+            Ok(regex) => Ok(Pattern {
+                text: text.into(),
+                regex,
+            }),
             Err(error) if error.size_limit().is_some() => {
-                Err(Wrong::new("the regular expression is too large").help("use smaller repetition counts"))
+                Err(Wrong::new("the regular expression is too large")
+                    .help("use smaller repetition counts"))
             }
             Err(error) => Err(Wrong::new(regex_message(&error))),
         }
@@ -331,11 +378,20 @@ impl Pattern {
 
 /// One sentence of an error whose text is a drawing over several lines.
 fn regex_message(error: &regex_automata::meta::BuildError) -> String {
-    let source = std::error::Error::source(error).and_then(|e| e.source().or(Some(e))).map(ToString::to_string);
+    let source = std::error::Error::source(error)
+        .and_then(|e| e.source().or(Some(e)))
+        .map(ToString::to_string);
     let full = source.unwrap_or_else(|| error.to_string());
     // The parser draws the expression and carets below it, both indented by four.
-    let carets = full.lines().rfind(|line| line.contains('^') && line.chars().all(|c| matches!(c, ' ' | '^')));
-    let caret = carets.map(|line| line.chars().take_while(|c| *c == ' ').count().saturating_sub(3));
+    let carets = full
+        .lines()
+        .rfind(|line| line.contains('^') && line.chars().all(|c| matches!(c, ' ' | '^')));
+    let caret = carets.map(|line| {
+        line.chars()
+            .take_while(|c| *c == ' ')
+            .count()
+            .saturating_sub(3)
+    });
     let reason = full.lines().last().unwrap_or_default();
     let reason = reason.strip_prefix("error: ").unwrap_or(reason);
     match caret {
@@ -363,11 +419,23 @@ impl HostPattern {
         if let Some(regex) = text.strip_prefix('~') {
             // Names have no case, so patterns of them have none either.
             return Pattern::compile(&format!("(?i){regex}"))
-                .map(|p| HostPattern::Regex(Pattern { text: regex.into(), regex: p.regex }))
-                .map_err(|w| if regex.is_empty() { w } else { Pattern::compile(regex).err().unwrap_or(w) });
+                .map(|p| {
+                    HostPattern::Regex(Pattern {
+                        text: regex.into(),
+                        regex: p.regex,
+                    })
+                })
+                .map_err(|w| {
+                    if regex.is_empty() {
+                        w
+                    } else {
+                        Pattern::compile(regex).err().unwrap_or(w)
+                    }
+                });
         }
         if text == "*" {
-            return Err(Wrong::new("`*` is not a host pattern").help("leave the key out: without it any host will do"));
+            return Err(Wrong::new("`*` is not a host pattern")
+                .help("leave the key out: without it any host will do"));
         }
         if let Some(name) = text.strip_prefix("*.") {
             return host_name(name).map(HostPattern::Below);
@@ -399,9 +467,15 @@ fn host_name(text: &str) -> Result<String, Wrong> {
         return Err(wrong.help("write it as it goes over the wire: `xn--…`"));
     }
     let label = |l: &str| {
-        (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        (1..=63).contains(&l.len())
+            && l.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    if name.len() > 253 || !name.split('.').all(label) { Err(wrong) } else { Ok(name) }
+    if name.len() > 253 || !name.split('.').all(label) {
+        Err(wrong)
+    } else {
+        Ok(name)
+    }
 }
 
 /// Parses `10.0.0.0/8`, or an address that stands for itself.
@@ -412,19 +486,24 @@ pub fn cidr(text: &str) -> Result<IpNet, Wrong> {
     if let Ok(net) = text.parse::<IpNet>() {
         return Ok(net.trunc());
     }
-    text.parse::<IpAddr>()
-        .map(IpNet::from)
-        .map_err(|_| Wrong::new(format!("`{text}` is not an address range")).help("such as `10.0.0.0/8` or `::1`"))
+    text.parse::<IpAddr>().map(IpNet::from).map_err(|_| {
+        Wrong::new(format!("`{text}` is not an address range"))
+            .help("such as `10.0.0.0/8` or `::1`")
+    })
 }
 
 /// Splits off the port, which is after the last colon.
 fn host_and_port(text: &str) -> Result<(&str, u16), Wrong> {
-    let wrong = || Wrong::new(format!("`{text}` is not an address")).help("an address is `host:port`, such as `10.0.0.1:80`");
+    let wrong = || {
+        Wrong::new(format!("`{text}` is not an address"))
+            .help("an address is `host:port`, such as `10.0.0.1:80`")
+    };
     if text.starts_with('[') && text.ends_with(']') || text.parse::<Ipv6Addr>().is_ok() {
         return Err(Wrong::new(format!("`{text}` has no port")).help("an address is `[::1]:80`"));
     }
     let Some((host, port)) = text.rsplit_once(':') else {
-        return Err(Wrong::new(format!("`{text}` has no port")).help(format!("write `{text}:80`, or `:80` for a port alone")));
+        return Err(Wrong::new(format!("`{text}` has no port"))
+            .help(format!("write `{text}:80`, or `:80` for a port alone")));
     };
     if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
         return Err(wrong());
@@ -449,7 +528,9 @@ fn unix_path(path: &str, base: &Path) -> Result<PathBuf, Wrong> {
     let path = base.join(path);
     // The kernel's bound for a socket address, less the byte that ends it.
     if path.as_os_str().len() > 107 {
-        return Err(Wrong::new("the path of a unix socket has at most 107 bytes"));
+        return Err(Wrong::new(
+            "the path of a unix socket has at most 107 bytes",
+        ));
     }
     Ok(path)
 }
@@ -464,11 +545,15 @@ impl ListenAddr {
             return unix_path(path, base).map(|p| vec![ListenAddr::Unix(p)]);
         }
         if text.contains("://") {
-            return Err(Wrong::new(format!("`{text}` is not an address")).help("write `host:port` without a scheme"));
+            return Err(Wrong::new(format!("`{text}` is not an address"))
+                .help("write `host:port` without a scheme"));
         }
         let (host, port) = host_and_port(text)?;
         let both = |v4: Ipv4Addr, v6: Ipv6Addr| {
-            vec![ListenAddr::Tcp((v4, port).into()), ListenAddr::Tcp((v6, port).into())]
+            vec![
+                ListenAddr::Tcp((v4, port).into()),
+                ListenAddr::Tcp((v6, port).into()),
+            ]
         };
         match host {
             "" => Ok(both(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED)),
@@ -512,7 +597,8 @@ impl TargetAddr {
             return Err(Wrong::new("a target in a tunnel is not supported yet"));
         }
         if text.contains("://") {
-            return Err(Wrong::new(format!("`{text}` is not an address")).help("a target is `host:port`, without a scheme"));
+            return Err(Wrong::new(format!("`{text}` is not an address"))
+                .help("a target is `host:port`, without a scheme"));
         }
         let (host, port) = host_and_port(text)?;
         if port == 0 {
@@ -520,9 +606,8 @@ impl TargetAddr {
         }
         match literal(host) {
             Some(ip) => Ok(TargetAddr::Ip((ip, port).into())),
-            None if host.is_empty() => {
-                Err(Wrong::new(format!("`{text}` has no host")).help(format!("such as `127.0.0.1:{port}`")))
-            }
+            None if host.is_empty() => Err(Wrong::new(format!("`{text}` has no host"))
+                .help(format!("such as `127.0.0.1:{port}`"))),
             None => host_name(host).map(|name| TargetAddr::Name(name.into(), port)),
         }
     }
@@ -581,7 +666,17 @@ mod tests {
         assert_eq!(print("120s").as_deref(), Some("2m"));
         assert_eq!(print("48h").as_deref(), Some("2d"));
         assert_eq!(print("0ms").as_deref(), Some("0s"));
-        for wrong in ["", "5", "s", "1.5s", "-1s", "1 s", "1m30s", "366d", "99999999999999999999s"] {
+        for wrong in [
+            "",
+            "5",
+            "s",
+            "1.5s",
+            "-1s",
+            "1 s",
+            "1m30s",
+            "366d",
+            "99999999999999999999s",
+        ] {
             assert_eq!(print(wrong), None, "{wrong}");
         }
         assert_eq!(Size(65_536).to_string(), "64KiB");
@@ -591,11 +686,23 @@ mod tests {
 
     #[test]
     fn a_port_alone_and_localhost_are_two_addresses() {
-        let parse = |text| ListenAddr::parse_all(text, Path::new("/b")).map(|l| l.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let parse = |text| {
+            ListenAddr::parse_all(text, Path::new("/b"))
+                .map(|l| l.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
         assert_eq!(parse(":80").unwrap(), ["0.0.0.0:80", "[::]:80"]);
         assert_eq!(parse("localhost:80").unwrap(), ["127.0.0.1:80", "[::1]:80"]);
         assert_eq!(parse("unix:x.sock").unwrap(), ["unix:/b/x.sock"]);
-        for wrong in ["80", "example.com:80", "::1", "[::1]", "*:80", "1.2.3.4:65536", "1.2.3.4:+1", "http://1.2.3.4:80"] {
+        for wrong in [
+            "80",
+            "example.com:80",
+            "::1",
+            "[::1]",
+            "*:80",
+            "1.2.3.4:65536",
+            "1.2.3.4:+1",
+            "http://1.2.3.4:80",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
@@ -603,19 +710,30 @@ mod tests {
     #[test]
     fn a_bad_regex_says_where() {
         let wrong = Pattern::compile("^/v(1").unwrap_err();
-        assert_eq!(wrong.message, "bad regular expression at character 4: unclosed group");
+        assert_eq!(
+            wrong.message,
+            "bad regular expression at character 4: unclosed group"
+        );
         let wrong = Pattern::compile("(?:a{1000}){1000}").unwrap_err();
         assert_eq!(wrong.message, "the regular expression is too large");
     }
 
     #[test]
     fn host_patterns_have_no_case_no_port_and_a_star_in_front_only() {
-        assert_eq!(HostPattern::parse("WWW.Example.com.").unwrap(), HostPattern::Exact("www.example.com".into()));
-        assert_eq!(HostPattern::parse("*.example.com").unwrap(), HostPattern::Below("example.com".into()));
+        assert_eq!(
+            HostPattern::parse("WWW.Example.com.").unwrap(),
+            HostPattern::Exact("www.example.com".into())
+        );
+        assert_eq!(
+            HostPattern::parse("*.example.com").unwrap(),
+            HostPattern::Below("example.com".into())
+        );
         for wrong in ["a:80", "*", "a.*.b", "http://a", "a/b", "", "a..b", "ä.de"] {
             assert!(HostPattern::parse(wrong).is_err(), "{wrong}");
         }
-        let HostPattern::Regex(pattern) = HostPattern::parse("~^a[0-9]$").unwrap() else { unreachable!() };
+        let HostPattern::Regex(pattern) = HostPattern::parse("~^a[0-9]$").unwrap() else {
+            unreachable!()
+        };
         assert!(pattern.regex.is_match("A1"));
     }
 }

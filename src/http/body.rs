@@ -5,25 +5,21 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::Instant;
 
 use super::connection::Connection;
-use crate::generation::Flight;
+use super::progress::Progress;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::{InFlight, UpstreamBody};
 
-/// A request in progress: one place in its generation and one on its connection.
+/// A request in progress: one place in its generation and one on its connection. Dropping it ends the request.
 #[derive(Debug)]
 pub struct Exchange {
-    pub flight: Flight,
+    pub progress: Arc<Progress>,
     pub connection: Arc<Connection>,
-    /// HTTP/2: tells the stream's task since when the client takes nothing.
-    pub stall: Option<Arc<Stall>>,
 }
 
 impl Drop for Exchange {
@@ -116,7 +112,7 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         if let Content::Upstream(_) = this.content
             && let Some(exchange) = &this.exchange
-            && exchange.flight.poll_cut(cx).is_ready()
+            && exchange.progress.flight.poll_cut(cx).is_ready()
         {
             let cut = Error::us(
                 Kind::ConnectionTerminated,
@@ -135,12 +131,8 @@ impl Body for ResponseBody {
             }
             Content::Upstream(body) => Pin::new(body).poll_frame(cx),
         };
-        if let Some(stall) = this
-            .exchange
-            .as_ref()
-            .and_then(|exchange| exchange.stall.as_ref())
-        {
-            stall.set(polled.is_ready());
+        if let Some(exchange) = &this.exchange {
+            exchange.progress.handed_over(polled.is_ready());
         }
         polled
     }
@@ -159,46 +151,6 @@ impl Body for ResponseBody {
             Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Content::Upstream(body) => body.size_hint(),
         }
-    }
-}
-
-/// Since when an HTTP/2 stream waits for its client to take data. hyper does not poll a body while the stream's window
-/// is closed, so the body itself can't tell; its task watches this.
-#[derive(Debug)]
-pub struct Stall {
-    base: Instant,
-    /// Milliseconds after `base`, plus one; 0: it waits for us or the origin.
-    since: AtomicU64,
-}
-
-impl Stall {
-    pub fn new() -> Stall {
-        Stall {
-            base: Instant::now(),
-            since: AtomicU64::new(0),
-        }
-    }
-
-    fn set(&self, waits: bool) {
-        let since = if waits {
-            u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
-        } else {
-            0
-        };
-        self.since.store(since, Ordering::Release);
-    }
-
-    /// Since when the client has taken nothing.
-    pub fn since(&self) -> Option<Instant> {
-        let since = self.since.load(Ordering::Acquire).checked_sub(1)?;
-        self.base
-            .checked_add(std::time::Duration::from_millis(since))
-    }
-}
-
-impl Default for Stall {
-    fn default() -> Self {
-        Stall::new()
     }
 }
 

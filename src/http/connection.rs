@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::client;
+use super::progress::Progress;
 use crate::config::http::ConnectionSpec;
 use crate::metrics::WorkerContext;
 
@@ -41,6 +42,10 @@ pub struct Connection {
     finishing: AtomicBool,
     unread: AtomicBool,
     state: Mutex<State>,
+    /// HTTP/1: the request in progress.
+    current: Mutex<Option<Arc<Progress>>>,
+    /// The last `Forwarded` element for this peer, by the host it names: it changes seldom on a connection.
+    forwarded: Mutex<Option<(Box<[u8]>, HeaderValue)>>,
     /// Set when a timer or a token of the connection's driver fired.
     signal: AtomicBool,
     driver: AtomicWaker,
@@ -88,8 +93,8 @@ pub enum Expired {
 /// What the bytes of a head show that hyper's parser does not hand on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeadMarks {
-    /// `Content-Length` together with `Transfer-Encoding` (RFC 9112 section 6.3: an error).
-    pub both_lengths: bool,
+    /// `Content-Length` together with `Transfer-Encoding`, or more than once (RFC 9112 section 6.3).
+    pub ambiguous_length: bool,
     /// `#` in the request target (RFC 9112 section 3.2: never sent).
     pub fragment: bool,
 }
@@ -130,6 +135,8 @@ impl Connection {
                 clean: true,
                 head: HeadMarks::default(),
             }),
+            current: Mutex::new(None),
+            forwarded: Mutex::new(None),
             signal: AtomicBool::new(false),
             driver: AtomicWaker::new(),
         }
@@ -153,6 +160,28 @@ impl Connection {
         }
     }
 
+    /// The body of the request in progress was read to its end, so that the next byte begins a head.
+    pub fn body_read(&self) {
+        self.state.lock().clean = true;
+    }
+
+    /// The value `make` made last for `host`, or one made now.
+    pub(super) fn forwarded(
+        &self,
+        host: &[u8],
+        make: impl FnOnce() -> Option<HeaderValue>,
+    ) -> Option<HeaderValue> {
+        let mut last = self.forwarded.lock();
+        if let Some((of, value)) = &*last
+            && **of == *host
+        {
+            return Some(value.clone());
+        }
+        let value = make()?;
+        *last = Some((host.into(), value.clone()));
+        Some(value)
+    }
+
     /// A request's response has ended or was given up.
     pub fn end(&self) {
         let mut state = self.state.lock();
@@ -161,10 +190,29 @@ impl Connection {
             state.phase = Phase::Idle;
             state.since = None;
             drop(state);
-            // On HTTP/1 this runs inside the driver's own poll.
             if self.multiplexed.load(Ordering::Relaxed) {
                 self.driver.wake();
+            } else {
+                // This runs inside the driver's own poll: nobody to wake.
+                *self.current.lock() = None;
             }
+        }
+    }
+
+    /// HTTP/1: the request that began.
+    pub fn set_current(&self, progress: Arc<Progress>) {
+        *self.current.lock() = Some(progress);
+    }
+
+    /// HTTP/1: ready when the request in progress must end now and its client takes nothing, so that its own body is
+    /// not asked.
+    pub fn poll_cut(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+        if !self.state.lock().blocked {
+            return std::task::Poll::Pending;
+        }
+        match &*self.current.lock() {
+            Some(progress) => progress.flight.poll_cut(cx),
+            None => std::task::Poll::Pending,
         }
     }
 

@@ -182,12 +182,12 @@ pub fn set_forwarded(
     {
         headers.insert(&X_FORWARDED_HOST, host.value().clone());
     }
-    let before = if connection.trusted {
-        joined(headers, &FORWARDED)
-    } else {
-        None
+    let make = |before: Option<&str>| text_value(forwarded_element(before, connection, host));
+    let value = match joined(headers, &FORWARDED).filter(|_| connection.trusted) {
+        Some(before) => make(Some(&before)),
+        None => connection.forwarded(host.map_or(&[], |h| h.value().as_bytes()), || make(None)),
     };
-    if let Some(value) = text_value(forwarded_element(before.as_deref(), connection, host)) {
+    if let Some(value) = value {
         headers.insert(FORWARDED, value);
     }
 }

@@ -10,6 +10,7 @@ pub mod headers;
 pub mod host;
 pub mod path;
 pub mod pipeline;
+pub mod progress;
 pub mod request;
 pub mod route;
 pub mod text;

@@ -151,7 +151,7 @@ async fn handle(
         )
         .await;
     };
-    exchange.flight.define(action.definition);
+    exchange.progress.flight.define(action.definition);
 
     // Limits.
     let limit = route.map_or(server.body_limit, |route| route.body_limit);
@@ -189,7 +189,12 @@ async fn handle(
                 limit,
             };
             match proxy
-                .forward(&context, inbound, &exchange.flight, action.definition)
+                .forward(
+                    &context,
+                    inbound,
+                    &exchange.progress.flight,
+                    action.definition,
+                )
                 .await
             {
                 Ok(response) => Handled {
@@ -226,6 +231,9 @@ async fn local(
     let done = expectation == Expectation::None
         && small
         && discard(body, context.connection.spec.body_timeout).await;
+    if done {
+        context.connection.body_read();
+    }
     Handled {
         response,
         close: !done,

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use http::header::{EXPECT, HOST, MAX_FORWARDS};
+use http::header::{EXPECT, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
@@ -51,8 +51,11 @@ impl<'a> RequestContext<'a> {
         uri: &'a Uri,
         marks: HeadMarks,
     ) -> Result<RequestContext<'a>, Error> {
-        if marks.both_lengths {
-            return Err(bad("both Content-Length and Transfer-Encoding"));
+        if marks.ambiguous_length {
+            return Err(bad("Content-Length with Transfer-Encoding, or twice"));
+        }
+        if parts.headers.contains_key(TRANSFER_ENCODING) {
+            check_coding(parts)?;
         }
         if marks.fragment {
             return Err(bad("a fragment in the request target"));
@@ -127,6 +130,28 @@ impl<'a> RequestContext<'a> {
 
 fn bad(detail: impl Into<String>) -> Error {
     Error::client(StatusCode::BAD_REQUEST, detail)
+}
+
+/// `Transfer-Encoding` may be `chunked` once and nothing else: we take the coding off and put our own on, so any other
+/// coding would reach the origin without its label.
+fn check_coding(parts: &Parts) -> Result<(), Error> {
+    let mut codings = parts
+        .headers
+        .get_all(TRANSFER_ENCODING)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|b| *b == b','))
+        .map(|coding| coding.trim_ascii());
+    let chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    match (codings.next(), codings.next()) {
+        (Some(only), None) if chunked(only) => Ok(()),
+        (Some(first), Some(second)) if chunked(first) && chunked(second) => {
+            Err(bad("chunked twice"))
+        }
+        _ => Err(Error::client(
+            StatusCode::NOT_IMPLEMENTED,
+            "a transfer coding other than chunked",
+        )),
+    }
 }
 
 /// The one authority: of the target if it has one (absolute-form, `:authority`), else of `Host` (RFC 9112 section 3.2).

@@ -21,6 +21,7 @@ use super::timers::{Event, Watch};
 use crate::generation::{EpochGuard, Slot};
 use crate::http::body::{Answer, Exchange};
 use crate::http::connection::{Connection, Expired};
+use crate::http::progress::Progress;
 use crate::http::{Entry, pipeline};
 use crate::metrics::WorkerContext;
 
@@ -66,6 +67,10 @@ pub async fn serve<S>(
 {
     let spec = listener.slot.pin().entry.connection.clone();
     let connection = Arc::new(Connection::new(peer, local, spec, listener.worker.clone()));
+    if guard.epoch.finish.is_cancelled() {
+        // Accepted from the queue of an address that goes: its first response says so already.
+        connection.finish();
+    }
     let mut watch = Watch::new(connection.clone(), &guard.epoch);
     let Some((protocol, prefix)) = choose(&mut stream, &connection, &mut watch).await else {
         return;
@@ -138,11 +143,14 @@ fn begin(
     let serving = listener.slot.pin();
     let flight = serving.generation.begin(listener.slot.binding);
     let begun = connection.begin(!request.body().is_end_stream());
-    let stall = streams.map(Streams::announce);
+    let progress = Arc::new(Progress::new(flight, streams.is_some()));
+    match streams {
+        Some(streams) => streams.announce(progress.clone()),
+        None => connection.set_current(progress.clone()),
+    }
     let exchange = Exchange {
-        flight,
+        progress,
         connection: connection.clone(),
-        stall,
     };
     pipeline::serve(exchange, begun, serving, request)
 }
@@ -173,6 +181,7 @@ async fn serve_http1<S>(
     let ended = loop {
         let step = std::future::poll_fn(|cx| match Pin::new(&mut serving).poll(cx) {
             Poll::Ready(result) => Poll::Ready(Ok(result)),
+            Poll::Pending if connection.poll_cut(cx).is_ready() => Poll::Ready(Err(Event::Cut)),
             Poll::Pending => watch.poll(cx).map(Err),
         })
         .await;
@@ -184,7 +193,11 @@ async fn serve_http1<S>(
                 if connection.may_refuse_head() =>
             {
                 let io = serving.into_parts().io.into_inner();
-                refuse_slow_head(io).await;
+                watch
+                    .epoch
+                    .cut
+                    .run_until_cancelled(refuse_slow_head(io))
+                    .await;
                 return;
             }
             Err(Event::Cut | Event::Expired(_)) => return,
@@ -198,7 +211,8 @@ async fn serve_http1<S>(
         }
     };
     if malformed || (ended.is_ok() && connection.is_unread()) {
-        read_away(serving.into_parts().io.into_inner()).await;
+        let last = read_away(serving.into_parts().io.into_inner());
+        watch.epoch.cut.run_until_cancelled(last).await;
     }
 }
 

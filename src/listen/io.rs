@@ -137,7 +137,8 @@ struct HeadScan {
     /// The request line is over.
     started: bool,
     done: bool,
-    length: bool,
+    /// Counted to two.
+    lengths: u8,
     encoding: bool,
     fragment: bool,
 }
@@ -182,7 +183,9 @@ impl HeadScan {
             // Empty lines before a request line are skipped (RFC 9112 section 2.2).
             [] | [b'\r'] => self.done = self.started,
             _ if !self.started => self.started = true,
-            [b'c' | b'C', ..] => self.length |= begins(line, LENGTH),
+            [b'c' | b'C', ..] => {
+                self.lengths = (self.lengths + u8::from(begins(line, LENGTH))).min(2)
+            }
             [b't' | b'T', ..] => self.encoding |= begins(line, ENCODING),
             _ => {}
         }
@@ -190,7 +193,7 @@ impl HeadScan {
 
     fn marks(&self) -> HeadMarks {
         HeadMarks {
-            both_lengths: self.length && self.encoding,
+            ambiguous_length: self.lengths > 1 || (self.lengths == 1 && self.encoding),
             fragment: self.fragment,
         }
     }
@@ -217,11 +220,11 @@ mod tests {
     #[test]
     fn what_a_head_shows() {
         let both = HeadMarks {
-            both_lengths: true,
+            ambiguous_length: true,
             fragment: false,
         };
         let fragment = HeadMarks {
-            both_lengths: false,
+            ambiguous_length: false,
             fragment: true,
         };
         let none = HeadMarks::default();
@@ -229,6 +232,11 @@ mod tests {
             (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", none, true),
             (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", both, true),
             (b"\r\n\r\nPOST / HTTP/1.1\ntransfer-encoding: chunked\ncontent-length: 3\n\n", both, true),
+            (
+                b"POST / HTTP/1.1\r\nContent-Length: 3\r\nX: 1\r\nContent-Length: 3\r\n\r\n",
+                both,
+                true,
+            ),
             (b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", fragment, true),
             (b"GET /a HTTP/1.1\r\nX: #\r\n\r\n", none, true),
             // The next request's head is another matter.

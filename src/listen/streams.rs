@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 
-use crate::http::body::Stall;
+use crate::http::progress::Progress;
 use crate::metrics::{WorkerContext, WorkerCounters};
 
 /// hyper's executor for one connection; the clones are one.
@@ -38,7 +38,7 @@ impl Drop for Owner {
 struct Shared {
     tasks: Mutex<JoinSet<()>>,
     /// Of the request that hyper is about to spawn: it calls the service and spawns its future in one go.
-    next: Mutex<Option<Arc<Stall>>>,
+    next: Mutex<Option<Arc<Progress>>>,
     write_timeout: Option<Duration>,
     worker: Arc<WorkerContext>,
 }
@@ -62,10 +62,8 @@ impl Owner {
 
 impl Streams {
     /// A stream begins; the next future spawned is its.
-    pub fn announce(&self) -> Arc<Stall> {
-        let stall = Arc::new(Stall::new());
-        *self.shared.next.lock() = Some(stall.clone());
-        stall
+    pub fn announce(&self, progress: Arc<Progress>) {
+        *self.shared.next.lock() = Some(progress);
     }
 
     /// Forgets tasks that have ended, and counts those that panicked.
@@ -84,26 +82,37 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let stall = self.shared.next.lock().take();
+        let progress = self.shared.next.lock().take();
         let limit = self.shared.write_timeout;
         self.shared.tasks.lock().spawn(async move {
-            match stall.zip(limit) {
-                Some((stall, limit)) => until_stalled(stream, &stall, limit).await,
+            match progress {
+                Some(progress) => until_stalled(stream, progress, limit).await,
                 None => stream.await,
             }
         });
     }
 }
 
-/// Runs `stream` to its end, or until its client has taken nothing for `limit`.
-async fn until_stalled(stream: impl Future<Output = ()>, stall: &Stall, limit: Duration) {
+/// Runs `stream` to its end, or until its client has taken nothing for `limit`, or takes nothing when the request is
+/// told to end. What ends early is reset by being dropped.
+async fn until_stalled(
+    stream: impl Future<Output = ()>,
+    progress: Arc<Progress>,
+    limit: Option<Duration>,
+) {
     let mut stream = pin!(stream);
     let mut timer: Option<(Pin<Box<Sleep>>, Instant)> = None;
     std::future::poll_fn(|cx| {
         if stream.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        while let Some(since) = stall.since() {
+        while let Some(since) = progress.stalled_since() {
+            if progress.flight.poll_cut(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let Some(limit) = limit else {
+                return Poll::Pending;
+            };
             let at = since + limit;
             match poll_timer(&mut timer, at, cx) {
                 // It fired for an earlier stall: look again.

@@ -26,6 +26,7 @@ pub enum Event {
 /// Watches for [`Event`]s beside the connection's own work.
 pub struct Watch<'a> {
     connection: Arc<Connection>,
+    pub epoch: &'a Epoch,
     /// Sets the connection's signal and wakes the driver.
     waker: Waker,
     finish: Option<Pin<Box<WaitForCancellationFuture<'a>>>>,
@@ -41,6 +42,7 @@ impl<'a> Watch<'a> {
         Watch {
             waker: Waker::from(connection.clone()),
             connection,
+            epoch,
             finish: Some(Box::pin(epoch.finish.cancelled())),
             cut: Box::pin(epoch.cut.cancelled()),
             sleep: None,

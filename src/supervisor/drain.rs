@@ -35,6 +35,7 @@ pub(super) struct Draining {
     retiring: Arc<Mutex<Vec<SocketAddr>>>,
     hurry: CancellationToken,
     over: AtomicBool,
+    given_up: AtomicBool,
 }
 
 impl Draining {
@@ -44,14 +45,14 @@ impl Draining {
         retired: Vec<Arc<Bound>>,
         retiring: Arc<Mutex<Vec<SocketAddr>>>,
     ) -> Draining {
-        let (hurry, over) = (CancellationToken::new(), AtomicBool::new(false));
         Draining {
             current,
             epochs,
             retired: Mutex::new(retired),
             retiring,
-            hurry,
-            over,
+            hurry: CancellationToken::new(),
+            over: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
         }
     }
 
@@ -86,6 +87,9 @@ impl Draining {
 
     fn remaining(&self) -> Remaining {
         self.close_served();
+        if self.given_up.load(Ordering::Acquire) {
+            return Remaining::default();
+        }
         Remaining {
             requests: self.requests() as u64,
             connections: self
@@ -121,12 +125,25 @@ impl Draining {
     }
 }
 
+impl Remaining {
+    /// With what the older generations still have.
+    fn and(mut self, older: &[Arc<Draining>]) -> Remaining {
+        for other in older.iter().filter(|older| !older.is_over()) {
+            let more = other.remaining();
+            self.requests += more.requests;
+            self.connections += more.connections;
+            self.listeners += more.listeners;
+        }
+        self
+    }
+}
+
 fn is_empty(remaining: &Remaining) -> bool {
     *remaining == Remaining::default()
 }
 
-/// Drains to the end and says the terminal event. `stop` may shorten the deadline while it runs; `others` are hurried
-/// with it.
+/// Drains to the end and says the terminal event, when nothing older than the swap's generation is left. `older` are the
+/// generations that drain already: each has its own deadline; a stop, which may be shortened while it runs, hurries them.
 #[allow(clippy::too_many_arguments)]
 pub(super) async fn run(
     inner: Arc<Inner>,
@@ -136,22 +153,23 @@ pub(super) async fn run(
     draining: Arc<Draining>,
     mut deadline: Instant,
     mut stop: Option<watch::Receiver<Option<std::time::Instant>>>,
-    others: Vec<Arc<Draining>>,
+    older: Vec<Arc<Draining>>,
 ) {
+    let remaining = || draining.remaining().and(&older);
     let mut pause = LOOK.0;
     let mut tick = Instant::now();
+    let mut closed = None;
     loop {
-        let remaining = draining.remaining();
-        let empty = is_empty(&remaining);
+        let left = remaining();
         if Instant::now() >= tick {
             tick = Instant::now() + TICK;
             inner
                 .log
                 .emit(&state, Phase::Draining, generation, |event, _| {
-                    event.remaining = Some(remaining)
+                    event.remaining = Some(left.clone())
                 });
         }
-        if empty {
+        if is_empty(&left) {
             break;
         }
         if let Some(stop) = &mut stop
@@ -159,44 +177,58 @@ pub(super) async fn run(
         {
             deadline = deadline.min(Instant::from_std(shorter));
         }
-        if Instant::now() >= deadline || draining.is_hurried() {
-            break;
+        if closed.is_none() && (Instant::now() >= deadline || draining.is_hurried()) {
+            closed = Some(cut(&crew, &draining).await);
+            if stop.is_some() {
+                older.iter().for_each(|older| older.hurry());
+            }
+            pause = LOOK.0;
+            continue;
         }
+        if is_empty(&draining.remaining()) {
+            draining.over.store(true, Ordering::Release);
+        }
+        let wait = if closed.is_none() {
+            deadline.saturating_duration_since(Instant::now())
+        } else {
+            LOOK.1
+        };
         tokio::select! {
-            () = tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))) => {}
-            () = draining.hurry.cancelled() => {}
+            () = tokio::time::sleep(pause.min(wait)) => {}
+            () = draining.hurry.cancelled(), if closed.is_none() => {}
         }
         pause = (pause * 2).min(LOOK.1);
     }
-    for other in &others {
-        if !Arc::ptr_eq(other, &draining) {
-            other.hurry();
-        }
+    draining.over.store(true, Ordering::Release);
+    finish(&inner, &state, generation, closed.unwrap_or(0));
+}
+
+/// The deadline: requests are asked and connections end; waits a moment for those that were told to. Answers how many
+/// those were.
+async fn cut(crew: &Crew, draining: &Draining) -> u64 {
+    let connections = draining.remaining().connections;
+    let closed = connections.max(settle(crew, draining).await);
+    for epoch in &draining.epochs {
+        epoch.cut.cancel();
     }
-    let remaining = draining.remaining();
-    let mut closed = 0;
-    if !is_empty(&remaining) {
-        closed = remaining.connections.max(settle(&crew, &draining).await);
-        for epoch in &draining.epochs {
-            epoch.cut.cancel();
-        }
-        let end = Instant::now() + CUT_WAIT;
-        let mut pause = LOOK.0;
-        while !is_empty(&draining.remaining()) && Instant::now() < end {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LOOK.1);
-        }
-        let left = draining.remaining();
-        if !is_empty(&left) {
+    let end = Instant::now() + CUT_WAIT;
+    let mut pause = LOOK.0;
+    while !is_empty(&draining.remaining()) {
+        if Instant::now() >= end {
+            let left = draining.remaining();
             tracing::error!(
                 generation = draining.generation(),
                 ?left,
                 "something does not end although it was cut"
             );
+            // It is not waited for any longer; what it holds stays until it ends.
+            draining.given_up.store(true, Ordering::Release);
+            break;
         }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK.1);
     }
-    draining.over.store(true, Ordering::Release);
-    finish(&inner, &state, generation, closed);
+    closed
 }
 
 /// Asks every request of the generation; answers how many were told to end.

@@ -201,7 +201,7 @@ impl Handle {
     }
 
     /// Alive generations, listeners, workers, counts: `/status`.
-    pub async fn status(&self) -> Status {
+    pub fn status(&self) -> Status {
         self.inner.view.load_full().status(self.generation())
     }
 

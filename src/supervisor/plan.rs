@@ -193,26 +193,50 @@ mod tests {
     use crate::document::Context;
 
     fn document(text: &str) -> Document {
-        let context = Context { base: "/".into(), running: None };
-        Document::parse(text.as_bytes(), Format::Toml, &context).unwrap().document
+        let context = Context {
+            base: "/".into(),
+            running: None,
+        };
+        Document::parse(text.as_bytes(), Format::Toml, &context)
+            .unwrap()
+            .document
     }
 
     fn changes(old: &str, new: &str) -> Vec<(String, Change)> {
         let (plan, _) = plan(Some(&document(old)), Some(&document(new)));
-        plan.listeners.into_iter().map(|l| (l.address, l.change)).collect()
+        plan.listeners
+            .into_iter()
+            .map(|l| (l.address, l.change))
+            .collect()
     }
 
-    const A: &str = "[http.a]\nlisten = '127.0.0.1:1'\nproxy = 'u'\n[upstreams.u]\ntargets = ['127.0.0.1:9']\n";
+    const A: &str =
+        "[http.a]\nlisten = '127.0.0.1:1'\nproxy = 'u'\n[upstreams.u]\ntargets = ['127.0.0.1:9']\n";
 
     #[test]
     fn an_address_is_kept_updated_refreshed_opened_or_closed() {
         let one = |change| vec![("127.0.0.1:1".to_owned(), change)];
         assert_eq!(changes(A, A), one(Change::Keep));
-        assert_eq!(changes(A, &A.replace("'127.0.0.1:9'", "'127.0.0.1:9', '127.0.0.1:8'")), one(Change::Update));
-        assert_eq!(changes(A, &A.replace("proxy = 'u'", "proxy = 'u'\nlimits.streams = 7")), one(Change::Refresh));
+        assert_eq!(
+            changes(
+                A,
+                &A.replace("'127.0.0.1:9'", "'127.0.0.1:9', '127.0.0.1:8'")
+            ),
+            one(Change::Update)
+        );
+        assert_eq!(
+            changes(
+                A,
+                &A.replace("proxy = 'u'", "proxy = 'u'\nlimits.streams = 7")
+            ),
+            one(Change::Refresh)
+        );
         assert_eq!(
             changes(A, &A.replace("127.0.0.1:1", "127.0.0.1:2")),
-            [("127.0.0.1:2".to_owned(), Change::Open), ("127.0.0.1:1".to_owned(), Change::Close)]
+            [
+                ("127.0.0.1:2".to_owned(), Change::Open),
+                ("127.0.0.1:1".to_owned(), Change::Close)
+            ]
         );
     }
 
@@ -221,7 +245,10 @@ mod tests {
         let a = document(A);
         let (boot, steps) = plan(None, Some(&a));
         assert_eq!((steps.len(), steps[0].change), (1, Change::Open));
-        assert_eq!((boot.servers.added, boot.targets.new), (vec!["a".to_owned()], 1));
+        assert_eq!(
+            (boot.servers.added, boot.targets.new),
+            (vec!["a".to_owned()], 1)
+        );
         let (stop, steps) = plan(Some(&a), None);
         assert_eq!(steps[0].change, Change::Close);
         assert_eq!(stop.upstreams.removed, ["u"]);
@@ -231,7 +258,14 @@ mod tests {
     fn targets_are_carried_by_upstream_and_address() {
         let other = A.replace("'127.0.0.1:9'", "'127.0.0.1:9', '127.0.0.1:8'");
         let (plan, _) = plan(Some(&document(A)), Some(&document(&other)));
-        assert_eq!(plan.targets, Carried { kept: 1, dropped: 0, new: 1 });
+        assert_eq!(
+            plan.targets,
+            Carried {
+                kept: 1,
+                dropped: 0,
+                new: 1
+            }
+        );
         assert_eq!(plan.upstreams.changed, ["u"]);
         assert_eq!((plan.servers.changed.len(), plan.sections.len()), (0, 0));
     }
@@ -240,7 +274,10 @@ mod tests {
     fn a_port_0_belongs_to_its_server() {
         let a = "[http.a]\nlisten = '127.0.0.1:0'\nrespond = 'x'\n";
         let renamed = a.replace("http.a", "http.b");
-        let changed: Vec<_> = changes(a, &renamed).into_iter().map(|(_, change)| change).collect();
+        let changed: Vec<_> = changes(a, &renamed)
+            .into_iter()
+            .map(|(_, change)| change)
+            .collect();
         assert_eq!(changed, [Change::Open, Change::Close]);
         assert_eq!(changes(a, &a.replace("'x'", "'y'"))[0].1, Change::Update);
     }
@@ -249,7 +286,10 @@ mod tests {
     fn what_is_read_at_start_up_only_is_named() {
         let old = document("[runtime]\nworkers = 1\n");
         let new = document("[runtime]\nworkers = 2\nmodel = 'shared'\n");
-        let pointers: Vec<_> = boot_only(&old, &new).into_iter().map(|(pointer, _)| pointer).collect();
+        let pointers: Vec<_> = boot_only(&old, &new)
+            .into_iter()
+            .map(|(pointer, _)| pointer)
+            .collect();
         assert_eq!(pointers, ["/runtime/workers", "/runtime/model"]);
     }
 }

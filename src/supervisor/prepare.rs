@@ -260,11 +260,7 @@ impl Supervisor {
             }
             Err(LockError::Unwritable(dir, error)) => {
                 let message = format!("{}: {error}; nothing is kept there", dir.display());
-                warnings.push(
-                    parsed
-                        .locate("/runtime/state_dir", message, None)
-                        ,
-                );
+                warnings.push(parsed.locate("/runtime/state_dir", message, None));
                 Ok(None)
             }
         }
@@ -353,11 +349,7 @@ impl Supervisor {
             self.wait_until_retired(address, deadline).await;
             match net::reserve(address, count, &owned) {
                 Ok(reserved) => opened.push((step.key.clone(), reserved)),
-                Err(error) => errors.push(parsed.locate(
-                    &pointer,
-                    error.to_string(),
-                    error.help(),
-                )),
+                Err(error) => errors.push(parsed.locate(&pointer, error.to_string(), error.help())),
             }
         }
         let wanted = &parsed.document.admin.listen;
@@ -369,9 +361,7 @@ impl Supervisor {
         {
             match AdminReserved::reserve(wanted) {
                 Ok(reserved) => admin = Some(reserved),
-                Err((message, help)) => {
-                    errors.push(parsed.locate("/admin/listen", message, help))
-                }
+                Err((message, help)) => errors.push(parsed.locate("/admin/listen", message, help)),
             }
         }
         if errors.is_empty() {
@@ -407,12 +397,20 @@ impl Supervisor {
 /// Where the document names an address: its first server's `listen`.
 fn place_of(document: &Document, key: &BindingKey) -> String {
     let named = document.http.values().find_map(|server| {
-        let owned = key.owner.as_ref().is_none_or(|(name, _)| *name == server.name);
+        let owned = key
+            .owner
+            .as_ref()
+            .is_none_or(|(name, _)| *name == server.name);
         let index = match &key.owner {
             Some((_, index)) => Some(*index),
-            None => server.listen.iter().position(|address| *address == key.address),
+            None => server
+                .listen
+                .iter()
+                .position(|address| *address == key.address),
         };
-        index.filter(|_| owned).map(|index| document.listen_pointer(&server.name, index))
+        index
+            .filter(|_| owned)
+            .map(|index| document.listen_pointer(&server.name, index))
     });
     named.unwrap_or_default()
 }
@@ -488,9 +486,7 @@ async fn resolve(parsed: &Parsed, snapshot: &Snapshot, deadline: Instant) -> Vec
                 .unwrap_or_default();
             missing.into_iter().map(move |host| {
                 let message = format!("{host} is not found; this target is down until it is");
-                parsed
-                    .locate(&format!("/upstreams/{name}/targets"), message, None)
-                    
+                parsed.locate(&format!("/upstreams/{name}/targets"), message, None)
             })
         });
     join_all(lookups).await.into_iter().flatten().collect()

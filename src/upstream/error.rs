@@ -216,7 +216,10 @@ fn out_of_resources(error: &io::Error) -> bool {
     #[cfg(unix)]
     if let Some(code) = rustix::io::Errno::from_io_error(error) {
         use rustix::io::Errno;
-        return matches!(code, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM);
+        return matches!(
+            code,
+            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM
+        );
     }
     error.kind() == io::ErrorKind::OutOfMemory
 }
@@ -282,7 +285,11 @@ mod tests {
         assert!(of(io::ErrorKind::NotFound).unsent);
         #[cfg(unix)]
         assert_eq!(
-            Error::dial(&io::Error::from_raw_os_error(libc::EMFILE), &"x").side,
+            Error::dial(
+                &io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()),
+                &"x"
+            )
+            .side,
             Side::Us
         );
     }

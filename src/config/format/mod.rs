@@ -19,21 +19,42 @@ use super::tree::{MAX_DEPTH, Places, Span, Tree};
 pub fn text(bytes: &[u8]) -> Result<&str, (Findings, &str)> {
     let refuse = |offset: usize, message: &str, help: &str| {
         let mut findings = Findings::default();
-        findings.syntax((to_u32(offset), to_u32(offset)), message).help(help);
-        Err((findings, std::str::from_utf8(&bytes[..offset]).unwrap_or_default()))
+        findings
+            .syntax((to_u32(offset), to_u32(offset)), message)
+            .help(help);
+        Err((
+            findings,
+            std::str::from_utf8(&bytes[..offset]).unwrap_or_default(),
+        ))
     };
     if bytes.starts_with(b"\xef\xbb\xbf") {
-        return refuse(0, "the document begins with a byte order mark", "save it as UTF-8 without BOM");
+        return refuse(
+            0,
+            "the document begins with a byte order mark",
+            "save it as UTF-8 without BOM",
+        );
     }
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-        return refuse(0, "the document is UTF-16, not UTF-8", "save it as UTF-8 without BOM");
+        return refuse(
+            0,
+            "the document is UTF-16, not UTF-8",
+            "save it as UTF-8 without BOM",
+        );
     }
     if u32::try_from(bytes.len()).is_err() {
-        return refuse(0, "the document is larger than 4 GiB", "nothing that large can be meant");
+        return refuse(
+            0,
+            "the document is larger than 4 GiB",
+            "nothing that large can be meant",
+        );
     }
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(text),
-        Err(error) => refuse(error.valid_up_to(), "here is a byte that is not UTF-8", "save the document as UTF-8"),
+        Err(error) => refuse(
+            error.valid_up_to(),
+            "here is a byte that is not UTF-8",
+            "save the document as UTF-8",
+        ),
     }
 }
 
@@ -56,7 +77,12 @@ pub fn parse(source: &str, format: Format) -> Result<Tree<'_>, (Findings, Places
 }
 
 /// Reports a key that its table already has. `false`: it is one.
-fn is_new<'a>(seen: &mut HashSet<Cow<'a, str>>, key: &Cow<'a, str>, span: Span, findings: &mut Findings) -> bool {
+fn is_new<'a>(
+    seen: &mut HashSet<Cow<'a, str>>,
+    key: &Cow<'a, str>,
+    span: Span,
+    findings: &mut Findings,
+) -> bool {
     let new = seen.insert(key.clone());
     if !new {
         findings.syntax(span, format!("the key `{key}` is here twice"));
@@ -67,7 +93,10 @@ fn is_new<'a>(seen: &mut HashSet<Cow<'a, str>>, key: &Cow<'a, str>, span: Span, 
 /// Reports a value that lies too deep. `false`: it does.
 fn is_shallow(depth: usize, span: Span, findings: &mut Findings) -> bool {
     if depth > MAX_DEPTH {
-        findings.syntax(span, format!("more than {MAX_DEPTH} tables and lists inside each other"));
+        findings.syntax(
+            span,
+            format!("more than {MAX_DEPTH} tables and lists inside each other"),
+        );
     }
     depth <= MAX_DEPTH
 }

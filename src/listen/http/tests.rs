@@ -196,6 +196,8 @@ async fn ambiguous_requests_are_refused_and_end_the_connection() {
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
         "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -207,8 +209,12 @@ async fn ambiguous_requests_are_refused_and_end_the_connection() {
     ] {
         let listener = listener(spec());
         let mut client = Client::connect(&listener);
-        // One request before it: the look at heads must find its place again.
+        // Two requests before it, one with a body: the look at heads must find its place again.
         client.send(GET).await;
+        client.read_until("hello").await;
+        client
+            .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
+            .await;
         client.read_until("hello").await;
         client.send(head).await;
         client.io.shutdown().await.unwrap();
@@ -323,6 +329,47 @@ async fn a_client_that_takes_nothing_is_let_go() {
     let begun = tokio::time::Instant::now();
     (&mut client.served).await.unwrap();
     assert_eq!(begun.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_client_takes_nothing_can_still_be_cut() {
+    let mut web = server("web", spec(), &"x".repeat(1024 * 1024));
+    web.connection.write_timeout = None;
+    let serving = Serving {
+        entry: entry(&web),
+        generation: Generation::new(1),
+    };
+    let listener = Arc::new(Listener {
+        slot: Slot::new(0, serving),
+        worker: worker(),
+    });
+    let mut client = Client::connect(&listener);
+    client.send(GET).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let generation = listener.slot.pin().generation.clone();
+    assert_eq!(generation.in_flight(), 1);
+    assert_eq!(generation.settle(|_, _| None), 1);
+    (&mut client.served).await.unwrap();
+    assert_eq!(generation.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_accepted_from_a_retired_queue_is_served_and_told() {
+    let listener = listener(spec());
+    let (mut io, theirs) = tokio::io::duplex(1024);
+    let guard = listener.slot.epoch().join();
+    listener.slot.finish_epoch();
+    io.write_all(GET.as_bytes()).await.unwrap();
+    let peer = "192.0.2.1:50000".parse().unwrap();
+    let served = tokio::spawn(serve(theirs, peer, peer, listener.clone(), guard));
+    let mut answer = String::new();
+    io.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.contains("connection: close\r\n") && answer.ends_with("hello"),
+        "{answer}"
+    );
+    drop(io);
+    served.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -541,10 +588,12 @@ mod http2 {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_stream_whose_client_takes_nothing_is_reset() {
+    /// A response that its client does not take: its window is too small for it.
+    async fn stalled(
+        write_timeout: Option<Duration>,
+    ) -> (Arc<Listener>, http::Response<Incoming>, impl Sized) {
         let mut web = server("web", spec(), &"x".repeat(1024 * 1024));
-        web.connection.write_timeout = Some(Duration::from_secs(5));
+        web.connection.write_timeout = write_timeout;
         web.connection.idle_timeout = None;
         let serving = Serving {
             entry: entry(&web),
@@ -554,18 +603,21 @@ mod http2 {
             slot: Slot::new(0, serving),
             worker: worker(),
         });
-        let Client {
-            io,
-            served: _served,
-        } = Client::connect(&listener);
+        let Client { io, served } = Client::connect(&listener);
         let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(1024)
             .handshake::<_, Empty<Bytes>>(TokioIo::new(io))
             .await
             .unwrap();
-        let _connection = tokio::spawn(connection);
+        let connection = tokio::spawn(connection);
         let request = Request::get("http://a.test/").body(Empty::new()).unwrap();
         let response = sender.send_request(request).await.unwrap();
+        (listener, response, (sender, connection, served))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_client_takes_nothing_is_reset() {
+        let (listener, response, _connection) = stalled(Some(Duration::from_secs(5))).await;
         let begun = tokio::time::Instant::now();
         let generation = listener.slot.pin().generation.clone();
         while generation.in_flight() > 0 {
@@ -577,5 +629,16 @@ mod http2 {
             begun.elapsed()
         );
         assert!(response.into_body().collect().await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_client_takes_nothing_can_still_be_cut() {
+        let (listener, response, _connection) = stalled(None).await;
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let generation = listener.slot.pin().generation.clone();
+        assert_eq!(generation.in_flight(), 1);
+        assert_eq!(generation.settle(|_, _| None), 1);
+        assert!(response.into_body().collect().await.is_err());
+        assert_eq!(generation.in_flight(), 0);
     }
 }

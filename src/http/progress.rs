@@ -1,0 +1,48 @@
+//! A request in progress, as seen from outside its own future: whether it was told to end, and since when its client
+//! takes nothing. hyper does not poll a body that can't be sent, so a body can't tell either by itself; the task that
+//! owns the connection (HTTP/1) or the stream (HTTP/2) asks here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::generation::Flight;
+
+/// A request's place in its generation, and how its response fares.
+#[derive(Debug)]
+pub struct Progress {
+    pub flight: Flight,
+    /// HTTP/2 only: a closed stream window stalls no socket, so each stream is timed by itself.
+    base: Option<Instant>,
+    /// Milliseconds after `base`, plus one, since when a piece waits to be taken; 0: it waits for us or the origin.
+    since: AtomicU64,
+}
+
+impl Progress {
+    /// `timed`: its stalls are to be seen in [`Progress::stalled_since`].
+    pub fn new(flight: Flight, timed: bool) -> Progress {
+        Progress {
+            flight,
+            base: timed.then(Instant::now),
+            since: AtomicU64::new(0),
+        }
+    }
+
+    /// The body was asked for a piece and had one (`true`), or has none yet.
+    pub(super) fn handed_over(&self, piece: bool) {
+        let Some(base) = self.base else { return };
+        let since = if piece {
+            u64::try_from(base.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+        } else {
+            0
+        };
+        self.since.store(since, Ordering::Release);
+    }
+
+    /// Since when the last piece of the body waits for the client.
+    pub fn stalled_since(&self) -> Option<Instant> {
+        let since = self.since.load(Ordering::Acquire).checked_sub(1)?;
+        self.base?.checked_add(Duration::from_millis(since))
+    }
+}
