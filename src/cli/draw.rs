@@ -143,14 +143,6 @@ pub(crate) fn started(from: &str, status: &Status, admin: Option<&str>) -> Strin
             "  {admin:<24} admin API; try: evergate status --admin {admin}"
         );
     }
-    for listener in app.handle().status().listeners {
-        let _ = writeln!(
-            text,
-            "  http {} on {}",
-            listener.servers.join(", "),
-            listener.address
-        );
-    }
     text
 }
 

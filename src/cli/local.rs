@@ -55,11 +55,11 @@ fn announce(config: Option<&Path>, app: &App) {
         .borrow()
         .as_ref()
         .map(|binding| binding.listener.address());
-    // Without a runtime for this one question there is nothing to print, and everything runs all the same.
-    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() {
-        let status = runtime.block_on(app.handle().status());
-        print(&draw::started(&from, &status, admin.as_deref()));
-    }
+    print(&draw::started(
+        &from,
+        &app.handle().status(),
+        admin.as_deref(),
+    ));
 }
 
 /// Shows why the first configuration was refused.
