@@ -7,16 +7,14 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError};
+use axum::http::{HeaderValue, Response, StatusCode, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tower_http::timeout::TimeoutError;
 
 use super::App;
 use super::control::Control;
-use super::guard::Peer;
 use super::idempotency::{self, Claim};
+use super::incoming::{actor, document, if_match, read};
 use super::media::{self, Media};
 use super::problem::{Problem, Refusal};
 use super::query::{Query, Wait};
@@ -201,9 +199,11 @@ async fn queue<C: Control>(
         }
         None => (app.control().submit(request)?, None),
     };
-    let retry = known.is_some();
-    if !retry {
-        observe(app, swap, kind, actor, parts, key);
+    match &known {
+        None => observe(app, swap, kind, actor, parts, key),
+        Some(_) => {
+            tracing::info!(target: "evergate::audit", swap, actor, "admin call repeated: it gets the first one's answer");
+        }
     }
     let remembered = known.flatten();
     if wait == Some(Wait::Accepted) {
@@ -256,12 +256,12 @@ fn observe<C: Control>(
     );
     let watch = async move {
         if let Some(record) = control.wait(swap, true).await {
-            let outcome = record.outcome;
+            let outcome = record.outcome.map_or_else(String::new, media::name);
             let (status, generation) = (record.status, record.generation);
             let problem = record.problem.as_deref().unwrap_or("");
             tracing::info!(
                 target: "evergate::audit",
-                swap, ?kind, actor, what, ?outcome, status, generation, problem,
+                swap, kind = media::name(kind), actor, what, outcome, status, generation, problem,
                 "admin call decided"
             );
         }
@@ -365,84 +365,4 @@ fn finished<C: Control>(
 fn lost(swap: u64) -> Refusal {
     let detail = format!("the end of swap {swap} is no longer known");
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
-}
-
-/// The whole body, within the bounds that the layers set. It is read before anything else is refused, so that the
-/// client gets to read the refusal.
-async fn read(request: Request) -> Result<(Parts, Bytes), Refusal> {
-    let (parts, body) = request.into_parts();
-    match body.collect().await {
-        Ok(body) => Ok((parts, body.to_bytes())),
-        Err(error) => {
-            let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-            while let Some(error) = cause {
-                if error.is::<LengthLimitError>() {
-                    let detail = "a document is at most 16 MiB";
-                    return Err(Problem::new(
-                        StatusCode::PAYLOAD_TOO_LARGE,
-                        "too-large",
-                        detail,
-                    ));
-                }
-                if error.is::<TimeoutError>() {
-                    let detail = "the rest of the body did not come";
-                    return Err(Problem::new(
-                        StatusCode::REQUEST_TIMEOUT,
-                        "slow-body",
-                        detail,
-                    ));
-                }
-                cause = error.source();
-            }
-            Err(Problem::new(
-                StatusCode::BAD_REQUEST,
-                "bad-request",
-                format!("the body broke off: {error}"),
-            ))
-        }
-    }
-}
-
-/// The document that a request brings: its body, or the server's own file when it has neither body nor content type.
-fn document(headers: &HeaderMap, body: &Bytes) -> Result<Source, Refusal> {
-    match (media::body_format(headers)?, body.is_empty()) {
-        (None, true) => Ok(Source::File),
-        (None, false) => Err(media::unsupported(
-            "a document needs a Content-Type: application/json, application/toml or application/yaml",
-        )),
-        (Some(_), true) => Err(Problem::new(
-            StatusCode::BAD_REQUEST,
-            "empty-body",
-            "a Content-Type without a body; to read the server's own file again leave both out, \
-             an empty document is `{}`",
-        )),
-        (Some(format), false) => Ok(Source::Body {
-            bytes: body.clone(),
-            format,
-        }),
-    }
-}
-
-/// The tags of `If-Match` as one list; whether one fits is decided when the swap's turn comes.
-fn if_match(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    let mut tags = Vec::new();
-    for value in headers.get_all(header::IF_MATCH) {
-        let text = value
-            .to_str()
-            .map_err(|_| Problem::bad_header("If-Match is a list of ETags of /now, or *"))?;
-        tags.push(text.trim());
-    }
-    Ok((!tags.is_empty()).then(|| tags.join(", ")))
-}
-
-/// Who asked, for the log and `/swaps`.
-fn actor(parts: &Parts) -> String {
-    let from = parts
-        .extensions
-        .get::<Peer>()
-        .map_or_else(|| "unknown".to_owned(), Peer::to_string);
-    match parts.headers.contains_key(header::AUTHORIZATION) {
-        true => format!("token@{from}"),
-        false => from,
-    }
 }

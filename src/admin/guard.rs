@@ -5,7 +5,7 @@
 //! timed: only what the client still owes us is.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, uri::Authority};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
@@ -27,9 +27,9 @@ use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer};
 use super::App;
 use super::control::Control;
 use super::media;
-use super::problem::{Problem, Refusal};
+use super::origin::{foreign_host, foreign_origin, host, known_host, own_origin};
+use super::problem::{Problem, Refusal, Refused};
 use crate::config::admin::AdminSpec;
-use crate::config::scalar::ListenAddr;
 
 /// Largest body.
 pub(crate) const MAX_BODY: usize = 16 * 1024 * 1024;
@@ -112,6 +112,7 @@ async fn dress(request: Request, next: Next) -> Response<Body> {
             response.headers_mut().insert(header::ALLOW, allow);
         }
     }
+    asked.audit(&response);
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(
@@ -121,11 +122,12 @@ async fn dress(request: Request, next: Next) -> Response<Body> {
     response
 }
 
-/// What a request was for, kept for the wording of a refusal.
+/// What a request was for, kept for the wording of a refusal and its audit line.
 struct Asked {
     method: Method,
     path: String,
     host: String,
+    from: Option<Peer>,
 }
 
 impl Asked {
@@ -138,11 +140,26 @@ impl Asked {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             host: host.unwrap_or("127.0.0.1:8837").to_owned(),
+            from: request.extensions().get::<Peer>().cloned(),
         }
     }
 
+    /// A line for a call that would have changed something and did not come as far as the supervisor.
+    fn audit(&self, response: &Response<Body>) {
+        let refused = response.extensions().get::<Refused>();
+        if self.method.is_safe() || refused.is_none_or(|refused| refused.swap.is_some()) {
+            return;
+        }
+        let from = self.from.as_ref().map_or_else(String::new, Peer::to_string);
+        let problem = refused.map_or("", |refused| refused.slug.as_str());
+        let (method, what, status) = (&self.method, self.path.as_str(), response.status().as_u16());
+        tracing::info!(target: "evergate::audit", from, %method, what, status, problem, "admin call refused");
+    }
+
     fn detail(&self, status: StatusCode) -> String {
-        let Asked { method, path, host } = self;
+        let Asked {
+            method, path, host, ..
+        } = self;
         match status {
             StatusCode::METHOD_NOT_ALLOWED
                 if matches!(path.as_str(), "/reload" | "/adapt" | "/stop") =>
@@ -184,15 +201,6 @@ async fn check<C: Control>(
     match verdict {
         Ok(()) => next.run(request).await,
         Err(problem) => {
-            if request.method() != Method::GET {
-                let from = request
-                    .extensions()
-                    .get::<Peer>()
-                    .map_or_else(String::new, Peer::to_string);
-                let what = request.uri().path();
-                let (method, problem) = (request.method(), problem.slug());
-                tracing::info!(target: "evergate::audit", from, %method, what, problem, "admin call refused");
-            }
             discard(request).await;
             problem.into_response()
         }
@@ -227,103 +235,6 @@ fn allowed(spec: &AdminSpec, request: &Request) -> Result<(), Refusal> {
         ));
     }
     Ok(())
-}
-
-/// The one `Host` of a request.
-fn host(request: &Request) -> Result<Authority, Refusal> {
-    let bad = |detail| Problem::new(StatusCode::BAD_REQUEST, "bad-host", detail);
-    let mut values = request.headers().get_all(header::HOST).iter();
-    let (Some(value), None) = (values.next(), values.next()) else {
-        return Err(bad("exactly one Host header is needed"));
-    };
-    let authority =
-        Authority::try_from(value.as_bytes()).map_err(|_| bad("Host is not a host and port"))?;
-    if authority.as_str().contains('@') {
-        return Err(bad("Host is not a host and port"));
-    }
-    Ok(authority)
-}
-
-/// Loopback names and addresses, the address we listen on itself, and what the configuration allows. A name that an
-/// attacker owns and points at us is none of these.
-fn known_host(spec: &AdminSpec, host: &str) -> bool {
-    let host = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .trim_end_matches('.')
-        .to_ascii_lowercase();
-    if host == "localhost" || host.ends_with(".localhost") {
-        return true;
-    }
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        let own = match &spec.listen {
-            ListenAddr::Tcp(address) => !address.ip().is_unspecified() && address.ip() == ip,
-            ListenAddr::Unix(_) => false,
-        };
-        if own || ip.to_canonical().is_loopback() {
-            return true;
-        }
-    }
-    let plain = |name: &str| {
-        name.trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_ascii_lowercase()
-    };
-    spec.allowed_hosts
-        .iter()
-        .any(|allowed| plain(allowed) == host)
-}
-
-fn foreign_host(host: &str) -> Refusal {
-    let detail = format!(
-        "`{host}` is not one of this API's names; add it to admin.allowed_hosts if it should be"
-    );
-    Problem::new(StatusCode::FORBIDDEN, "foreign-host", detail)
-}
-
-fn foreign_origin() -> Refusal {
-    let detail = "the request comes from another web page; this API takes none of those";
-    Problem::new(StatusCode::FORBIDDEN, "foreign-origin", detail)
-}
-
-/// Refuses what a browser sends for any page but our own.
-fn own_origin(headers: &HeaderMap, host: &Authority) -> Result<(), Refusal> {
-    let sites = headers.get_all("sec-fetch-site");
-    if sites
-        .iter()
-        .any(|site| site != "same-origin" && site != "none")
-    {
-        return Err(foreign_origin());
-    }
-    let mut origins = headers.get_all(header::ORIGIN).iter();
-    let Some(origin) = origins.next() else {
-        return Ok(());
-    };
-    let own = origins.next().is_none() && origin.to_str().is_ok_and(|origin| is_own(origin, host));
-    if own { Ok(()) } else { Err(foreign_origin()) }
-}
-
-/// An origin is ours when it names the very host and port the request was sent to. `https` can only be ours under a
-/// name that was allowed by hand: a TLS proxy in front of us then.
-fn is_own(origin: &str, host: &Authority) -> bool {
-    let Some((scheme, rest)) = origin.split_once("://") else {
-        return false;
-    };
-    let loopback = AdminSpec {
-        listen: ListenAddr::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))),
-        token: None,
-        allowed_hosts: Vec::new(),
-    };
-    let default = match scheme {
-        "http" => 80,
-        "https" if !known_host(&loopback, host.host()) => 443,
-        _ => return false,
-    };
-    let Ok(origin) = rest.parse::<Authority>() else {
-        return false;
-    };
-    let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
-    origin.host().eq_ignore_ascii_case(host.host()) && port(&origin) == port(host)
 }
 
 /// The bearer token, if one is set. Both sides are hashed first, so neither length nor content shows in the time.
@@ -379,72 +290,17 @@ async fn discard(request: Request) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::scalar::{ListenAddr, Secret};
     use proptest::prelude::*;
-
-    fn spec(hosts: &[&str]) -> AdminSpec {
-        AdminSpec {
-            listen: ListenAddr::Tcp("10.0.0.5:8837".parse().unwrap()),
-            token: None,
-            allowed_hosts: hosts.iter().map(|host| host.to_string()).collect(),
-        }
-    }
-
-    #[test]
-    fn hosts_that_can_be_ours() {
-        let spec = spec(&["admin.example"]);
-        for host in [
-            "localhost",
-            "LOCALHOST",
-            "127.0.0.1",
-            "127.9.9.9",
-            "[::1]",
-            "10.0.0.5",
-            "admin.example",
-            "a.localhost",
-        ] {
-            assert!(known_host(&spec, host), "{host}");
-        }
-        for host in [
-            "evil.example",
-            "10.0.0.6",
-            "localhost.evil.example",
-            "127.0.0.1.evil.example",
-            "0.0.0.0",
-            "",
-            "[::]",
-        ] {
-            assert!(!known_host(&spec, host), "{host}");
-        }
-    }
-
-    #[test]
-    fn origins_that_can_be_ours() {
-        let host = |text: &str| text.parse::<Authority>().unwrap();
-        assert!(is_own("http://127.0.0.1:8837", &host("127.0.0.1:8837")));
-        assert!(is_own("http://localhost", &host("localhost:80")));
-        assert!(is_own("https://admin.example", &host("admin.example")));
-        for (origin, at) in [
-            ("null", "127.0.0.1:8837"),
-            ("http://127.0.0.1:8838", "127.0.0.1:8837"),
-            ("https://127.0.0.1:8837", "127.0.0.1:8837"),
-            ("http://localhost:8837", "127.0.0.1:8837"),
-            ("http://evil.example", "127.0.0.1:8837"),
-            ("file://", "127.0.0.1:8837"),
-            ("", "127.0.0.1:8837"),
-        ] {
-            assert!(!is_own(origin, &host(at)), "{origin} at {at}");
-        }
-    }
 
     proptest! {
         #[test]
-        fn no_name_outside_loopback_is_known(host in "[a-z0-9.-]{1,30}\\.example") {
-            prop_assert!(!known_host(&spec(&[]), &host));
-        }
-
-        #[test]
         fn only_the_very_token_passes(given in "[ -~]{0,40}") {
-            let spec = AdminSpec { token: Some(crate::config::scalar::Secret::new("s3cret".into())), ..spec(&[]) };
+            let spec = AdminSpec {
+                listen: ListenAddr::Tcp("127.0.0.1:8837".parse().unwrap()),
+                token: Some(Secret::new("s3cret".into())),
+                allowed_hosts: Vec::new(),
+            };
             let mut headers = HeaderMap::new();
             headers.insert(header::AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {given}")).unwrap());
             prop_assert_eq!(token(&spec, &headers).is_ok(), given.trim() == "s3cret");

@@ -163,6 +163,16 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Vec<u8> {
     text
 }
 
+/// The name that an enum of ours has in the API.
+pub(crate) fn name<T: Serialize>(value: T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        // No enum of names; then its JSON is the best name there is.
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}
+
 /// An answer in one piece.
 pub(crate) fn answer(
     status: StatusCode,

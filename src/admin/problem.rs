@@ -118,9 +118,19 @@ impl From<SubmitError> for Refusal {
     }
 }
 
+/// Goes with a response that refuses, for the audit line.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused {
+    pub(crate) slug: String,
+    /// The swap that was refused; its observer writes the line then.
+    pub(crate) swap: Option<u64>,
+}
+
 impl IntoResponse for Box<Problem> {
     fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::from(super::media::json(&*self)));
+        let (slug, swap) = (self.slug().to_owned(), self.swap);
+        response.extensions_mut().insert(Refused { slug, swap });
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();

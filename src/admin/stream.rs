@@ -73,8 +73,7 @@ fn write(event: &Event, form: Media) -> Option<Bytes> {
     let json = serde_json::to_string(event).ok()?;
     let text = match form {
         Media::EventStream => {
-            let phase = serde_json::to_value(event.phase).ok()?;
-            let phase = phase.as_str().unwrap_or("message");
+            let phase = media::name(event.phase);
             format!("id: {}\nevent: {phase}\ndata: {json}\n\n", event.seq)
         }
         _ => format!("{json}\n"),
