@@ -19,11 +19,40 @@ pub(crate) fn findings(name: &str, bytes: &[u8], errors: &[Diagnostic], warnings
         .map(|finding| (Severity::Warning, finding))
         .chain(errors.iter().map(|finding| (Severity::Error, finding)))
         .collect();
-    if !all.is_empty() {
+    if text.is_empty() {
+        for (severity, finding) in &all {
+            eprint!("{}", untold(*severity, finding));
+        }
+    } else if !all.is_empty() {
         let color = std::io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         eprint!("{}", render_diagnostics(name, text, &all, color));
     }
+}
+
+/// A finding about a text that is not here: its place in numbers.
+fn untold(severity: Severity, finding: &Diagnostic) -> String {
+    let word = match severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    };
+    let mut text = format!("{word}: {}\n", finding.message);
+    let at = match (finding.line, finding.column) {
+        (Some(line), Some(column)) => format!("line {line}, column {column}"),
+        _ => String::new(),
+    };
+    let parts: Vec<_> = [finding.pointer.as_str(), at.as_str()]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect();
+    if !parts.is_empty() {
+        text.push_str(&format!(" --> {}\n", parts.join(", ")));
+    }
+    if let Some(help) = &finding.help {
+        text.push_str(&format!("  = help: {help}\n"));
+    }
+    text.push('\n');
+    text
 }
 
 /// Over the API a finding has line and column, not the bytes of the text: they are found again here.
@@ -289,6 +318,20 @@ mod tests {
         assert_eq!(at(3, 5), Some("ölk"));
         assert_eq!(at(2, 99), Some(""));
         assert_eq!(at(9, 1), None);
+    }
+
+    #[test]
+    fn a_finding_without_its_text_still_has_a_place() {
+        let finding = Diagnostic {
+            pointer: "/http".into(),
+            line: Some(3),
+            column: Some(1),
+            message: "wrong".into(),
+            help: Some("mend it".into()),
+            span: None,
+        };
+        let text = "error: wrong\n --> /http, line 3, column 1\n  = help: mend it\n\n";
+        assert_eq!(untold(Severity::Error, &finding), text);
     }
 
     #[test]
