@@ -70,7 +70,10 @@ pub enum Refused {
     /// Not well-formed TOML, JSON or YAML: 400.
     Syntax(Vec<Diagnostic>),
     /// Well-formed, but wrong in itself: 422. Warnings of the same document come with the errors.
-    Invalid { errors: Vec<Diagnostic>, warnings: Vec<Diagnostic> },
+    Invalid {
+        errors: Vec<Diagnostic>,
+        warnings: Vec<Diagnostic>,
+    },
     /// Right in itself, but a file it needs for a secret is not to be had here: 409.
     Unavailable(Vec<Diagnostic>),
 }
@@ -93,15 +96,30 @@ impl Document {
         Self::parse_with(bytes, format, context, has_ipv6())
     }
 
-    fn parse_with(bytes: &[u8], format: Format, context: &Context<'_>, has_ipv6: bool) -> Result<Parsed, Refused> {
+    fn parse_with(
+        bytes: &[u8],
+        format: Format,
+        context: &Context<'_>,
+        has_ipv6: bool,
+    ) -> Result<Parsed, Refused> {
         let syntax = |findings: Findings, source: &str, places: &Places<'_>| {
-            Refused::Syntax(findings.resolve(source, places).into_iter().map(|(_, d)| d).collect())
+            Refused::Syntax(
+                findings
+                    .resolve(source, places)
+                    .into_iter()
+                    .map(|(_, d)| d)
+                    .collect(),
+            )
         };
-        let source = format::text(bytes).map_err(|(f, valid)| syntax(f, valid, &Places::default()))?;
-        let tree = format::parse(source, format).map_err(|(f, places)| syntax(f, source, &places))?;
+        let source =
+            format::text(bytes).map_err(|(f, valid)| syntax(f, valid, &Places::default()))?;
+        let tree =
+            format::parse(source, format).map_err(|(f, places)| syntax(f, source, &places))?;
         let mut findings = Findings::default();
         let root = Root::decode(&without_notes(tree.root), &mut findings).unwrap_or_default();
-        let mut check = Checker::new(findings, &context.base, has_ipv6);
+        // Fails for an empty path only, from which relative paths stay what they are.
+        let base = std::path::absolute(&context.base).unwrap_or_else(|_| context.base.clone());
+        let mut check = Checker::new(findings, &base, has_ipv6);
         let document = Self::checked(root, context.running, &mut check);
 
         let refused = check.findings.has_errors();
@@ -118,7 +136,11 @@ impl Document {
             }
         }
         match (refused, only_unavailable) {
-            (false, _) => Ok(Parsed { document, warnings, locator: Locator::new(source, format) }),
+            (false, _) => Ok(Parsed {
+                document,
+                warnings,
+                locator: Locator::new(source, format),
+            }),
             (true, true) => Err(Refused::Unavailable(errors)),
             (true, false) => Err(Refused::Invalid { errors, warnings }),
         }
@@ -129,12 +151,18 @@ impl Document {
         // Serializing to a tree of values fails for non-string keys only, which no raw type has.
         let normal = serde_json::to_value(&root).unwrap_or_default();
         if normal.as_object().is_some_and(serde_json::Map::is_empty) && root.spoiled.is_empty() {
-            check.findings.warning(At::ROOT, "the document is empty: nothing is served but the admin API");
+            check.findings.warning(
+                At::ROOT,
+                "the document is empty: nothing is served but the admin API",
+            );
         }
         root.fill();
         if let Some(version) = root.version.as_ref().filter(|v| v.value != 1) {
             let message = format!("version {} of the language is not known", version.value);
-            check.findings.error(version.at, message).help("this is version 1");
+            check
+                .findings
+                .error(version.at, message)
+                .help("this is version 1");
         }
         let runtime = root.runtime.unwrap_or_default().value.spec(check);
         let admin_raw = root.admin.unwrap_or_default();
@@ -162,8 +190,17 @@ impl Document {
         upstreams.append(&mut references.implicit);
         servers.retain(|server| server.enabled);
         across::check(&servers, &admin.listen, check);
-        let http = servers.into_iter().map(|s| (s.spec.name.clone(), s.spec)).collect();
-        Document { admin, runtime, http, upstreams, normal }
+        let http = servers
+            .into_iter()
+            .map(|s| (s.spec.name.clone(), s.spec))
+            .collect();
+        Document {
+            admin,
+            runtime,
+            http,
+            upstreams,
+            normal,
+        }
     }
 
     /// The format of a file by its ending: `.toml`, `.json`, `.yaml`, `.yml`.
@@ -182,9 +219,13 @@ impl Document {
             return render::render(&self.normal, format);
         }
         // The normalized form has passed before, so reading it again finds nothing.
-        let mut root = Root::decode(&Node::nowhere(&self.normal), &mut Findings::default()).unwrap_or_default();
+        let mut root = Root::decode(&Node::nowhere(&self.normal), &mut Findings::default())
+            .unwrap_or_default();
         root.fill();
-        root.version.get_or_insert(Loc { value: 1, at: At::NOWHERE });
+        root.version.get_or_insert(Loc {
+            value: 1,
+            at: At::NOWHERE,
+        });
         render::render(&serde_json::to_value(&root).unwrap_or_default(), format)
     }
 

@@ -36,7 +36,10 @@ const SECRET_SIZE: u64 = 64 * 1024;
 impl AdminRaw {
     /// Checks `[admin]`; `running` gives the token behind a `"<redacted>"` that comes back.
     pub fn spec(&self, check: &mut Checker<'_>, running: Option<&AdminSpec>) -> AdminSpec {
-        let token = self.token.as_ref().and_then(|t| secret(t, running.and_then(|r| r.token.as_ref()), check));
+        let token = self
+            .token
+            .as_ref()
+            .and_then(|t| secret(t, running.and_then(|r| r.token.as_ref()), check));
         let listen = self.listen.as_ref().and_then(|l| {
             let parsed = one_address(l, check.base);
             check.take(l.at, parsed)
@@ -51,34 +54,53 @@ impl AdminRaw {
         }
         let host = |text: &str| match HostPattern::parse(text)? {
             HostPattern::Exact(name) => Ok(name),
-            _ => Err(Wrong::new(format!("`{text}` is a pattern")).help("list the names themselves")),
+            _ => {
+                Err(Wrong::new(format!("`{text}` is a pattern")).help("list the names themselves"))
+            }
         };
-        let allowed_hosts = check.each(self.allowed_hosts.as_ref(), host).into_iter().map(|(h, _)| h).collect();
-        AdminSpec { listen, token, allowed_hosts }
+        let allowed_hosts = check
+            .each(self.allowed_hosts.as_ref(), host)
+            .into_iter()
+            .map(|(h, _)| h)
+            .collect();
+        AdminSpec {
+            listen,
+            token,
+            allowed_hosts,
+        }
     }
 }
 
 /// The admin API has one address, so the short forms that stand for two do not fit.
 fn one_address(text: &str, base: &Path) -> Result<ListenAddr, Wrong> {
     let mut all = ListenAddr::parse_all(text, base)?;
-    if let [ListenAddr::Tcp(v4), _] = all.as_slice() {
-        if !v4.ip().is_loopback() {
-            let help = format!("write `0.0.0.0{text}` or `[::]{text}`");
-            return Err(Wrong::new(format!("`{text}` is two addresses; the admin API has one")).help(help));
-        }
+    if let [ListenAddr::Tcp(v4), _] = all.as_slice()
+        && !v4.ip().is_loopback()
+    {
+        let help = format!("write `0.0.0.0{text}` or `[::]{text}`");
+        return Err(
+            Wrong::new(format!("`{text}` is two addresses; the admin API has one")).help(help),
+        );
     }
     Ok(all.swap_remove(0))
 }
 
 /// The text of a secret. References are read now, each time a document is checked.
-fn secret(secret: &Loc<SecretRef>, running: Option<&Secret>, check: &mut Checker<'_>) -> Option<Secret> {
+fn secret(
+    secret: &Loc<SecretRef>,
+    running: Option<&Secret>,
+    check: &mut Checker<'_>,
+) -> Option<Secret> {
     match &secret.value {
         SecretRef::Literal(text) => Some(text.clone()),
         SecretRef::Redacted => {
             if running.is_none() {
                 check
                     .findings
-                    .error(secret.at, "`<redacted>` keeps the running value, and none runs here")
+                    .error(
+                        secret.at,
+                        "`<redacted>` keeps the running value, and none runs here",
+                    )
                     .help("write the secret itself, or where it is to be found");
             }
             running.cloned()
@@ -86,15 +108,24 @@ fn secret(secret: &Loc<SecretRef>, running: Option<&Secret>, check: &mut Checker
         SecretRef::Env(name) => match std::env::var(name) {
             Ok(text) if !text.is_empty() => Some(Secret::new(text)),
             Ok(_) => {
-                check.findings.error(secret.at, format!("the environment variable `{name}` is empty"));
+                check.findings.error(
+                    secret.at,
+                    format!("the environment variable `{name}` is empty"),
+                );
                 None
             }
             Err(std::env::VarError::NotPresent) => {
-                check.findings.error(secret.at, format!("the environment variable `{name}` is not set"));
+                check.findings.error(
+                    secret.at,
+                    format!("the environment variable `{name}` is not set"),
+                );
                 None
             }
             Err(std::env::VarError::NotUnicode(_)) => {
-                check.findings.error(secret.at, format!("the environment variable `{name}` is not UTF-8"));
+                check.findings.error(
+                    secret.at,
+                    format!("the environment variable `{name}` is not UTF-8"),
+                );
                 None
             }
         },
@@ -103,7 +134,10 @@ fn secret(secret: &Loc<SecretRef>, running: Option<&Secret>, check: &mut Checker
             match read_secret(&path) {
                 Ok(text) => Some(Secret::new(text)),
                 Err(reason) => {
-                    check.findings.unavailable(secret.at, format!("cannot read the secret {}: {reason}", path.display()));
+                    check.findings.unavailable(
+                        secret.at,
+                        format!("cannot read the secret {}: {reason}", path.display()),
+                    );
                     None
                 }
             }
@@ -118,11 +152,19 @@ fn read_secret(path: &Path) -> Result<String, String> {
         return Err("it is not a regular file".to_owned());
     }
     let mut bytes = Vec::new();
-    std::fs::File::open(path).map_err(say)?.take(SECRET_SIZE + 1).read_to_end(&mut bytes).map_err(say)?;
+    std::fs::File::open(path)
+        .map_err(say)?
+        .take(SECRET_SIZE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(say)?;
     if bytes.len() as u64 > SECRET_SIZE {
         return Err(format!("it has more than {SECRET_SIZE} bytes"));
     }
     let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
     let text = text.trim_end_matches(['\r', '\n']);
-    if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
+    if text.is_empty() {
+        Err("it is empty".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
 }

@@ -25,7 +25,12 @@ pub struct Checker<'c> {
 
 impl<'c> Checker<'c> {
     pub fn new(findings: Findings, base: &'c Path, has_ipv6: bool) -> Checker<'c> {
-        Checker { findings, base, has_ipv6, suggestions: 0 }
+        Checker {
+            findings,
+            base,
+            has_ipv6,
+            suggestions: 0,
+        }
     }
 
     /// The value, or `None` and a finding at `at`.
@@ -46,12 +51,17 @@ impl<'c> Checker<'c> {
         parse: impl Fn(&str) -> Result<T, Wrong>,
     ) -> Vec<(T, At)> {
         let items = list.map(|l| &l[..]).unwrap_or_default();
-        items.iter().filter_map(|item| Some((self.take(item.at, parse(item))?, item.at))).collect()
+        items
+            .iter()
+            .filter_map(|item| Some((self.take(item.at, parse(item))?, item.at)))
+            .collect()
     }
 
     /// A duration that must not be 0.
     pub fn duration(&mut self, span: Option<&Loc<Span>>) -> Duration {
-        let Some(span) = span else { return Duration::ZERO };
+        let Some(span) = span else {
+            return Duration::ZERO;
+        };
         self.not_zero(span.at, span.0);
         span.0
     }
@@ -66,7 +76,9 @@ impl<'c> Checker<'c> {
 
     fn not_zero(&mut self, at: At, duration: Duration) {
         if duration.is_zero() {
-            self.findings.error(at, "a timeout of 0 would end everything at once").help("`\"unlimited\"` or `false` for none, where that is possible");
+            self.findings
+                .error(at, "a timeout of 0 would end everything at once")
+                .help("`\"unlimited\"` or `false` for none, where that is possible");
         }
     }
 
@@ -100,7 +112,11 @@ impl<'c> Checker<'c> {
     }
 
     /// "did you mean" among names that the document chose.
-    pub fn suggest<'k>(&mut self, word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<String> {
+    pub fn suggest<'k>(
+        &mut self,
+        word: &str,
+        known: impl IntoIterator<Item = &'k str>,
+    ) -> Option<String> {
         self.suggestions += 1;
         if self.suggestions > MAX_SUGGESTIONS {
             return None;

@@ -90,7 +90,8 @@ fn yaml_flat(value: &Value, out: &mut String) {
 /// Plain where nobody could take it for anything but a string, else quoted.
 fn yaml_text(text: &str, out: &mut String) {
     let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
-    let is_word = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/') && text.chars().all(word);
+    let is_word =
+        text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/') && text.chars().all(word);
     let reserved = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
     if is_word && !reserved.contains(&text.to_ascii_lowercase().as_str()) {
         out.push_str(text);

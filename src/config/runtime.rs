@@ -75,15 +75,24 @@ pub struct RuntimeSpec {
 impl RuntimeRaw {
     /// Checks `[runtime]`, whose defaults are in.
     pub fn spec(&self, check: &mut Checker<'_>) -> RuntimeSpec {
-        let mut auto = |value: Option<&Loc<Auto<u64>>>, most: u64, otherwise: fn() -> usize| match value {
-            Some(Loc { value: Auto::Value(n), at }) => {
-                usize::try_from(check.number(*at, *n, 1..=most)).unwrap_or(usize::MAX)
-            }
-            _ => otherwise(),
-        };
+        let mut auto =
+            |value: Option<&Loc<Auto<u64>>>, most: u64, otherwise: fn() -> usize| match value {
+                Some(Loc {
+                    value: Auto::Value(n),
+                    at,
+                }) => usize::try_from(check.number(*at, *n, 1..=most)).unwrap_or(usize::MAX),
+                _ => otherwise(),
+            };
         let workers = auto(self.workers.as_ref(), 1_024, cores);
-        let max_connections = auto(self.max_connections.as_ref(), u64::MAX, connections_of_descriptors);
-        let history = self.history.as_ref().map_or(0, |h| check.number(h.at, h.value, 1..=10_000));
+        let max_connections = auto(
+            self.max_connections.as_ref(),
+            u64::MAX,
+            connections_of_descriptors,
+        );
+        let history = self
+            .history
+            .as_ref()
+            .map_or(0, |h| check.number(h.at, h.value, 1..=10_000));
         RuntimeSpec {
             workers,
             model: self.model.as_ref().map_or(Model::PerCore, |m| m.value),
@@ -108,7 +117,9 @@ const RESERVED_DESCRIPTORS: u64 = 128;
 /// A proxied connection takes two descriptors.
 fn connections_of_descriptors() -> usize {
     #[cfg(unix)]
-    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 21);
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(1 << 21);
     #[cfg(not(unix))]
     let descriptors = 1 << 16;
     let connections = (descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2).clamp(64, 1 << 20);

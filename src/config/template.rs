@@ -65,7 +65,15 @@ const VARIABLES: [(&str, Var); 13] = [
 
 /// Variables of features that are not built.
 const LATER: [&str; 9] = [
-    "request_id", "upstream", "target", "status", "duration_ms", "bytes_sent", "tls_version", "sni", "user",
+    "request_id",
+    "upstream",
+    "target",
+    "status",
+    "duration_ms",
+    "bytes_sent",
+    "tls_version",
+    "sni",
+    "user",
 ];
 
 impl Template {
@@ -89,11 +97,17 @@ impl Template {
             }
             rest = after;
             if brace == "}" {
-                wrong.push(Wrong::new("a `}` without a `{` before it").help("write `}}` for the character itself"));
+                wrong.push(
+                    Wrong::new("a `}` without a `{` before it")
+                        .help("write `}}` for the character itself"),
+                );
                 continue;
             }
             // A variable never spans lines; a brace that is not closed soon was meant as one.
-            match after.find(['{', '}', '\n']).filter(|end| after.as_bytes().get(*end) == Some(&b'}')) {
+            match after
+                .find(['{', '}', '\n'])
+                .filter(|end| after.as_bytes().get(*end) == Some(&b'}'))
+            {
                 Some(end) => {
                     rest = &after[end + 1..];
                     match variable(&after[..end]) {
@@ -106,14 +120,21 @@ impl Template {
                         Err(error) => wrong.push(error),
                     }
                 }
-                None => wrong.push(Wrong::new("a `{` that is not closed").help("write `{{` for the character itself")),
+                None => wrong.push(
+                    Wrong::new("a `{` that is not closed")
+                        .help("write `{{` for the character itself"),
+                ),
             }
         }
         literal.push_str(rest);
         if !literal.is_empty() {
             parts.push(Part::Text(literal));
         }
-        if wrong.is_empty() { Ok(Template { parts }) } else { Err(wrong) }
+        if wrong.is_empty() {
+            Ok(Template { parts })
+        } else {
+            Err(wrong)
+        }
     }
 
     /// The whole text, if no variable is in it.
@@ -142,9 +163,14 @@ fn variable(text: &str) -> Result<Var, Wrong> {
         return Ok(var.clone());
     }
     if LATER.contains(&text) || text.starts_with("client_cert.") {
-        return Err(Wrong::new(format!("`{{{}}}` is not supported yet", shorten(text))));
+        return Err(Wrong::new(format!(
+            "`{{{}}}` is not supported yet",
+            shorten(text)
+        )));
     }
-    let unnamed = |kind: &str| Wrong::new(format!("`{{{kind}.}}` needs a name")).help(format!("such as `{{{kind}.x}}`"));
+    let unnamed = |kind: &str| {
+        Wrong::new(format!("`{{{kind}.}}` needs a name")).help(format!("such as `{{{kind}.x}}`"))
+    };
     match text.split_once('.') {
         Some(("header", name)) if !name.is_empty() => ::http::HeaderName::try_from(name)
             .map(Var::Header)
@@ -155,7 +181,8 @@ fn variable(text: &str) -> Result<Var, Wrong> {
         _ => {
             let wrong = Wrong::new(format!("there is no variable `{{{}}}`", shorten(text)));
             let help = did_you_mean(text, VARIABLES.iter().map(|(name, _)| *name));
-            Err(wrong.help(help.unwrap_or_else(|| "write `{{` for the character itself".to_owned())))
+            Err(wrong
+                .help(help.unwrap_or_else(|| "write `{{` for the character itself".to_owned())))
         }
     }
 }

@@ -72,11 +72,16 @@ impl<'a> Node<'a> {
             Json::Number(n) => n.as_i64().map_or(Value::Float, Value::Int),
             Json::String(s) => Value::Text(Cow::Borrowed(s)),
             Json::Array(items) => Value::List(items.iter().map(Node::nowhere).collect()),
-            Json::Object(map) => {
-                Value::Table(map.iter().map(|(k, v)| (Cow::Borrowed(k.as_str()), Node::nowhere(v))).collect())
-            }
+            Json::Object(map) => Value::Table(
+                map.iter()
+                    .map(|(k, v)| (Cow::Borrowed(k.as_str()), Node::nowhere(v)))
+                    .collect(),
+            ),
         };
-        Node { at: At::NOWHERE, value }
+        Node {
+            at: At::NOWHERE,
+            value,
+        }
     }
 
     /// The node that a JSON Pointer names, or the nearest one above it that is there.
@@ -133,7 +138,12 @@ impl<'a> Places<'a> {
     /// Adds a place; `key` is the span of the key, or of the value where there is none.
     pub fn add(&mut self, parent: At, step: Step<'a>, key: Span, value: Span) -> At {
         let at = At(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        self.list.push(Place { parent, step, key, value });
+        self.list.push(Place {
+            parent,
+            step,
+            key,
+            value,
+        });
         at
     }
 
@@ -192,7 +202,12 @@ pub struct LineCounter<'a> {
 
 impl<'a> LineCounter<'a> {
     pub fn new(source: &'a str) -> LineCounter<'a> {
-        LineCounter { source, offset: 0, line: 1, column: 1 }
+        LineCounter {
+            source,
+            offset: 0,
+            line: 1,
+            column: 1,
+        }
     }
 
     /// Line and column, from 1 and in characters, of a byte offset that is not before the last one asked for.
@@ -205,8 +220,14 @@ impl<'a> LineCounter<'a> {
             let lines = passed.bytes().filter(|b| *b == b'\n').count();
             let last = passed.rfind('\n').map_or(passed, |at| &passed[at + 1..]);
             let columns = u32::try_from(last.chars().count()).unwrap_or(u32::MAX);
-            self.column = if lines == 0 { self.column.saturating_add(columns) } else { columns.saturating_add(1) };
-            self.line = self.line.saturating_add(u32::try_from(lines).unwrap_or(u32::MAX));
+            self.column = if lines == 0 {
+                self.column.saturating_add(columns)
+            } else {
+                columns.saturating_add(1)
+            };
+            self.line = self
+                .line
+                .saturating_add(u32::try_from(lines).unwrap_or(u32::MAX));
             self.offset = end;
         }
         (self.line, self.column)
@@ -221,7 +242,10 @@ mod tests {
     fn columns_count_characters_and_lines_count_newlines() {
         let source = "äb\r\nc\n\nd";
         let mut counter = LineCounter::new(source);
-        let places: Vec<_> = [0, 2, 5, 7, 8, 99].into_iter().map(|o| counter.advance(o)).collect();
+        let places: Vec<_> = [0, 2, 5, 7, 8, 99]
+            .into_iter()
+            .map(|o| counter.advance(o))
+            .collect();
         assert_eq!(places, [(1, 1), (1, 2), (2, 1), (3, 1), (4, 1), (4, 2)]);
     }
 
@@ -231,6 +255,9 @@ mod tests {
         let root = places.add(At::NOWHERE, Step::Root, (0, 0), (0, 0));
         let a = places.add(root, Step::Key("a/b~c".into()), (0, 0), (0, 0));
         let b = places.add(a, Step::Index(3), (0, 0), (0, 0));
-        assert_eq!((root, places.pointer(root), places.pointer(b)), (At::ROOT, String::new(), "/a~1b~0c/3".into()));
+        assert_eq!(
+            (root, places.pointer(root), places.pointer(b)),
+            (At::ROOT, String::new(), "/a~1b~0c/3".into())
+        );
     }
 }

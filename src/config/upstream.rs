@@ -152,9 +152,14 @@ impl UpstreamRaw {
         UpstreamSpec {
             name: name.into(),
             targets,
-            balance: self.balance.as_ref().map_or(Balance::RoundRobin, |b| b.value),
+            balance: self
+                .balance
+                .as_ref()
+                .map_or(Balance::RoundRobin, |b| b.value),
             pool: PoolSpec {
-                idle: pool.and_then(|p| p.idle.as_ref()).map_or(0, |n| usize::try_from(n.value).unwrap_or(usize::MAX)),
+                idle: pool
+                    .and_then(|p| p.idle.as_ref())
+                    .map_or(0, |n| usize::try_from(n.value).unwrap_or(usize::MAX)),
                 idle_timeout: check.duration(pool.and_then(|p| p.idle_timeout.as_ref())),
                 max_connections: pool
                     .and_then(|p| p.max_connections.as_ref())
@@ -175,18 +180,26 @@ impl UpstreamRaw {
     fn targets(&self, at: At, check: &mut Checker<'_>) -> Vec<TargetSpec> {
         let Some(list) = &self.targets else {
             if !self.spoiled.contains(&"targets") {
-                check.findings.error(at, "an upstream needs `targets`").help("such as `targets = [\"10.0.0.1:8080\"]`");
+                check
+                    .findings
+                    .error(at, "an upstream needs `targets`")
+                    .help("such as `targets = [\"10.0.0.1:8080\"]`");
             }
             return Vec::new();
         };
         if list.is_empty() && !list.spoiled {
-            check.findings.error(list.at, "an upstream needs at least one target");
+            check
+                .findings
+                .error(list.at, "an upstream needs at least one target");
         }
         let mut seen = HashSet::new();
         let mut targets: Vec<TargetSpec> = Vec::with_capacity(list.len());
         let mut total = 0;
         for raw in list.iter() {
-            let weight = raw.weight.as_ref().map_or(1, |w| check.number(w.at, w.value, 0..=1_000));
+            let weight = raw
+                .weight
+                .as_ref()
+                .map_or(1, |w| check.number(w.at, w.value, 0..=1_000));
             total += weight;
             let Some(text) = &raw.address else {
                 if !raw.spoiled.contains(&"address") {
@@ -195,7 +208,9 @@ impl UpstreamRaw {
                 continue;
             };
             let parsed = TargetAddr::parse(text, check.base);
-            let Some(address) = check.take(text.at, parsed) else { continue };
+            let Some(address) = check.take(text.at, parsed) else {
+                continue;
+            };
             if !seen.insert(address.clone()) {
                 check
                     .findings
@@ -203,12 +218,18 @@ impl UpstreamRaw {
                     .help("give one of them a larger `weight` instead");
                 continue;
             }
-            targets.push(TargetSpec { address, weight: u32::try_from(weight).unwrap_or(u32::MAX) });
+            targets.push(TargetSpec {
+                address,
+                weight: u32::try_from(weight).unwrap_or(u32::MAX),
+            });
         }
         if total == 0 && !list.is_empty() && !list.spoiled {
             check
                 .findings
-                .error(list.at, "every target has weight 0, so none would get a request")
+                .error(
+                    list.at,
+                    "every target has weight 0, so none would get a request",
+                )
                 .help("give at least one of them a weight from 1 to 1000");
         }
         targets
@@ -240,24 +261,43 @@ impl<'d> References<'d> {
         // Findings of this checker can only be "needs targets": the defaults are what they are.
         let mut scratch = Checker::new(super::findings::Findings::default(), base, true);
         let defaults = raw.spec("", At::NOWHERE, &mut scratch);
-        References { declared, used: HashSet::new(), implicit: BTreeMap::new(), defaults }
+        References {
+            declared,
+            used: HashSet::new(),
+            implicit: BTreeMap::new(),
+            defaults,
+        }
     }
 
     /// Resolves a name, an address or a URL. `live`: the action is enabled, so what it stands for must exist.
-    pub fn resolve(&mut self, text: &Loc<String>, live: bool, check: &mut Checker<'_>) -> Option<Reference> {
+    pub fn resolve(
+        &mut self,
+        text: &Loc<String>,
+        live: bool,
+        check: &mut Checker<'_>,
+    ) -> Option<Reference> {
         if !text.contains(':') {
             if let Some((name, _)) = self.declared.get_key_value(text.as_str()) {
                 self.used.insert(name);
-                return Some(Reference { upstream: name.as_str().into(), base: String::new() });
+                return Some(Reference {
+                    upstream: name.as_str().into(),
+                    base: String::new(),
+                });
             }
-            if self.declared.spoiled.iter().any(|name| *name == text.value) {
+            if self.declared.spoiled.contains(&text.value) {
                 return None;
             }
             let help = check.suggest(text, self.declared.keys().map(String::as_str));
             let help = help.unwrap_or_else(|| {
-                format!("define `[upstreams.{}]`, or write an address such as `127.0.0.1:3000`", shorten(text))
+                format!(
+                    "define `[upstreams.{}]`, or write an address such as `127.0.0.1:3000`",
+                    shorten(text)
+                )
             });
-            check.findings.error(text.at, format!("there is no upstream `{}`", shorten(text))).help(help);
+            check
+                .findings
+                .error(text.at, format!("there is no upstream `{}`", shorten(text)))
+                .help(help);
             return None;
         }
         let parsed = target_and_base(text, check.base);
@@ -265,16 +305,30 @@ impl<'d> References<'d> {
         let name: Arc<str> = address.to_string().into();
         if live && !self.implicit.contains_key(&name) {
             let targets = vec![TargetSpec { address, weight: 1 }];
-            let spec = UpstreamSpec { name: name.clone(), targets, ..self.defaults.clone() };
+            let spec = UpstreamSpec {
+                name: name.clone(),
+                targets,
+                ..self.defaults.clone()
+            };
             self.implicit.insert(name.clone(), spec);
         }
-        Some(Reference { upstream: name, base })
+        Some(Reference {
+            upstream: name,
+            base,
+        })
     }
 
     /// Warns of upstreams that no action names.
     pub fn warn_unused(&self, check: &mut Checker<'_>) {
-        for (name, raw) in self.declared.iter().filter(|(name, _)| !self.used.contains(name.as_str())) {
-            check.findings.warning(raw.at, format!("nothing uses the upstream `{}`", shorten(name)));
+        for (name, raw) in self
+            .declared
+            .iter()
+            .filter(|(name, _)| !self.used.contains(name.as_str()))
+        {
+            check.findings.key_warning(
+                raw.at,
+                format!("nothing uses the upstream `{}`", shorten(name)),
+            );
         }
     }
 }
@@ -286,17 +340,34 @@ fn target_and_base(text: &str, base: &Path) -> Result<(TargetAddr, String), Wron
     };
     match scheme {
         "http" => {}
-        "https" | "h2c" | "h2" => return Err(Wrong::new(format!("`{scheme}://` to a target is not supported yet"))),
+        "https" | "h2c" | "h2" => {
+            return Err(Wrong::new(format!(
+                "`{scheme}://` to a target is not supported yet"
+            )));
+        }
         other => {
-            return Err(Wrong::new(format!("`{}://` is not a scheme to proxy to", shorten(other))).help("use `http://`"));
+            return Err(Wrong::new(format!(
+                "`{}://` is not a scheme to proxy to",
+                shorten(other)
+            ))
+            .help("use `http://`"));
         }
     }
     let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
     if authority.contains(['@', '?', '#']) {
-        return Err(Wrong::new(format!("`{}` is not `host` or `host:port`", shorten(authority))));
+        return Err(Wrong::new(format!(
+            "`{}` is not `host` or `host:port`",
+            shorten(authority)
+        )));
     }
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-    let address = if has_port { TargetAddr::parse(authority, base) } else { TargetAddr::parse(&format!("{authority}:80"), base) };
+    let has_port = authority
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| !port.ends_with(']'));
+    let address = if has_port {
+        TargetAddr::parse(authority, base)
+    } else {
+        TargetAddr::parse(&format!("{authority}:80"), base)
+    };
     Ok((address?, base_path(path)?))
 }
 
@@ -306,9 +377,16 @@ fn target_and_base(text: &str, base: &Path) -> Result<(TargetAddr, String), Wron
 /// That it is not a path as requests have them.
 pub fn base_path(path: &str) -> Result<String, Wrong> {
     let trimmed = path.trim_end_matches('/');
-    let wrong = Wrong::new(format!("`{}` is not a path to put before others", shorten(path)));
+    let wrong = Wrong::new(format!(
+        "`{}` is not a path to put before others",
+        shorten(path)
+    ));
     if trimmed.is_empty() {
-        return if path.is_empty() || path == "/" { Ok(String::new()) } else { Err(wrong) };
+        return if path.is_empty() || path == "/" {
+            Ok(String::new())
+        } else {
+            Err(wrong)
+        };
     }
     if !trimmed.starts_with('/') {
         return Err(wrong.help("it begins with `/`"));
@@ -316,7 +394,9 @@ pub fn base_path(path: &str) -> Result<String, Wrong> {
     if trimmed.contains(['?', '#']) {
         return Err(wrong.help("it has no query and no fragment"));
     }
-    if trimmed.split('/').any(|s| s == "." || s == "..") || ::http::uri::PathAndQuery::try_from(trimmed).is_err() {
+    if trimmed.split('/').any(|s| s == "." || s == "..")
+        || ::http::uri::PathAndQuery::try_from(trimmed).is_err()
+    {
         return Err(wrong.help("it has no `.` or `..` and is percent-encoded"));
     }
     Ok(trimmed.to_owned())

@@ -20,10 +20,10 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
             if addr.is_any_port() {
                 continue;
             }
-            if addr == admin {
+            if overlap(addr, admin) {
                 check
                     .findings
-                    .error(*at, format!("the admin API listens on {addr}"))
+                    .error(*at, format!("the admin API listens on {admin}"))
                     .help("choose another port here or in `admin.listen`");
             }
             match owners.entry(addr) {
@@ -36,9 +36,17 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
                 }
                 Entry::Occupied(_) => {}
             }
-            let names = server.spec.hosts.iter().zip(&server.hosts_at).map(|(host, at)| (host.to_string(), *at));
-            let names: Vec<(String, At)> =
-                if server.spec.hosts.is_empty() { vec![(String::new(), *at)] } else { names.collect() };
+            let names = server
+                .spec
+                .hosts
+                .iter()
+                .zip(&server.hosts_at)
+                .map(|(host, at)| (host.to_string(), *at));
+            let names: Vec<(String, At)> = if server.spec.hosts.is_empty() {
+                vec![(String::new(), *at)]
+            } else {
+                names.collect()
+            };
             for (index, (name, at)) in names.into_iter().enumerate() {
                 match hosts.entry((addr, name)) {
                     Entry::Vacant(free) => {
@@ -46,10 +54,23 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
                     }
                     // `:80` is two addresses; once is enough.
                     Entry::Occupied(_) if std::mem::replace(&mut host_reported[index], true) => {}
-                    Entry::Occupied(taken) => same_host(&taken.key().1, taken.get(), addr, at, check),
+                    Entry::Occupied(taken) => {
+                        same_host(&taken.key().1, taken.get(), addr, at, check)
+                    }
                 }
             }
         }
+    }
+}
+
+/// Whether two sockets cannot be at once: the same address, or one of them is every address of the port.
+fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
+    match (one, other) {
+        (ListenAddr::Tcp(a), ListenAddr::Tcp(b)) => {
+            let every = a.ip().is_unspecified() || b.ip().is_unspecified();
+            a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (a.ip() == b.ip() || every)
+        }
+        _ => one == other,
     }
 }
 
@@ -58,29 +79,51 @@ fn same_host(host: &str, other: &Checked, addr: &ListenAddr, at: At, check: &mut
     if host.is_empty() {
         check
             .findings
-            .error(at, format!("`http.{name}` has the address {addr} too, and neither has `hosts`"))
+            .error(
+                at,
+                format!("`http.{name}` has the address {addr} too, and neither has `hosts`"),
+            )
             .help("give one of them `hosts` or another address");
     } else {
         check
             .findings
-            .error(at, format!("`http.{name}` answers for `{host}` on {addr} too"))
+            .error(
+                at,
+                format!("`http.{name}` answers for `{host}` on {addr} too"),
+            )
             .help("a host belongs to one server of an address; put both servers' routes into one");
     }
 }
 
-fn connections_agree(server: &Checked, owner: &Checked, addr: &ListenAddr, check: &mut Checker<'_>) {
+fn connections_agree(
+    server: &Checked,
+    owner: &Checked,
+    addr: &ListenAddr,
+    check: &mut Checker<'_>,
+) {
     for key in server.spec.connection.differences(&owner.spec.connection) {
         // The place of the key where it is written, else of the server.
         let place = |of: &Checked| {
-            let at = of.connection_at.iter().find(|(k, _)| *k == key).map_or(At::NOWHERE, |(_, at)| *at);
+            let at = of
+                .connection_at
+                .iter()
+                .find(|(k, _)| *k == key)
+                .map_or(At::NOWHERE, |(_, at)| *at);
             if at == At::NOWHERE { None } else { Some(at) }
         };
         let (name, other) = (&server.spec.name, &owner.spec.name);
         let sentence = |other: &str| {
             format!("`{key}` differs from that of `http.{other}`, and both listen on {addr}")
         };
-        let help = "what belongs to the connection must be equal: it is settled before the host is known";
-        check.findings.error(place(server).unwrap_or(server.at), sentence(other)).help(help);
-        check.findings.error(place(owner).unwrap_or(owner.at), sentence(name)).help(help);
+        let help =
+            "what belongs to the connection must be equal: it is settled before the host is known";
+        check
+            .findings
+            .error(place(server).unwrap_or(server.at), sentence(other))
+            .help(help);
+        check
+            .findings
+            .error(place(owner).unwrap_or(owner.at), sentence(name))
+            .help(help);
     }
 }

@@ -18,24 +18,40 @@ pub struct Locator {
 
 impl Locator {
     pub(super) fn new(source: &str, format: Format) -> Locator {
-        Locator { source: source.into(), format }
+        Locator {
+            source: source.into(),
+            format,
+        }
     }
 
     /// A diagnostic at a JSON Pointer of the normalized document, or at what is nearest above it in the text.
-    pub fn locate(&self, pointer: &str, message: impl Into<String>, help: Option<String>) -> Diagnostic {
+    pub fn locate(
+        &self,
+        pointer: &str,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) -> Diagnostic {
+        let message = message.into();
         let mut findings = Findings::default();
-        let Ok(tree) = format::parse(&self.source, self.format) else {
-            // It has passed before.
-            return Diagnostic { pointer: pointer.to_owned(), line: None, column: None, message: message.into(), help, span: None };
-        };
-        findings.error(tree.root.nearest(pointer).at, message).help_if(help);
-        let found = findings.resolve(&self.source, &tree.places).into_iter().next();
-        let mut diagnostic = found.map_or_else(
-            || Diagnostic { pointer: String::new(), line: None, column: None, message: String::new(), help: None, span: None },
-            |(_, d)| d,
+        // The text has passed before.
+        let found = format::parse(&self.source, self.format)
+            .ok()
+            .and_then(|tree| {
+                findings.error(tree.root.nearest(pointer).at, message.as_str());
+                findings
+                    .resolve(&self.source, &tree.places)
+                    .into_iter()
+                    .next()
+            });
+        let place = found.map_or_else(
+            || Diagnostic::without_place("", message),
+            |(_, diagnostic)| diagnostic,
         );
-        pointer.clone_into(&mut diagnostic.pointer);
-        diagnostic
+        Diagnostic {
+            pointer: pointer.to_owned(),
+            help,
+            ..place
+        }
     }
 
     /// The text as it came.
@@ -46,7 +62,12 @@ impl Locator {
 
 impl super::Parsed {
     /// A diagnostic about a place of this document: see [`Locator::locate`].
-    pub fn locate(&self, pointer: &str, message: impl Into<String>, help: Option<String>) -> Diagnostic {
+    pub fn locate(
+        &self,
+        pointer: &str,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) -> Diagnostic {
         self.locator.locate(pointer, message, help)
     }
 }
@@ -59,10 +80,15 @@ impl Document {
         let written = self.normal.pointer(&pointer).and_then(|l| l.as_array());
         // `:80` stands for two addresses, so the index in the text may be another one. Relative paths play no part here.
         let stands_for = |text: &serde_json::Value, addr: &ListenAddr| {
-            let all = text.as_str().and_then(|t| ListenAddr::parse_all(t, std::path::Path::new("/")).ok());
+            let all = text
+                .as_str()
+                .and_then(|t| ListenAddr::parse_all(t, std::path::Path::new("/")).ok());
             all.is_some_and(|all| all.contains(addr))
         };
-        match addr.zip(written).and_then(|(addr, list)| list.iter().position(|text| stands_for(text, addr))) {
+        match addr
+            .zip(written)
+            .and_then(|(addr, list)| list.iter().position(|text| stands_for(text, addr)))
+        {
             Some(at) => format!("{pointer}/{at}"),
             None => pointer,
         }
@@ -72,19 +98,36 @@ impl Document {
     pub fn file_pointers(&self) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
         for (name, server) in &self.http {
-            let written = self.normal.pointer(&format!("/http/{name}/routes")).and_then(|r| r.as_array());
-            let enabled = written.into_iter().flatten().enumerate().filter(|(_, route)| is_enabled(route));
+            let written = self
+                .normal
+                .pointer(&format!("/http/{name}/routes"))
+                .and_then(|r| r.as_array());
+            let enabled = written
+                .into_iter()
+                .flatten()
+                .enumerate()
+                .filter(|(_, route)| is_enabled(route));
             for ((index, _), route) in enabled.zip(&server.routes) {
-                out.extend(file(&route.action).map(|f| (f.clone(), format!("/http/{name}/routes/{index}/respond/file"))));
+                out.extend(file(&route.action).map(|f| {
+                    (
+                        f.clone(),
+                        format!("/http/{name}/routes/{index}/respond/file"),
+                    )
+                }));
             }
-            out.extend(fallback_file(server).map(|f| (f.clone(), format!("/http/{name}/respond/file"))));
+            out.extend(
+                fallback_file(server).map(|f| (f.clone(), format!("/http/{name}/respond/file"))),
+            );
         }
         out
     }
 }
 
 fn is_enabled(route: &serde_json::Value) -> bool {
-    route.get("enabled").and_then(serde_json::Value::as_bool).unwrap_or(true)
+    route
+        .get("enabled")
+        .and_then(serde_json::Value::as_bool)
+        .unwrap_or(true)
 }
 
 fn file(action: &ActionSpec) -> Option<&PathBuf> {

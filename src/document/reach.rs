@@ -21,13 +21,21 @@ pub(super) fn warn(routes: &[RouteSpec], places: &[At], check: &mut Checker<'_>)
     let mut same: HashMap<String, usize> = HashMap::new();
     for (index, (route, at)) in routes.iter().zip(places).enumerate() {
         let key = (!is_plain(&route.matcher)).then(|| format!("{:?}", route.matcher));
-        let earlier = taken.by(&route.matcher).or_else(|| key.as_ref().and_then(|k| same.get(k).copied()));
+        let earlier = taken
+            .by(&route.matcher)
+            .or_else(|| key.as_ref().and_then(|k| same.get(k).copied()));
         match earlier {
             Some(first) => {
-                let name = routes[first].name.as_ref().map_or_else(|| "an earlier one".to_owned(), |n| format!("`{n}`"));
+                let name = routes[first]
+                    .name
+                    .as_ref()
+                    .map_or_else(|| "an earlier one".to_owned(), |n| format!("`{n}`"));
                 check
                     .findings
-                    .warning(*at, format!("this route is never reached: {name} takes all of its requests"))
+                    .warning(
+                        *at,
+                        format!("this route is never reached: {name} takes all of its requests"),
+                    )
                     .help("move it up, or take it out");
             }
             None => {
@@ -54,7 +62,7 @@ fn is_plain(matcher: &MatchSpec) -> bool {
 /// What plain routes have taken so far, by host (`""`: any host).
 #[derive(Default)]
 struct Taken {
-    hosts: HashMap<String, Paths>,
+    hosts: HashMap<String, Box<Paths>>,
     pairs: usize,
 }
 
@@ -86,7 +94,13 @@ impl Taken {
     }
 
     fn affordable(&mut self, matcher: &MatchSpec) -> bool {
-        self.pairs = self.pairs.saturating_add(matcher.host.len().max(1).saturating_mul(matcher.path.len().max(1)));
+        self.pairs = self.pairs.saturating_add(
+            matcher
+                .host
+                .len()
+                .max(1)
+                .saturating_mul(matcher.path.len().max(1)),
+        );
         self.pairs <= MAX_PAIRS
     }
 
@@ -98,12 +112,17 @@ impl Taken {
         let mut last = None;
         for host in keys(&matcher.host) {
             let wider = wider_hosts(&host);
-            let candidates: Vec<&Paths> = wider.iter().filter_map(|h| self.hosts.get(h)).collect();
+            let candidates: Vec<&Paths> = wider
+                .iter()
+                .filter_map(|h| self.hosts.get(h).map(|p| &**p))
+                .collect();
             if matcher.path.is_empty() {
                 last = last.max(Some(candidates.iter().find_map(|paths| paths.all())?));
             }
             for path in &matcher.path {
-                last = last.max(Some(candidates.iter().find_map(|paths| paths.covers(path))?));
+                last = last.max(Some(
+                    candidates.iter().find_map(|paths| paths.covers(path))?,
+                ));
             }
         }
         last
@@ -112,7 +131,11 @@ impl Taken {
 
 /// Hosts as keys; one that stands for any where there is none.
 fn keys(hosts: &[HostPattern]) -> Vec<String> {
-    if hosts.is_empty() { vec![String::new()] } else { hosts.iter().map(ToString::to_string).collect() }
+    if hosts.is_empty() {
+        vec![String::new()]
+    } else {
+        hosts.iter().map(ToString::to_string).collect()
+    }
 }
 
 /// The keys of all patterns that include a host: itself, any, `*.` of each parent.
@@ -120,7 +143,10 @@ fn wider_hosts(host: &str) -> Vec<String> {
     let mut out = vec![host.to_owned(), String::new()];
     if !host.starts_with('~') {
         let name = host.strip_prefix("*.").unwrap_or(host);
-        out.extend(name.match_indices('.').map(|(at, _)| format!("*{}", &name[at..])));
+        out.extend(
+            name.match_indices('.')
+                .map(|(at, _)| format!("*{}", &name[at..])),
+        );
     }
     out
 }
@@ -156,27 +182,44 @@ impl Paths {
             return Some(route);
         }
         match path {
-            PathPattern::Exact(p) => self.exact.get(p).copied().or_else(|| self.begins(p)).or_else(|| self.is_below(p)),
+            PathPattern::Exact(p) => self
+                .exact
+                .get(p)
+                .copied()
+                .or_else(|| self.begins(p))
+                .or_else(|| self.is_below(p)),
             // `/v1/*` includes `/v1` itself, so a prefix of `/v1` includes it all.
             PathPattern::Below(p) => self.begins(p).or_else(|| self.is_below(p)),
             // `/v1/a*` may be below `/v1`, but `/v1*` has `/v1b` as well.
-            PathPattern::Prefix(p) => {
-                self.begins(p).or_else(|| p.rfind('/').and_then(|end| self.is_below(&p[..end])))
-            }
+            PathPattern::Prefix(p) => self
+                .begins(p)
+                .or_else(|| p.rfind('/').and_then(|end| self.is_below(&p[..end]))),
             PathPattern::Regex(p) => self.regex.get(&*p.text).copied(),
         }
     }
 
     fn begins(&self, path: &str) -> Option<usize> {
-        let starts = self.lengths.iter().take_while(|n| **n <= path.len()).take(MAX_STEPS);
-        starts.filter_map(|n| path.get(..*n)).find_map(|start| self.prefix.get(start).copied())
+        let starts = self
+            .lengths
+            .iter()
+            .take_while(|n| **n <= path.len())
+            .take(MAX_STEPS);
+        starts
+            .filter_map(|n| path.get(..*n))
+            .find_map(|start| self.prefix.get(start).copied())
     }
 
     fn is_below(&self, path: &str) -> Option<usize> {
         if self.below.is_empty() {
             return None;
         }
-        let parents = path.match_indices('/').map(|(at, _)| &path[..at]).filter(|p| !p.is_empty());
-        parents.take(MAX_STEPS).chain([path]).find_map(|parent| self.below.get(parent).copied())
+        let parents = path
+            .match_indices('/')
+            .map(|(at, _)| &path[..at])
+            .filter(|p| !p.is_empty());
+        parents
+            .take(MAX_STEPS)
+            .chain([path])
+            .find_map(|parent| self.below.get(parent).copied())
     }
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::Severity;
-use crate::config::diagnostic::render_diagnostics;
+use crate::config::diagnostic::{render_diagnostics, render_warnings};
 use crate::config::http::{ActionSpec, HostHeader, PathPattern, RespondBody};
 use crate::config::scalar::{HostPattern, ListenAddr};
 use crate::config::upstream::Balance;
@@ -16,7 +16,10 @@ use crate::config::upstream::Balance;
 const FORMATS: [Format; 3] = [Format::Toml, Format::Json, Format::Yaml];
 
 fn context() -> Context<'static> {
-    Context { base: PathBuf::from("/base"), running: None }
+    Context {
+        base: PathBuf::from("/base"),
+        running: None,
+    }
 }
 
 fn parse_as(text: &str, format: Format) -> Result<Parsed, Refused> {
@@ -31,17 +34,22 @@ fn diagnostics(result: Result<Parsed, Refused>) -> Vec<(Severity, Diagnostic)> {
     let with = |severity, list: Vec<Diagnostic>| list.into_iter().map(move |d| (severity, d));
     match result {
         Ok(parsed) => with(Severity::Warning, parsed.warnings).collect(),
-        Err(Refused::Syntax(errors) | Refused::Unavailable(errors)) => with(Severity::Error, errors).collect(),
-        Err(Refused::Invalid { errors, warnings }) => {
-            with(Severity::Error, errors).chain(with(Severity::Warning, warnings)).collect()
+        Err(Refused::Syntax(errors) | Refused::Unavailable(errors)) => {
+            with(Severity::Error, errors).collect()
         }
+        Err(Refused::Invalid { errors, warnings }) => with(Severity::Error, errors)
+            .chain(with(Severity::Warning, warnings))
+            .collect(),
     }
 }
 
 /// Messages of a document that must not pass.
 fn errors(text: &str) -> Vec<String> {
     match parse_as(text, Format::Toml).unwrap_err() {
-        Refused::Invalid { errors, .. } => errors.into_iter().map(|d| format!("{}: {}", d.pointer, d.message)).collect(),
+        Refused::Invalid { errors, .. } => errors
+            .into_iter()
+            .map(|d| format!("{}: {}", d.pointer, d.message))
+            .collect(),
         other => panic!("{other:?}"),
     }
 }
@@ -55,7 +63,12 @@ fn samples() -> Vec<(String, String)> {
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| Document::format_of(path) == Some(Format::Toml))
-        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&path).unwrap()))
+        .map(|path| {
+            (
+                path.file_name().unwrap().to_str().unwrap().to_owned(),
+                fs::read_to_string(&path).unwrap(),
+            )
+        })
         .collect();
     out.sort();
     out
@@ -70,10 +83,15 @@ fn every_sample_passes_without_a_warning_and_means_the_same_in_all_formats() {
         for format in FORMATS {
             for defaults in [false, true] {
                 let text = parsed.document.render(format, defaults);
-                let again = parse_as(&text, format).unwrap_or_else(|e| panic!("{name} {format:?}: {e:#?}\n{text}")).document;
+                let again = parse_as(&text, format)
+                    .unwrap_or_else(|e| panic!("{name} {format:?}: {e:#?}\n{text}"))
+                    .document;
                 if defaults {
                     // `on_change` of a server follows the process's, so a document with all defaults says no less.
-                    let plain = Document { normal: parsed.document.normal.clone(), ..again };
+                    let plain = Document {
+                        normal: parsed.document.normal.clone(),
+                        ..again
+                    };
                     assert_eq!(plain, parsed.document, "{name} {format:?}\n{text}");
                 } else {
                     assert_eq!(again, parsed.document, "{name} {format:?}\n{text}");
@@ -87,20 +105,50 @@ fn every_sample_passes_without_a_warning_and_means_the_same_in_all_formats() {
 fn the_reference_has_every_key_at_its_default() {
     let text = fs::read_to_string(root().join("config/reference.toml")).unwrap();
     // What is commented out is there for its form.
-    let every: String = text.lines().map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ") && !l.contains("x-")).unwrap_or(l)).fold(String::new(), |a, l| a + l + "\n");
+    let every: String = text
+        .lines()
+        .map(|l| {
+            l.strip_prefix("# ")
+                .filter(|l| l.contains(" = ") && !l.contains("x-"))
+                .unwrap_or(l)
+        })
+        .fold(String::new(), |a, l| a + l + "\n");
     let schema = Document::json_schema();
     let mut keys = Vec::new();
     collect_keys(&schema, &mut keys);
     for key in keys {
-        let spelled = [format!("{key} "), format!("{key}="), format!(".{key}]"), format!("[{key}"), format!("\n{key}")];
-        assert!(spelled.iter().any(|s| every.contains(s)), "reference.toml lacks `{key}`");
+        let spelled = [
+            format!("{key} "),
+            format!("{key}="),
+            format!(".{key}]"),
+            format!("[{key}"),
+            format!("\n{key}"),
+        ];
+        assert!(
+            spelled.iter().any(|s| every.contains(s)),
+            "reference.toml lacks `{key}`"
+        );
     }
     let document = toml(&text);
-    let filled = toml("[http.reference]\nlisten = \"127.0.0.1:8085\"\n[upstreams.reference]\ntargets = \"127.0.0.1:3000\"");
-    assert_eq!(document.http["reference"].connection, filled.http["reference"].connection);
-    assert_eq!(document.http["reference"].body_limit, filled.http["reference"].body_limit);
-    assert_eq!(document.upstreams["reference"], filled.upstreams["reference"]);
-    assert_eq!((document.admin, document.runtime), (filled.admin, filled.runtime));
+    let filled = toml(
+        "[http.reference]\nlisten = \"127.0.0.1:8085\"\n[upstreams.reference]\ntargets = \"127.0.0.1:3000\"",
+    );
+    assert_eq!(
+        document.http["reference"].connection,
+        filled.http["reference"].connection
+    );
+    assert_eq!(
+        document.http["reference"].body_limit,
+        filled.http["reference"].body_limit
+    );
+    assert_eq!(
+        document.upstreams["reference"],
+        filled.upstreams["reference"]
+    );
+    assert_eq!(
+        (document.admin, document.runtime),
+        (filled.admin, filled.runtime)
+    );
 }
 
 fn collect_keys(schema: &serde_json::Value, out: &mut Vec<String>) {
@@ -125,7 +173,8 @@ fn the_schema_describes_every_key_and_accepts_the_samples() {
     for (name, text) in samples() {
         let document = toml(&text);
         for defaults in [false, true] {
-            let json: serde_json::Value = serde_json::from_str(&document.render(Format::Json, defaults)).unwrap();
+            let json: serde_json::Value =
+                serde_json::from_str(&document.render(Format::Json, defaults)).unwrap();
             if let Err(error) = validator.validate(&json) {
                 panic!("{name}: {error} at {}", error.instance_path());
             }
@@ -148,14 +197,21 @@ fn the_schema_describes_every_key_and_accepts_the_samples() {
 fn undescribed(schema: &serde_json::Value, at: &str) {
     if let Some(properties) = schema.get("properties").and_then(|p| p.as_object()) {
         // A secret's forms are described as a whole.
-        if !properties.contains_key("env") && !properties.contains_key("file") || properties.len() > 1 {
+        if !properties.contains_key("env") && !properties.contains_key("file")
+            || properties.len() > 1
+        {
             for (key, value) in properties {
-                assert!(value.get("description").is_some(), "{at}/{key} has no description");
+                assert!(
+                    value.get("description").is_some(),
+                    "{at}/{key} has no description"
+                );
             }
         }
     }
     match schema {
-        serde_json::Value::Object(map) => map.iter().for_each(|(k, v)| undescribed(v, &format!("{at}/{k}"))),
+        serde_json::Value::Object(map) => map
+            .iter()
+            .for_each(|(k, v)| undescribed(v, &format!("{at}/{k}"))),
         serde_json::Value::Array(items) => items.iter().for_each(|v| undescribed(v, at)),
         _ => {}
     }
@@ -168,20 +224,43 @@ fn golden_errors() {
     let mut seen = 0;
     for entry in fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
-        let Some(format) = Document::format_of(&path) else { continue };
+        let Some(format) = Document::format_of(&path) else {
+            continue;
+        };
         let source = fs::read_to_string(&path).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
         let found = diagnostics(parse_as(&source, format));
-        let listed: Vec<_> = found.iter().map(|(s, d)| (*s, d)).collect();
-        let mut drawn = render_diagnostics(name, &source, &listed, false);
+        let of = |severity| {
+            found
+                .iter()
+                .filter(|(s, _)| *s == severity)
+                .map(|(_, d)| d.clone())
+                .collect::<Vec<_>>()
+        };
+        let mut drawn = render_diagnostics(name, &source, &of(Severity::Error), false);
+        drawn.push_str(&render_warnings(
+            name,
+            &source,
+            &of(Severity::Warning),
+            false,
+        ));
         for (_, d) in &found {
-            drawn.push_str(&format!("{}:{} {}\n", d.line.unwrap_or(0), d.column.unwrap_or(0), d.pointer));
+            drawn.push_str(&format!(
+                "{}:{} {}\n",
+                d.line.unwrap_or(0),
+                d.column.unwrap_or(0),
+                d.pointer
+            ));
         }
         let expected = folder.join(format!("{name}.txt"));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             fs::write(&expected, &drawn).unwrap();
         }
-        assert_eq!(drawn, fs::read_to_string(&expected).unwrap_or_default(), "{name}");
+        assert_eq!(
+            drawn,
+            fs::read_to_string(&expected).unwrap_or_default(),
+            "{name}"
+        );
         seen += 1;
     }
     assert!(seen >= 8);
@@ -190,17 +269,42 @@ fn golden_errors() {
 #[test]
 fn one_mistake_has_its_place_in_every_format() {
     let texts = [
-        (Format::Toml, "[http.web]\nlisten = \"127.0.0.1:1\"\n\"ünknown\" = 1\nproxy = \"nobody\"\n", (4, 9)),
-        (Format::Json, "{\"http\": {\"web\": {\"listen\": \"127.0.0.1:1\",\n\"ünknown\": 1,\n  \"proxy\": \"nobody\"}}}", (3, 12)),
-        (Format::Yaml, "http:\n  web:\n    listen: 127.0.0.1:1\n    ünknown: 1\n    proxy: nobody\n", (5, 12)),
+        (
+            Format::Toml,
+            "[http.web]\nlisten = \"127.0.0.1:1\"\n\"ünknown\" = 1\nproxy = \"nobody\"\n",
+            (4, 9),
+        ),
+        (
+            Format::Json,
+            "{\"http\": {\"web\": {\"listen\": \"127.0.0.1:1\",\n\"ünknown\": 1,\n  \"proxy\": \"nobody\"}}}",
+            (3, 12),
+        ),
+        (
+            Format::Yaml,
+            "http:\n  web:\n    listen: 127.0.0.1:1\n    ünknown: 1\n    proxy: nobody\n",
+            (5, 12),
+        ),
     ];
     for (format, text, place) in texts {
         let found = diagnostics(parse_as(text, format));
         let pointers: Vec<_> = found.iter().map(|(_, d)| d.pointer.as_str()).collect();
-        assert!(pointers.contains(&"/http/web/ünknown"), "{format:?} {found:?}");
-        let nobody = found.iter().find(|(_, d)| d.message.contains("nobody")).unwrap();
-        assert!(nobody.1.pointer.starts_with("/http/web/proxy"), "{format:?}");
-        assert_eq!((nobody.1.line, nobody.1.column), (Some(place.0), Some(place.1)), "{format:?}");
+        assert!(
+            pointers.contains(&"/http/web/ünknown"),
+            "{format:?} {found:?}"
+        );
+        let nobody = found
+            .iter()
+            .find(|(_, d)| d.message.contains("nobody"))
+            .unwrap();
+        assert!(
+            nobody.1.pointer.starts_with("/http/web/proxy"),
+            "{format:?}"
+        );
+        assert_eq!(
+            (nobody.1.line, nobody.1.column),
+            (Some(place.0), Some(place.1)),
+            "{format:?}"
+        );
     }
 }
 
@@ -255,39 +359,85 @@ fn specs_hold_what_is_written() {
          [http.off]\nenabled = false\nlisten = ':9'\nproxy = '127.0.0.1:9'\n\
          [upstreams.api]\ntargets = ['unix:run/a.sock', { address = '[::1]:80', weight = 0 }]\nbalance = 'least_requests'\n",
     );
-    assert_eq!(document.http.keys().map(|k| &**k).collect::<Vec<_>>(), ["web"]);
+    assert_eq!(
+        document.http.keys().map(|k| &**k).collect::<Vec<_>>(),
+        ["web"]
+    );
     let web = &document.http["web"];
-    assert_eq!(web.listen.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0:8080", "[::]:8080", "127.0.0.1:8081", "[::1]:8081"]);
+    assert_eq!(
+        web.listen
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["0.0.0.0:8080", "[::]:8080", "127.0.0.1:8081", "[::1]:8081"]
+    );
     assert_eq!(web.hosts, [HostPattern::Exact("a.example.com".into())]);
     assert_eq!(web.routes.len(), 3);
-    let ActionSpec::Proxy(a) = &web.routes[0].action else { panic!() };
-    assert_eq!((&*a.upstream, a.base.as_str(), &a.host_header), ("backend.local:80", "/base", &HostHeader::Preserve));
-    assert_eq!(web.routes[0].matcher.path, [PathPattern::Below("/a".into())]);
-    let ActionSpec::Proxy(b) = &web.routes[1].action else { panic!() };
-    assert_eq!((&*b.upstream, b.timeout), ("127.0.0.1:3000", Some(std::time::Duration::from_secs(5))));
-    let ActionSpec::Respond(c) = &web.routes[2].action else { panic!() };
+    let ActionSpec::Proxy(a) = &web.routes[0].action else {
+        panic!()
+    };
+    assert_eq!(
+        (&*a.upstream, a.base.as_str(), &a.host_header),
+        ("backend.local:80", "/base", &HostHeader::Preserve)
+    );
+    assert_eq!(
+        web.routes[0].matcher.path,
+        [PathPattern::Below("/a".into())]
+    );
+    let ActionSpec::Proxy(b) = &web.routes[1].action else {
+        panic!()
+    };
+    assert_eq!(
+        (&*b.upstream, b.timeout),
+        ("127.0.0.1:3000", Some(std::time::Duration::from_secs(5)))
+    );
+    let ActionSpec::Respond(c) = &web.routes[2].action else {
+        panic!()
+    };
     assert_eq!(c.body, RespondBody::File("/base/x.html".into()));
     // The upstream of a server that is not enabled is not there either.
-    assert_eq!(document.upstreams.keys().map(|k| &**k).collect::<Vec<_>>(), ["127.0.0.1:3000", "api", "backend.local:80"]);
+    assert_eq!(
+        document.upstreams.keys().map(|k| &**k).collect::<Vec<_>>(),
+        ["127.0.0.1:3000", "api", "backend.local:80"]
+    );
     assert_eq!(document.upstreams["api"].balance, Balance::LeastRequests);
-    assert_eq!(document.upstreams["api"].targets[0].address.to_string(), "unix:/base/run/a.sock");
+    assert_eq!(
+        document.upstreams["api"].targets[0].address.to_string(),
+        "unix:/base/run/a.sock"
+    );
 
     assert_eq!(document.listen_pointer("web", 1), "/http/web/listen/0");
     assert_eq!(document.listen_pointer("web", 3), "/http/web/listen/1");
     // The first route is not enabled, so the place in the document is one further.
-    assert_eq!(document.file_pointers(), [("/base/x.html".into(), "/http/web/routes/3/respond/file".into())]);
+    assert_eq!(
+        document.file_pointers(),
+        [(
+            "/base/x.html".into(),
+            "/http/web/routes/3/respond/file".into()
+        )]
+    );
 }
 
 #[test]
 fn a_place_is_found_after_parsing() {
     let text = "[http.web]\nlisten = \"127.0.0.1:80\"\nrespond = { file = \"a.html\" }\n";
     let parsed = parse_as(text, Format::Toml).unwrap();
-    let taken = parsed.locate(&parsed.document.listen_pointer("web", 0), "address in use", None);
+    let taken = parsed.locate(
+        &parsed.document.listen_pointer("web", 0),
+        "address in use",
+        None,
+    );
     // One value stands for the list.
-    assert_eq!((taken.pointer.as_str(), taken.line, taken.column), ("/http/web/listen/0", Some(2), Some(10)));
+    assert_eq!(
+        (taken.pointer.as_str(), taken.line, taken.column),
+        ("/http/web/listen/0", Some(2), Some(10))
+    );
     let (_, pointer) = parsed.document.file_pointers().remove(0);
     let missing = parsed.locate(&pointer, "no such file", Some("create it".into()));
-    assert_eq!((missing.pointer.as_str(), missing.line, missing.column), ("/http/web/respond/file", Some(3), Some(20)));
+    assert_eq!(
+        (missing.pointer.as_str(), missing.line, missing.column),
+        ("/http/web/respond/file", Some(3), Some(20))
+    );
 }
 
 #[test]
@@ -296,7 +446,10 @@ fn without_ipv6_the_other_address_is_left_out_with_a_warning() {
     let parsed = Document::parse_with(text, Format::Toml, &context(), false).unwrap();
     let listen = &parsed.document.http["web"].listen;
     // Who writes a v6 address gets it, or the error of the socket.
-    assert_eq!(listen.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0:8080", "[::1]:8081"]);
+    assert_eq!(
+        listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["0.0.0.0:8080", "[::1]:8081"]
+    );
     assert_eq!(parsed.warnings.len(), 1);
 }
 
@@ -304,27 +457,59 @@ fn without_ipv6_the_other_address_is_left_out_with_a_warning() {
 fn secrets_are_redacted_kept_and_read() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("token"), "from-file\n").unwrap();
-    let context = |running| Context { base: folder.path().to_owned(), running };
-    let parse = |text: &str, running| Document::parse(text.as_bytes(), Format::Toml, &context(running));
+    let context = |running| Context {
+        base: folder.path().to_owned(),
+        running,
+    };
+    let parse =
+        |text: &str, running| Document::parse(text.as_bytes(), Format::Toml, &context(running));
 
     let literal = parse("[admin]\ntoken = 's3cret'", None).unwrap().document;
-    assert_eq!(literal.normal, serde_json::json!({ "admin": { "token": "<redacted>" } }));
+    assert_eq!(
+        literal.normal,
+        serde_json::json!({ "admin": { "token": "<redacted>" } })
+    );
     assert!(!format!("{literal:?}").contains("s3cret"));
-    let back = parse(&literal.render(Format::Toml, false), Some(&literal)).unwrap().document;
+    let back = parse(&literal.render(Format::Toml, false), Some(&literal))
+        .unwrap()
+        .document;
     assert_eq!(back, literal);
-    assert!(matches!(parse("[admin]\ntoken = '<redacted>'", None), Err(Refused::Invalid { .. })));
+    assert!(matches!(
+        parse("[admin]\ntoken = '<redacted>'", None),
+        Err(Refused::Invalid { .. })
+    ));
 
-    let file = parse("[admin]\ntoken = { file = 'token' }", None).unwrap().document;
-    assert_eq!(file.admin.token.as_ref().map(|t| t.expose()), Some("from-file"));
-    assert_eq!(file.normal, serde_json::json!({ "admin": { "token": { "file": "token" } } }));
+    let file = parse("[admin]\ntoken = { file = 'token' }", None)
+        .unwrap()
+        .document;
+    assert_eq!(
+        file.admin.token.as_ref().map(|t| t.expose()),
+        Some("from-file")
+    );
+    assert_eq!(
+        file.normal,
+        serde_json::json!({ "admin": { "token": { "file": "token" } } })
+    );
     for unreadable in ["missing", "."] {
-        let refused = parse(&format!("[admin]\ntoken = {{ file = '{unreadable}' }}"), None);
-        assert!(matches!(&refused, Err(Refused::Unavailable(e)) if e[0].pointer == "/admin/token"), "{refused:?}");
+        let refused = parse(
+            &format!("[admin]\ntoken = {{ file = '{unreadable}' }}"),
+            None,
+        );
+        assert!(
+            matches!(&refused, Err(Refused::Unavailable(e)) if e[0].pointer == "/admin/token"),
+            "{refused:?}"
+        );
     }
     // What is wrong in itself comes before what is not to be had.
     let both = parse("htp = 1\n[admin]\ntoken = { file = 'missing' }", None);
-    assert!(matches!(&both, Err(Refused::Invalid { errors, .. }) if errors.len() == 2), "{both:?}");
-    let unset = parse("[admin]\ntoken = { env = 'EVERGATE_NOT_SET_ANYWHERE' }", None);
+    assert!(
+        matches!(&both, Err(Refused::Invalid { errors, .. }) if errors.len() == 2),
+        "{both:?}"
+    );
+    let unset = parse(
+        "[admin]\ntoken = { env = 'EVERGATE_NOT_SET_ANYWHERE' }",
+        None,
+    );
     assert!(matches!(unset, Err(Refused::Invalid { .. })));
     assert!(parse("[admin]\nlisten = '0.0.0.0:1'\ntoken = 'x'", None).is_ok());
     assert!(parse("[admin]\nlisten = 'unix:a.sock'", None).is_ok());
@@ -336,20 +521,37 @@ fn what_is_not_built_is_refused_at_its_own_place() {
                 [tcp.x]\n[upstreams.u]\nhealth = {}\ntargets = [{ address = '127.0.0.1:1', backup = true }]\n";
     let found = errors(text);
     for key in [
-        "/include: `include`", "/http/web/listen: a unix socket", "/http/web/protocols/0: `h3`", "/http/web/tls: `tls`",
-        "/http/web/rate_limit: `rate_limit`", "/http/web/files: `files`", "/tcp: `tcp`", "/upstreams/u/health: `health`",
+        "/include: `include`",
+        "/http/web/listen: a unix socket",
+        "/http/web/protocols/0: `h3`",
+        "/http/web/tls: `tls`",
+        "/http/web/rate_limit: `rate_limit`",
+        "/http/web/files: `files`",
+        "/tcp: `tcp`",
+        "/upstreams/u/health: `health`",
         "/upstreams/u/targets/0/backup: `backup`",
     ] {
-        assert!(found.iter().any(|e| e.starts_with(key) && e.ends_with("is not supported yet") || e.contains("for HTTP")), "{key} in {found:#?}");
+        assert!(
+            found.iter().any(
+                |e| e.starts_with(key) && e.ends_with("is not supported yet")
+                    || e.contains("for HTTP")
+            ),
+            "{key} in {found:#?}"
+        );
     }
     assert_eq!(found.len(), 9, "{found:#?}");
 }
 
 #[test]
 fn addresses_may_be_shared_by_hosts_and_port_0_never_is() {
-    toml("[http.a]\nlisten = '127.0.0.1:1'\nhosts = 'a.de'\n[http.b]\nlisten = '127.0.0.1:1'\nhosts = '*.a.de'\n[http.c]\nlisten = '127.0.0.1:1'\n");
-    toml("[http.a]\nlisten = '127.0.0.1:0'\n[http.b]\nlisten = '127.0.0.1:0'\n[http.c]\nlisten = ':0'");
-    let found = errors("[http.a]\nlisten = ':1'\n[http.b]\nlisten = '0.0.0.0:1'\nlimits.streams = 5");
+    toml(
+        "[http.a]\nlisten = '127.0.0.1:1'\nhosts = 'a.de'\n[http.b]\nlisten = '127.0.0.1:1'\nhosts = '*.a.de'\n[http.c]\nlisten = '127.0.0.1:1'\n",
+    );
+    toml(
+        "[http.a]\nlisten = '127.0.0.1:0'\n[http.b]\nlisten = '127.0.0.1:0'\n[http.c]\nlisten = ':0'",
+    );
+    let found =
+        errors("[http.a]\nlisten = ':1'\n[http.b]\nlisten = '0.0.0.0:1'\nlimits.streams = 5");
     assert_eq!(found.len(), 3, "{found:#?}");
 }
 
@@ -369,8 +571,14 @@ fn a_route_below_all_hosts_or_paths_of_earlier_ones_is_told() {
         (&["path = '/a/*'", "path = '/a*'"], false),
         (&["host = '*.x.de'", "host = 'a.b.x.de', path = '/a'"], true),
         (&["host = '*.x.de'", "host = 'x.de'"], false),
-        (&["host = 'a.de'", "host = 'b.de'", "host = ['a.de', 'b.de']"], true),
-        (&["method = 'GET', path = '/a'", "method = 'GET', path = '/a'"], true),
+        (
+            &["host = 'a.de'", "host = 'b.de'", "host = ['a.de', 'b.de']"],
+            true,
+        ),
+        (
+            &["method = 'GET', path = '/a'", "method = 'GET', path = '/a'"],
+            true,
+        ),
         (&["method = 'GET', path = '/a'", "path = '/a'"], false),
         (&["path = '~^/a'", "path = '~^/a', method = 'GET'"], true),
         (&["path = '/*'", "remote = '10.0.0.0/8'"], true),
@@ -393,7 +601,10 @@ fn hostile_documents_are_refused_without_harm() {
         (Format::Toml, "a.".repeat(deep) + "a = 1"),
         (Format::Toml, format!("[{}a]", "a.".repeat(deep))),
         (Format::Toml, format!("[{}a]", "'a'.".repeat(deep))),
-        (Format::Toml, "a = { ".to_owned() + &"a.".repeat(deep) + "a = 1 }"),
+        (
+            Format::Toml,
+            "a = { ".to_owned() + &"a.".repeat(deep) + "a = 1 }",
+        ),
         (Format::Yaml, "[".repeat(deep)),
         (Format::Yaml, "- ".repeat(1_000) + "a"),
         (Format::Yaml, "{a: ".repeat(1_000)),
@@ -403,7 +614,11 @@ fn hostile_documents_are_refused_without_harm() {
     ];
     for (format, text) in cases {
         let refused = parse_as(&text, format);
-        assert!(matches!(refused, Err(Refused::Syntax(_))), "{format:?} {}", &text[..20.min(text.len())]);
+        assert!(
+            matches!(refused, Err(Refused::Syntax(_))),
+            "{format:?} {}",
+            &text[..20.min(text.len())]
+        );
     }
     for bytes in [&b"\xef\xbb\xbfa = 1"[..], b"\xff\xfea\0", b"a = '\xc3\x28'"] {
         for format in FORMATS {
@@ -412,7 +627,10 @@ fn hostile_documents_are_refused_without_harm() {
         }
     }
     let place = Document::parse(b"a = 1\nb = '\xc3\xa4\xff'", Format::Toml, &context());
-    assert!(matches!(&place, Err(Refused::Syntax(e)) if (e[0].line, e[0].column) == (Some(2), Some(7))), "{place:?}");
+    assert!(
+        matches!(&place, Err(Refused::Syntax(e)) if (e[0].line, e[0].column) == (Some(2), Some(7))),
+        "{place:?}"
+    );
 }
 
 fn laughs() -> String {
@@ -430,17 +648,27 @@ fn yaml_has_the_core_schema_and_aliases() {
                 two: { listen: \"127.0.0.1:81\", proxy: a }\nupstreams:\n  a: { targets: *targets }\n";
     let document = parse_as(text, Format::Yaml).unwrap().document;
     assert_eq!(document.upstreams["a"].targets.len(), 2);
-    assert_eq!(document.normal["http"]["web"]["respond"], serde_json::json!({ "body": "no", "headers": { "x": "5" } }));
+    assert_eq!(
+        document.normal["http"]["web"]["respond"],
+        serde_json::json!({ "body": "no", "headers": { "x": "5" } })
+    );
     // A mistake behind an alias has the alias's pointer.
     let wrong = "x-c: &t [\"127.0.0.1\"]\nupstreams:\n  a: { targets: *t }\n";
     let found = diagnostics(parse_as(wrong, Format::Yaml));
-    assert_eq!((found[0].1.pointer.as_str(), found[0].1.line), ("/upstreams/a/targets/0", Some(1)), "{found:?}");
+    assert_eq!(
+        (found[0].1.pointer.as_str(), found[0].1.line),
+        ("/upstreams/a/targets/0", Some(1)),
+        "{found:?}"
+    );
 }
 
 #[test]
 fn a_listener_address_is_ordered_and_printed() {
     let web = &toml("[http.web]\nlisten = '[::1]:1'\n").http["web"];
-    assert_eq!(web.listen, [ListenAddr::Tcp(([0, 0, 0, 0, 0, 0, 0, 1], 1).into())]);
+    assert_eq!(
+        web.listen,
+        [ListenAddr::Tcp(([0, 0, 0, 0, 0, 0, 0, 1], 1).into())]
+    );
 }
 
 /// A document of many routes, as large gateways have it.
@@ -453,59 +681,136 @@ fn large(routes: usize) -> String {
         ));
     }
     for n in 0..50 {
-        text.push_str(&format!("[upstreams.pool-{n}]\ntargets = [\"10.0.0.{n}:80\"]\n"));
+        text.push_str(&format!(
+            "[upstreams.pool-{n}]\ntargets = [\"10.0.0.{n}:80\"]\n"
+        ));
     }
     text
 }
 
-/// Ten times the routes may take at most some thirty times as long: nothing is quadratic.
+/// Ten times the routes may take at most fifty times as long, where quadratic work would take a hundred.
 #[test]
 fn time_grows_with_the_size_of_the_document() {
     let time = |text: &str, format| {
-        (0..3).map(|_| {
-            let begin = std::time::Instant::now();
-            parse_as(text, format).unwrap();
-            begin.elapsed()
-        }).min().unwrap()
+        (0..3)
+            .map(|_| {
+                let begin = std::time::Instant::now();
+                parse_as(text, format).unwrap();
+                begin.elapsed()
+            })
+            .min()
+            .unwrap()
     };
     for format in FORMATS {
         let texts = [500, 5_000].map(|n| toml(&large(n)).render(format, false));
         let [small, big] = texts.map(|text| time(&text, format));
-        assert!(big < small * 30, "{format:?}: {small:?} and {big:?}");
+        assert!(big < small * 50, "{format:?}: {small:?} and {big:?}");
     }
 }
 
 #[test]
-#[allow(clippy::print_stderr)]
-fn a_large_document_is_read_quickly() {
+fn ten_thousand_routes_are_the_same_in_all_formats() {
     let document = toml(&large(10_000));
     for format in FORMATS {
         let text = document.render(format, false);
         let begin = std::time::Instant::now();
-        assert_eq!(parse_as(&text, format).unwrap().document, document);
-        eprintln!("{format:?}: {} bytes in {:?}", text.len(), begin.elapsed());
+        let again = parse_as(&text, format).unwrap().document;
+        // Shown with `--nocapture`; the build decides what is fast.
+        println!("{format:?}: {} bytes in {:?}", text.len(), begin.elapsed());
+        assert_eq!(again, document);
     }
 }
 
 /// Values of any kind under keys of the language, so that most are wrong in some way.
 fn any_document() -> impl Strategy<Value = serde_json::Value> {
     let key = prop::sample::select(vec![
-        "http", "web", "upstreams", "listen", "routes", "proxy", "respond", "redirect", "match", "path", "targets",
-        "admin", "runtime", "not", "timeouts", "limits", "headers", "body", "status", "name", "x-a", "ä\n~/", "enabled",
+        "http",
+        "web",
+        "upstreams",
+        "listen",
+        "routes",
+        "proxy",
+        "respond",
+        "redirect",
+        "match",
+        "path",
+        "targets",
+        "admin",
+        "runtime",
+        "not",
+        "timeouts",
+        "limits",
+        "headers",
+        "body",
+        "status",
+        "name",
+        "x-a",
+        "ä\n~/",
+        "enabled",
     ]);
     let leaf = prop_oneof![
         Just(serde_json::json!(true)),
         any::<i64>().prop_map(|n| serde_json::json!(n)),
-        prop::sample::select(vec![":80", "10s", "api", "{host}", "~(", "127.0.0.1:1", "/a/*", "unlimited", "${X}", "*", "- a: #", "\u{feff}\u{1}\""])
-            .prop_map(|s| serde_json::json!(s)),
+        prop::sample::select(vec![
+            ":80",
+            "10s",
+            "api",
+            "{host}",
+            "~(",
+            "127.0.0.1:1",
+            "/a/*",
+            "unlimited",
+            "${X}",
+            "*",
+            "- a: #",
+            "\u{feff}\u{1}\""
+        ])
+        .prop_map(|s| serde_json::json!(s)),
         "\\PC{0,12}".prop_map(|s| serde_json::json!(s)),
     ];
     leaf.prop_recursive(6, 60, 8, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::Array),
-            prop::collection::vec((key.clone(), inner), 0..6)
-                .prop_map(|pairs| serde_json::Value::Object(pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())),
+            prop::collection::vec((key.clone(), inner), 0..6).prop_map(|pairs| {
+                serde_json::Value::Object(
+                    pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+                )
+            }),
         ]
+    })
+}
+
+/// Documents that pass, in short and long forms, with texts that need quoting.
+fn valid_document() -> impl Strategy<Value = serde_json::Value> {
+    let text = "[^{}$]{0,12}";
+    let action = prop_oneof![
+        Just(serde_json::json!({ "proxy": "api" })),
+        "[a-z]{1,8}"
+            .prop_map(|host| serde_json::json!({ "proxy": format!("http://{host}:81/base") })),
+        text.prop_map(|body| serde_json::json!({ "respond": body })),
+        (text, 200..600_u16).prop_map(
+            |(body, status)| serde_json::json!({ "respond": { "body": body, "status": status } })
+        ),
+        Just(serde_json::json!({ "redirect": "https://{host}{uri}" })),
+    ];
+    let conditions = prop_oneof![
+        "[a-z/]{0,8}".prop_map(|path| serde_json::json!({ "path": format!("/{path}") })),
+        text.prop_map(|value| serde_json::json!({ "query": { "k": [value, "*"] } })),
+        text.prop_map(|value| serde_json::json!({ "cookie": { "k": value.trim_start_matches('~') }, "method": "GET" })),
+    ]
+    .prop_filter("no regular expressions", |c| !c.to_string().contains('~'));
+    let route = (action, prop::option::of(conditions)).prop_map(|(mut action, conditions)| {
+        if let (Some(conditions), Some(route)) = (conditions, action.as_object_mut()) {
+            route.insert("match".to_owned(), conditions);
+        }
+        action
+    });
+    (prop::collection::vec(route, 0..6), 0..10_000_u64).prop_map(|(routes, ms)| {
+        serde_json::json!({
+            "runtime": { "drain_timeout": format!("{ms}ms") },
+            "http": { "web": { "listen": "127.0.0.1:80", "routes": routes } },
+            "upstreams": { "api": { "targets": "127.0.0.1:1" } }
+        })
     })
 }
 
@@ -537,5 +842,17 @@ proptest! {
         });
         prop_assert_eq!(&found[0], &found[1]);
         prop_assert_eq!(&found[1], &found[2]);
+    }
+
+    #[test]
+    fn normalizing_is_idempotent(documents in valid_document()) {
+        let text = render::render(&documents, Format::Json);
+        let first = parse_as(&text, Format::Json).unwrap().document;
+        for format in FORMATS {
+            let again = parse_as(&first.render(format, false), format).unwrap().document;
+            prop_assert_eq!(&again, &first);
+            let written = parse_as(&render::render(&documents, format), format).unwrap().document;
+            prop_assert_eq!(&written, &first);
+        }
     }
 }

@@ -2,7 +2,6 @@
 //! offsets; no text is copied but strings with escapes.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -10,9 +9,13 @@ use serde_json::value::RawValue;
 
 use super::super::findings::Findings;
 use super::super::tree::{At, Node, Places, Span, Step, Value};
-use super::{is_new, is_shallow, to_u32};
+use super::{Keys, is_shallow, to_u32};
 
-pub(super) fn parse<'a>(source: &'a str, places: &mut Places<'a>, findings: &mut Findings) -> Option<Node<'a>> {
+pub(super) fn parse<'a>(
+    source: &'a str,
+    places: &mut Places<'a>,
+    findings: &mut Findings,
+) -> Option<Node<'a>> {
     let raw: &RawValue = match serde_json::from_str(source) {
         Ok(raw) => raw,
         Err(error) => {
@@ -20,7 +23,11 @@ pub(super) fn parse<'a>(source: &'a str, places: &mut Places<'a>, findings: &mut
             return None;
         }
     };
-    let mut reader = Reader { source, places, findings };
+    let mut reader = Reader {
+        source,
+        places,
+        findings,
+    };
     let span = reader.span(raw);
     let at = reader.places.add(At::NOWHERE, Step::Root, span, span);
     reader.node(raw, at, 0)
@@ -30,7 +37,10 @@ pub(super) fn parse<'a>(source: &'a str, places: &mut Places<'a>, findings: &mut
 fn report(error: &serde_json::Error, text: &str, base: usize, findings: &mut Findings) {
     let line_start = match error.line() {
         0 | 1 => 0,
-        line => text.match_indices('\n').nth(line - 2).map_or(text.len(), |(at, _)| at + 1),
+        line => text
+            .match_indices('\n')
+            .nth(line - 2)
+            .map_or(text.len(), |(at, _)| at + 1),
     };
     let mut offset = (line_start + error.column().saturating_sub(1)).min(text.len());
     while !text.is_char_boundary(offset) {
@@ -38,7 +48,9 @@ fn report(error: &serde_json::Error, text: &str, base: usize, findings: &mut Fin
     }
     // The parser's own "at line 1 column 2" counts bytes, and from the slice.
     let full = error.to_string();
-    let message = full.rsplit_once(" at line ").map_or(full.as_str(), |(m, _)| m);
+    let message = full
+        .rsplit_once(" at line ")
+        .map_or(full.as_str(), |(m, _)| m);
     let offset = to_u32(base + offset);
     findings.syntax((offset, offset.saturating_add(1)), message);
 }
@@ -84,15 +96,19 @@ impl<'a> Reader<'a, '_> {
                     return None;
                 }
                 let Object(members) = self.read(raw)?;
-                let mut seen = HashSet::with_capacity(members.len());
+                let mut keys = Keys::default();
                 let mut out = Vec::with_capacity(members.len());
                 for (key, value) in members {
                     let key_span = self.span(key);
-                    let Some(Text(key)) = self.read(key) else { continue };
-                    if !is_new(&mut seen, &key, key_span, self.findings) {
+                    let Some(Text(key)) = self.read(key) else {
+                        continue;
+                    };
+                    if !keys.is_new(&key, &out, key_span, self.findings) {
                         continue;
                     }
-                    let child = self.places.add(at, Step::Key(key.clone()), key_span, self.span(value));
+                    let child =
+                        self.places
+                            .add(at, Step::Key(key.clone()), key_span, self.span(value));
                     if let Some(node) = self.node(value, child, depth + 1) {
                         out.push((key, node));
                     }

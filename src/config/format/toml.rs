@@ -9,7 +9,11 @@ use super::super::findings::Findings;
 use super::super::tree::{At, Node, Places, Span, Step, Value};
 use super::{is_shallow, to_u32};
 
-pub(super) fn parse<'a>(source: &'a str, places: &mut Places<'a>, findings: &mut Findings) -> Option<Node<'a>> {
+pub(super) fn parse<'a>(
+    source: &'a str,
+    places: &mut Places<'a>,
+    findings: &mut Findings,
+) -> Option<Node<'a>> {
     let whole = (0, to_u32(source.len()));
     let (table, errors) = DeTable::parse_recoverable(source);
     for error in errors {
@@ -49,7 +53,10 @@ fn table_node<'a>(
             out.push((key, node));
         }
     }
-    Some(Node { at, value: Value::Table(out) })
+    Some(Node {
+        at,
+        value: Value::Table(out),
+    })
 }
 
 fn value_node<'a>(
@@ -62,7 +69,9 @@ fn value_node<'a>(
     let span = span_of(&value);
     let value = match value.into_inner() {
         DeValue::String(text) => Value::Text(text),
-        DeValue::Integer(int) => i64::from_str_radix(int.as_str(), int.radix()).map_or(Value::Float, Value::Int),
+        DeValue::Integer(int) => {
+            i64::from_str_radix(int.as_str(), int.radix()).map_or(Value::Float, Value::Int)
+        }
         DeValue::Float(_) => Value::Float,
         DeValue::Boolean(b) => Value::Bool(b),
         DeValue::Datetime(_) => Value::Date,

@@ -2,20 +2,24 @@
 //! (but `!!str`) are refused.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as YamlSpan, StrInput, Tag};
 
 use super::super::findings::Findings;
 use super::super::tree::{At, Node, Places, Span, Step, Value};
-use super::{is_new, is_shallow, to_u32};
+use super::{Keys, is_shallow, to_u32};
 
 /// Aliases that a document may have.
 const MAX_ALIASES: usize = 10_000;
 /// Values that all its aliases together may stand for.
 const MAX_EXPANDED: usize = 200_000;
 
-pub(super) fn parse<'a>(source: &'a str, places: &mut Places<'a>, findings: &mut Findings) -> Option<Node<'a>> {
+pub(super) fn parse<'a>(
+    source: &'a str,
+    places: &mut Places<'a>,
+    findings: &mut Findings,
+) -> Option<Node<'a>> {
     let mut reader = Reader {
         parser: Parser::new_from_str(source),
         offsets: Offsets::new(source),
@@ -62,12 +66,20 @@ impl<'a> Reader<'a, '_> {
             }
         }
         Ok(match root {
-            Some(Node { value: Value::Null, .. }) => Node { at: At::ROOT, value: Value::Table(Vec::new()) },
+            Some(Node {
+                value: Value::Null, ..
+            }) => Node {
+                at: At::ROOT,
+                value: Value::Table(Vec::new()),
+            },
             Some(root) => root,
             // A text of comments.
             None => {
                 let at = self.places.add(At::NOWHERE, Step::Root, (0, end), (0, end));
-                Node { at, value: Value::Table(Vec::new()) }
+                Node {
+                    at,
+                    value: Value::Table(Vec::new()),
+                }
             }
         })
     }
@@ -82,11 +94,18 @@ impl<'a> Reader<'a, '_> {
 
     fn scan_error(&mut self, error: &ScanError) -> Stop {
         let offset = self.offsets.byte(error.marker().index());
-        self.findings.syntax((offset, offset.saturating_add(1)), error.info());
+        self.findings
+            .syntax((offset, offset.saturating_add(1)), error.info());
         Stop
     }
 
-    fn node(&mut self, event: Event<'a>, span: Span, at: At, depth: usize) -> Result<Node<'a>, Stop> {
+    fn node(
+        &mut self,
+        event: Event<'a>,
+        span: Span,
+        at: At,
+        depth: usize,
+    ) -> Result<Node<'a>, Stop> {
         let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_text = self.is_text(tag.as_deref(), span);
@@ -113,12 +132,22 @@ impl<'a> Reader<'a, '_> {
         Ok(node)
     }
 
-    fn begin(&mut self, anchor: usize, tag: Option<&Tag>, span: Span, depth: usize) -> Result<(), Stop> {
+    fn begin(
+        &mut self,
+        anchor: usize,
+        tag: Option<&Tag>,
+        span: Span,
+        depth: usize,
+    ) -> Result<(), Stop> {
         self.is_text(tag, span);
         if anchor != 0 {
             self.anchors.insert(anchor, None);
         }
-        if is_shallow(depth + 1, span, self.findings) { Ok(()) } else { Err(Stop) }
+        if is_shallow(depth + 1, span, self.findings) {
+            Ok(())
+        } else {
+            Err(Stop)
+        }
     }
 
     /// Whether the tag says that this is a string; any other tag is an error.
@@ -127,7 +156,9 @@ impl<'a> Reader<'a, '_> {
             None => false,
             Some(tag) if tag.is_yaml_core_schema() && tag.suffix == "str" => true,
             Some(_) => {
-                self.findings.syntax(span, "tags are not part of the language").help("leave the `!…` out");
+                self.findings
+                    .syntax(span, "tags are not part of the language")
+                    .help("leave the `!…` out");
                 false
             }
         }
@@ -138,38 +169,45 @@ impl<'a> Reader<'a, '_> {
         loop {
             let (event, span) = self.next()?;
             if event == Event::SequenceEnd {
-                self.places.set_value_span(at, (start.0, span.1.max(start.1)));
+                self.places
+                    .set_value_span(at, (start.0, span.1.max(start.1)));
                 return Ok(Value::List(items));
             }
-            let child = self.places.add(at, Step::Index(to_u32(items.len())), span, span);
+            let child = self
+                .places
+                .add(at, Step::Index(to_u32(items.len())), span, span);
             items.push(self.node(event, span, child, depth + 1)?);
         }
     }
 
     fn mapping(&mut self, start: Span, at: At, depth: usize) -> Result<Value<'a>, Stop> {
-        let mut seen = HashSet::new();
+        let mut keys = Keys::default();
         let mut entries = Vec::new();
         loop {
             let (event, key_span) = self.next()?;
             let key = match event {
                 Event::MappingEnd => {
-                    self.places.set_value_span(at, (start.0, key_span.1.max(start.1)));
+                    self.places
+                        .set_value_span(at, (start.0, key_span.1.max(start.1)));
                     return Ok(Value::Table(entries));
                 }
                 Event::Scalar(key, style, _, tag) => {
                     self.is_text(tag.as_deref(), key_span);
                     if key == "<<" && style == ScalarStyle::Plain {
-                        let refused = self.findings.syntax(key_span, "merge keys (`<<`) are not part of YAML 1.2");
+                        let refused = self
+                            .findings
+                            .syntax(key_span, "merge keys (`<<`) are not part of YAML 1.2");
                         refused.help("write the keys out, or use an alias for the whole value");
                     }
                     key
                 }
                 _ => {
-                    self.findings.syntax(key_span, "a key must be a plain word or a string");
+                    self.findings
+                        .syntax(key_span, "a key must be a plain word or a string");
                     return Err(Stop);
                 }
             };
-            let new = is_new(&mut seen, &key, key_span, self.findings);
+            let new = keys.is_new(&key, &entries, key_span, self.findings);
             let (event, span) = self.next()?;
             let child = self.places.add(at, Step::Key(key.clone()), key_span, span);
             let node = self.node(event, span, child, depth + 1)?;
@@ -182,21 +220,33 @@ impl<'a> Reader<'a, '_> {
     fn alias(&mut self, anchor: usize, span: Span, at: At, depth: usize) -> Result<Node<'a>, Stop> {
         self.aliases += 1;
         if self.aliases > MAX_ALIASES {
-            self.findings.syntax(span, format!("more than {MAX_ALIASES} aliases"));
+            self.findings
+                .syntax(span, format!("more than {MAX_ALIASES} aliases"));
             return Err(Stop);
         }
         let Some(Some(target)) = self.anchors.get(&anchor).cloned() else {
-            self.findings.syntax(span, "an alias inside the value that it stands for");
+            self.findings
+                .syntax(span, "an alias inside the value that it stands for");
             return Err(Stop);
         };
-        self.copy(target.value, at, span, depth).map(|value| Node { at, value })
+        self.copy(target.value, at, span, depth)
+            .map(|value| Node { at, value })
     }
 
     /// What an alias stands for, with places of its own: its pointers are the alias's, its text is the anchor's.
-    fn copy(&mut self, value: Value<'a>, at: At, span: Span, depth: usize) -> Result<Value<'a>, Stop> {
+    fn copy(
+        &mut self,
+        value: Value<'a>,
+        at: At,
+        span: Span,
+        depth: usize,
+    ) -> Result<Value<'a>, Stop> {
         self.expanded += 1;
         if self.expanded > MAX_EXPANDED {
-            self.findings.syntax(span, format!("aliases that stand for more than {MAX_EXPANDED} values"));
+            self.findings.syntax(
+                span,
+                format!("aliases that stand for more than {MAX_EXPANDED} values"),
+            );
             return Err(Stop);
         }
         Ok(match value {
@@ -205,8 +255,13 @@ impl<'a> Reader<'a, '_> {
                 let mut out = Vec::with_capacity(items.len());
                 for (index, item) in items.into_iter().enumerate() {
                     let place = self.places.value_span(item.at).unwrap_or(span);
-                    let child = self.places.add(at, Step::Index(to_u32(index)), place, place);
-                    out.push(Node { at: child, value: self.copy(item.value, child, span, depth + 1)? });
+                    let child = self
+                        .places
+                        .add(at, Step::Index(to_u32(index)), place, place);
+                    out.push(Node {
+                        at: child,
+                        value: self.copy(item.value, child, span, depth + 1)?,
+                    });
                 }
                 Value::List(out)
             }
@@ -216,8 +271,16 @@ impl<'a> Reader<'a, '_> {
                 for (key, node) in entries {
                     let key_place = self.places.key_span(node.at).unwrap_or(span);
                     let place = self.places.value_span(node.at).unwrap_or(span);
-                    let child = self.places.add(at, Step::Key(key.clone()), key_place, place);
-                    out.push((key, Node { at: child, value: self.copy(node.value, child, span, depth + 1)? }));
+                    let child = self
+                        .places
+                        .add(at, Step::Key(key.clone()), key_place, place);
+                    out.push((
+                        key,
+                        Node {
+                            at: child,
+                            value: self.copy(node.value, child, span, depth + 1)?,
+                        },
+                    ));
                 }
                 Value::Table(out)
             }
@@ -226,7 +289,11 @@ impl<'a> Reader<'a, '_> {
     }
 
     fn deep_enough(&mut self, depth: usize, span: Span) -> Result<(), Stop> {
-        if is_shallow(depth + 1, span, self.findings) { Ok(()) } else { Err(Stop) }
+        if is_shallow(depth + 1, span, self.findings) {
+            Ok(())
+        } else {
+            Err(Stop)
+        }
     }
 }
 
@@ -245,7 +312,9 @@ fn scalar(text: Cow<'_, str>, is_text: bool) -> Value<'_> {
             if matches!(unsigned, ".inf" | ".Inf" | ".INF") {
                 return Value::Float;
             }
-            let radix = |digits: &str, radix: u32| i64::from_str_radix(digits, radix).map_or(Value::Float, Value::Int);
+            let radix = |digits: &str, radix: u32| {
+                i64::from_str_radix(digits, radix).map_or(Value::Float, Value::Int)
+            };
             if let Some(digits) = plain.strip_prefix("0x").filter(|d| is_digits(d, 16)) {
                 return radix(digits, 16);
             }
@@ -255,9 +324,15 @@ fn scalar(text: Cow<'_, str>, is_text: bool) -> Value<'_> {
             if is_digits(unsigned, 10) {
                 return plain.parse().map_or(Value::Float, Value::Int);
             }
-            let number = unsigned.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
+            let number = unsigned
+                .bytes()
+                .all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
                 && unsigned.bytes().any(|b| b.is_ascii_digit());
-            if number && plain.parse::<f64>().is_ok() { Value::Float } else { Value::Text(text) }
+            if number && plain.parse::<f64>().is_ok() {
+                Value::Float
+            } else {
+                Value::Text(text)
+            }
         }
     }
 }
@@ -280,7 +355,11 @@ impl<'a> Offsets<'a> {
         let marks = if source.is_ascii() {
             Vec::new()
         } else {
-            source.char_indices().step_by(Self::STEP).map(|(at, _)| to_u32(at)).collect()
+            source
+                .char_indices()
+                .step_by(Self::STEP)
+                .map(|(at, _)| to_u32(at))
+                .collect()
         };
         Offsets { source, marks }
     }
@@ -293,7 +372,10 @@ impl<'a> Offsets<'a> {
             return to_u32(self.source.len());
         };
         let rest = self.source.get(*mark as usize..).unwrap_or_default();
-        let within = rest.char_indices().nth(character % Self::STEP).map_or(rest.len(), |(at, _)| at);
+        let within = rest
+            .char_indices()
+            .nth(character % Self::STEP)
+            .map_or(rest.len(), |(at, _)| at);
         mark.saturating_add(to_u32(within))
     }
 

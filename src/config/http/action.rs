@@ -19,16 +19,30 @@ pub(super) struct Actions<'r> {
 }
 
 /// Fields that describe the message itself; they follow from the body and the connection.
-const FRAMING: [&str; 7] =
-    ["connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+const FRAMING: [&str; 7] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 impl Actions<'_> {
     pub(super) fn count(&self) -> usize {
-        usize::from(self.proxy.is_some()) + usize::from(self.respond.is_some()) + usize::from(self.redirect.is_some())
+        usize::from(self.proxy.is_some())
+            + usize::from(self.respond.is_some())
+            + usize::from(self.redirect.is_some())
     }
 
     /// Checks all that are given; more than one is an error, none is the caller's to judge.
-    pub(super) fn spec(&self, live: bool, references: &mut References<'_>, check: &mut Checker<'_>) -> Option<ActionSpec> {
+    pub(super) fn spec(
+        &self,
+        live: bool,
+        references: &mut References<'_>,
+        check: &mut Checker<'_>,
+    ) -> Option<ActionSpec> {
         if self.count() > 1 {
             let given = [
                 self.proxy.map(|p| ("proxy", p.at)),
@@ -39,19 +53,39 @@ impl Actions<'_> {
             for (key, at) in given.iter().skip(1) {
                 check
                     .findings
-                    .key_error(*at, format!("`{key}` is a second action besides `{}`", given[0].0))
+                    .key_error(
+                        *at,
+                        format!("`{key}` is a second action besides `{}`", given[0].0),
+                    )
                     .help("a request gets exactly one");
             }
         }
-        let proxy = self.proxy.and_then(|p| proxy(p, live, references, check)).map(ActionSpec::Proxy);
-        let respond = self.respond.and_then(|r| respond(r, check)).map(ActionSpec::Respond);
-        let redirect = self.redirect.and_then(|r| redirect(r, check)).map(ActionSpec::Redirect);
+        let proxy = self
+            .proxy
+            .and_then(|p| proxy(p, live, references, check))
+            .map(ActionSpec::Proxy);
+        let respond = self
+            .respond
+            .and_then(|r| respond(r, check))
+            .map(ActionSpec::Respond);
+        let redirect = self
+            .redirect
+            .and_then(|r| redirect(r, check))
+            .map(ActionSpec::Redirect);
         proxy.or(respond).or(redirect)
     }
 }
 
-fn proxy(raw: &Loc<ProxyRaw>, live: bool, references: &mut References<'_>, check: &mut Checker<'_>) -> Option<ProxySpec> {
-    let host_header = raw.host_header.as_ref().map_or(Some(HostHeader::Preserve), |h| host_header(h, check));
+fn proxy(
+    raw: &Loc<ProxyRaw>,
+    live: bool,
+    references: &mut References<'_>,
+    check: &mut Checker<'_>,
+) -> Option<ProxySpec> {
+    let host_header = raw
+        .host_header
+        .as_ref()
+        .map_or(Some(HostHeader::Preserve), |h| host_header(h, check));
     let timeout = raw.timeout.as_ref().map(|t| check.duration(Some(t)));
     let path = raw.path.as_ref().and_then(|p| {
         let parsed = base_path(p);
@@ -65,10 +99,17 @@ fn proxy(raw: &Loc<ProxyRaw>, live: bool, references: &mut References<'_>, check
     };
     let reference = references.resolve(upstream, live, check)?;
     if let (Some(path), false) = (&raw.path, reference.base.is_empty()) {
-        check.findings.error(path.at, "the URL in `upstream` has a path already");
+        check
+            .findings
+            .error(path.at, "the URL in `upstream` has a path already");
     }
     let base = path.unwrap_or(reference.base);
-    Some(ProxySpec { upstream: reference.upstream, base, host_header: host_header?, timeout })
+    Some(ProxySpec {
+        upstream: reference.upstream,
+        base,
+        host_header: host_header?,
+        timeout,
+    })
 }
 
 fn host_header(text: &Loc<String>, check: &mut Checker<'_>) -> Option<HostHeader> {
@@ -89,10 +130,20 @@ fn host_header(text: &Loc<String>, check: &mut Checker<'_>) -> Option<HostHeader
 }
 
 fn respond(raw: &Loc<RespondRaw>, check: &mut Checker<'_>) -> Option<RespondSpec> {
-    let status = status(raw.status.as_ref(), 200, check, |s| (200..=599).contains(&s), "200 to 599");
+    let status = status(
+        raw.status.as_ref(),
+        200,
+        check,
+        |s| (200..=599).contains(&s),
+        "200 to 599",
+    );
     let body = match (&raw.body, &raw.file) {
-        (Some(_), Some(file)) => {
-            check.findings.key_error(file.at, "`file` is a second body besides `body`").help("a response has one body");
+        (Some(body), Some(file)) => {
+            template(body.at, body, check);
+            check
+                .findings
+                .key_error(file.at, "`file` is a second body besides `body`")
+                .help("a response has one body");
             None
         }
         (None, Some(file)) if file.is_empty() => {
@@ -108,31 +159,53 @@ fn respond(raw: &Loc<RespondRaw>, check: &mut Checker<'_>) -> Option<RespondSpec
         let parsed = HeaderName::try_from(name.as_str());
         match &parsed {
             Err(_) => {
-                check.findings.key_error(value.at, format!("`{}` is not the name of a header", shorten(name)));
+                check.findings.key_error(
+                    value.at,
+                    format!("`{}` is not the name of a header", shorten(name)),
+                );
             }
             Ok(name) if FRAMING.contains(&name.as_str()) => {
                 check
                     .findings
-                    .key_error(value.at, format!("`{name}` follows from the body and the connection"))
+                    .key_error(
+                        value.at,
+                        format!("`{name}` follows from the body and the connection"),
+                    )
                     .help("leave it out");
             }
             Ok(name) if headers.iter().any(|(other, _)| other == name) => {
-                check.findings.key_error(value.at, format!("the header `{name}` is here twice"));
+                check
+                    .findings
+                    .key_error(value.at, format!("the header `{name}` is here twice"));
             }
             Ok(_) => {}
         }
-        let value = template(value.at, value, check).filter(|t| is_header_value(t, value.at, check));
+        let value =
+            template(value.at, value, check).filter(|t| is_header_value(t, value.at, check));
         headers.extend(parsed.ok().zip(value));
     }
-    Some(RespondSpec { status: status?, body: body?, headers })
+    Some(RespondSpec {
+        status: status?,
+        body: body?,
+        headers,
+    })
 }
 
 fn redirect(raw: &Loc<RedirectRaw>, check: &mut Checker<'_>) -> Option<RedirectSpec> {
     let is_redirect = |s| matches!(s, 301 | 302 | 303 | 307 | 308);
-    let status = status(raw.status.as_ref(), 308, check, is_redirect, "301, 302, 303, 307 or 308");
+    let status = status(
+        raw.status.as_ref(),
+        308,
+        check,
+        is_redirect,
+        "301, 302, 303, 307 or 308",
+    );
     let Some(to) = &raw.to else {
         if !raw.spoiled.contains(&"to") {
-            check.findings.error(raw.at, "`redirect` needs `to`").help("such as `to = \"https://{host}{uri}\"`");
+            check
+                .findings
+                .error(raw.at, "`redirect` needs `to`")
+                .help("such as `to = \"https://{host}{uri}\"`");
         }
         return None;
     };
@@ -141,7 +214,10 @@ fn redirect(raw: &Loc<RedirectRaw>, check: &mut Checker<'_>) -> Option<RedirectS
         return None;
     }
     let to = template(to.at, to, check).filter(|t| is_header_value(t, to.at, check))?;
-    Some(RedirectSpec { to, status: status? })
+    Some(RedirectSpec {
+        to,
+        status: status?,
+    })
 }
 
 fn status(
@@ -152,8 +228,16 @@ fn status(
     which: &str,
 ) -> Option<StatusCode> {
     let (value, at) = raw.map_or((u64::from(otherwise), At::NOWHERE), |s| (s.value, s.at));
-    let status = u16::try_from(value).ok().filter(|s| fits(*s)).and_then(|s| StatusCode::from_u16(s).ok());
-    check.take(at, status.ok_or_else(|| Wrong::new(format!("{value} is not possible as a status here")).help(which)))
+    let status = u16::try_from(value)
+        .ok()
+        .filter(|s| fits(*s))
+        .and_then(|s| StatusCode::from_u16(s).ok());
+    check.take(
+        at,
+        status.ok_or_else(|| {
+            Wrong::new(format!("{value} is not possible as a status here")).help(which)
+        }),
+    )
 }
 
 fn template(at: At, text: &str, check: &mut Checker<'_>) -> Option<Template> {
@@ -176,7 +260,10 @@ fn is_header_value(template: &Template, at: At, check: &mut Checker<'_>) -> bool
     };
     let all = template.parts.iter().all(fits);
     if !all {
-        check.findings.error(at, "a header cannot hold line breaks and other control characters");
+        check.findings.error(
+            at,
+            "a header cannot hold line breaks and other control characters",
+        );
     }
     all
 }

@@ -42,7 +42,10 @@ impl HttpRaw {
         let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
         let hosts = check.each(self.hosts.as_ref(), host);
         if let Some(list) = self.hosts.as_ref().filter(|l| l.is_empty() && !l.spoiled) {
-            check.findings.error(list.at, "an empty list of hosts").help("leave the key out: without it any host will do");
+            check
+                .findings
+                .error(list.at, "an empty list of hosts")
+                .help("leave the key out: without it any host will do");
         }
         let (hosts, hosts_at) = different_hosts(hosts, check).into_iter().unzip();
         let actions = action::Actions {
@@ -58,10 +61,16 @@ impl HttpRaw {
             if let Some(name) = &raw.name {
                 if !is_name(name) {
                     let message = format!("`{}` is not a name", shorten(name));
-                    check.findings.error(name.at, message).help("names have letters, digits, `_`, `-` and `.`");
+                    check
+                        .findings
+                        .error(name.at, message)
+                        .help("names have letters, digits, `_`, `-` and `.`");
                 }
                 if let Some(first) = names.insert(name.as_str(), index) {
-                    let message = format!("two routes are called `{}`; the other is routes/{first}", shorten(name));
+                    let message = format!(
+                        "two routes are called `{}`; the other is routes/{first}",
+                        shorten(name)
+                    );
                     check.findings.error(name.at, message);
                 }
             }
@@ -81,36 +90,58 @@ impl HttpRaw {
             fallback,
             on_change: self.on_change.as_ref().map_or(on_change, |o| o.value),
         };
-        Checked { spec, at, enabled, listen_at, hosts_at, routes_at, connection_at: self.connection_at() }
+        Checked {
+            spec,
+            at,
+            enabled,
+            listen_at,
+            hosts_at,
+            routes_at,
+            connection_at: self.connection_at(),
+        }
     }
 
     fn listen(&self, at: At, check: &mut Checker<'_>) -> Vec<(ListenAddr, At)> {
         let Some(list) = &self.listen else {
             if !self.spoiled.contains(&"listen") {
-                check.findings.error(at, "a server needs `listen`").help("such as `listen = \"127.0.0.1:8080\"`");
+                check
+                    .findings
+                    .error(at, "a server needs `listen`")
+                    .help("such as `listen = \"127.0.0.1:8080\"`");
             }
             return Vec::new();
         };
         if list.is_empty() && !list.spoiled {
-            check.findings.error(list.at, "a server needs an address to listen on");
+            check
+                .findings
+                .error(list.at, "a server needs an address to listen on");
         }
         let mut out: Vec<(ListenAddr, At)> = Vec::new();
         let mut seen = HashSet::new();
         for item in list.iter() {
             if item.starts_with("unix:") {
-                check.findings.error(item.at, "a unix socket for HTTP is not supported yet");
+                check
+                    .findings
+                    .error(item.at, "a unix socket for HTTP is not supported yet");
                 continue;
             }
             let parsed = ListenAddr::parse_all(item, check.base);
-            let Some(all) = check.take(item.at, parsed) else { continue };
+            let Some(all) = check.take(item.at, parsed) else {
+                continue;
+            };
             let two = all.len() > 1;
             for addr in all {
                 if two && addr.is_v6() && !check.has_ipv6 {
-                    check.findings.warning(item.at, format!("{addr} is left out: there is no IPv6 here"));
+                    check.findings.warning(
+                        item.at,
+                        format!("{addr} is left out: there is no IPv6 here"),
+                    );
                 } else if seen.insert(addr.clone()) {
                     out.push((addr, item.at));
                 } else {
-                    check.findings.error(item.at, format!("the address {addr} is listed twice"));
+                    check
+                        .findings
+                        .error(item.at, format!("the address {addr} is listed twice"));
                 }
             }
         }
@@ -121,7 +152,9 @@ impl HttpRaw {
         let protocols = self.protocols.as_ref();
         let speaks = |p: Protocol| protocols.is_some_and(|l| l.iter().any(|item| item.value == p));
         if let Some(list) = protocols.filter(|l| l.is_empty() && !l.spoiled) {
-            check.findings.error(list.at, "a server needs at least one protocol");
+            check
+                .findings
+                .error(list.at, "a server needs at least one protocol");
         }
         let trusted = check.each(self.trusted_proxies.as_ref(), cidr);
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
@@ -138,23 +171,34 @@ impl HttpRaw {
             idle_timeout: check.limit(timeouts.and_then(|t| t.idle.as_ref())),
             write_timeout: check.limit(timeouts.and_then(|t| t.write.as_ref())),
             // hyper's buffer for HTTP/1 has no less than 8 KiB; a megabyte of head is nobody's need.
-            header_size: limits.and_then(|l| l.header_size.as_ref()).map_or(32 * 1024, |size| {
-                if !(8_192..=1_048_576).contains(&size.0) {
-                    let message = format!("a head of {} is not possible", size.value);
-                    check.findings.error(size.at, message).help("from `\"8KiB\"` to `\"1MiB\"`");
-                }
-                usize::try_from(size.0).unwrap_or(usize::MAX)
+            header_size: limits
+                .and_then(|l| l.header_size.as_ref())
+                .map_or(32 * 1024, |size| {
+                    if !(8_192..=1_048_576).contains(&size.0) {
+                        let message = format!("a head of {} is not possible", size.value);
+                        check
+                            .findings
+                            .error(size.at, message)
+                            .help("from `\"8KiB\"` to `\"1MiB\"`");
+                    }
+                    usize::try_from(size.0).unwrap_or(usize::MAX)
+                }),
+            headers: limits.and_then(|l| l.headers.as_ref()).map_or(100, |n| {
+                usize::try_from(check.number(n.at, n.value, 1..=4_096)).unwrap_or(usize::MAX)
             }),
-            headers: limits
-                .and_then(|l| l.headers.as_ref())
-                .map_or(100, |n| usize::try_from(check.number(n.at, n.value, 1..=4_096)).unwrap_or(usize::MAX)),
             connections: count(check, limits.and_then(|l| l.connections.as_ref())),
-            connections_per_client: count(check, limits.and_then(|l| l.connections_per_client.as_ref())),
-            streams: limits
-                .and_then(|l| l.streams.as_ref())
-                .map_or(100, |n| u32::try_from(check.number(n.at, n.value, 1..=100_000)).unwrap_or(u32::MAX)),
-            requests_per_connection: count(check, limits.and_then(|l| l.requests_per_connection.as_ref()))
-                .and_then(|n| u64::try_from(n).ok()),
+            connections_per_client: count(
+                check,
+                limits.and_then(|l| l.connections_per_client.as_ref()),
+            ),
+            streams: limits.and_then(|l| l.streams.as_ref()).map_or(100, |n| {
+                u32::try_from(check.number(n.at, n.value, 1..=100_000)).unwrap_or(u32::MAX)
+            }),
+            requests_per_connection: count(
+                check,
+                limits.and_then(|l| l.requests_per_connection.as_ref()),
+            )
+            .and_then(|n| u64::try_from(n).ok()),
         }
     }
 
@@ -170,22 +214,53 @@ impl HttpRaw {
         let at = |found: Option<At>| found.unwrap_or_default();
         vec![
             ("protocols", at(self.protocols.as_ref().map(|l| l.at))),
-            ("trusted_proxies", at(self.trusted_proxies.as_ref().map(|l| l.at))),
-            ("timeouts.header", at(timeouts.and_then(|t| t.header.as_ref()).map(|l| l.at))),
-            ("timeouts.body", at(timeouts.and_then(|t| t.body.as_ref()).map(|l| l.at))),
-            ("timeouts.idle", at(timeouts.and_then(|t| t.idle.as_ref()).map(|l| l.at))),
-            ("timeouts.write", at(timeouts.and_then(|t| t.write.as_ref()).map(|l| l.at))),
-            ("limits.header_size", at(limits.and_then(|l| l.header_size.as_ref()).map(|l| l.at))),
-            ("limits.headers", at(limits.and_then(|l| l.headers.as_ref()).map(|l| l.at))),
-            ("limits.connections", at(limits.and_then(|l| l.connections.as_ref()).map(|l| l.at))),
+            (
+                "trusted_proxies",
+                at(self.trusted_proxies.as_ref().map(|l| l.at)),
+            ),
+            (
+                "timeouts.header",
+                at(timeouts.and_then(|t| t.header.as_ref()).map(|l| l.at)),
+            ),
+            (
+                "timeouts.body",
+                at(timeouts.and_then(|t| t.body.as_ref()).map(|l| l.at)),
+            ),
+            (
+                "timeouts.idle",
+                at(timeouts.and_then(|t| t.idle.as_ref()).map(|l| l.at)),
+            ),
+            (
+                "timeouts.write",
+                at(timeouts.and_then(|t| t.write.as_ref()).map(|l| l.at)),
+            ),
+            (
+                "limits.header_size",
+                at(limits.and_then(|l| l.header_size.as_ref()).map(|l| l.at)),
+            ),
+            (
+                "limits.headers",
+                at(limits.and_then(|l| l.headers.as_ref()).map(|l| l.at)),
+            ),
+            (
+                "limits.connections",
+                at(limits.and_then(|l| l.connections.as_ref()).map(|l| l.at)),
+            ),
             (
                 "limits.connections_per_client",
-                at(limits.and_then(|l| l.connections_per_client.as_ref()).map(|l| l.at)),
+                at(limits
+                    .and_then(|l| l.connections_per_client.as_ref())
+                    .map(|l| l.at)),
             ),
-            ("limits.streams", at(limits.and_then(|l| l.streams.as_ref()).map(|l| l.at))),
+            (
+                "limits.streams",
+                at(limits.and_then(|l| l.streams.as_ref()).map(|l| l.at)),
+            ),
             (
                 "limits.requests_per_connection",
-                at(limits.and_then(|l| l.requests_per_connection.as_ref()).map(|l| l.at)),
+                at(limits
+                    .and_then(|l| l.requests_per_connection.as_ref())
+                    .map(|l| l.at)),
             ),
         ]
     }
@@ -196,19 +271,35 @@ impl ConnectionSpec {
     pub fn differences(&self, other: &ConnectionSpec) -> Vec<&'static str> {
         let pairs = [
             ("protocols", (self.h1, self.h2) != (other.h1, other.h2)),
-            ("trusted_proxies", self.trusted_proxies != other.trusted_proxies),
-            ("timeouts.header", self.header_timeout != other.header_timeout),
+            (
+                "trusted_proxies",
+                self.trusted_proxies != other.trusted_proxies,
+            ),
+            (
+                "timeouts.header",
+                self.header_timeout != other.header_timeout,
+            ),
             ("timeouts.body", self.body_timeout != other.body_timeout),
             ("timeouts.idle", self.idle_timeout != other.idle_timeout),
             ("timeouts.write", self.write_timeout != other.write_timeout),
             ("limits.header_size", self.header_size != other.header_size),
             ("limits.headers", self.headers != other.headers),
             ("limits.connections", self.connections != other.connections),
-            ("limits.connections_per_client", self.connections_per_client != other.connections_per_client),
+            (
+                "limits.connections_per_client",
+                self.connections_per_client != other.connections_per_client,
+            ),
             ("limits.streams", self.streams != other.streams),
-            ("limits.requests_per_connection", self.requests_per_connection != other.requests_per_connection),
+            (
+                "limits.requests_per_connection",
+                self.requests_per_connection != other.requests_per_connection,
+            ),
         ];
-        pairs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+        pairs
+            .into_iter()
+            .filter(|(_, differs)| *differs)
+            .map(|(key, _)| key)
+            .collect()
     }
 }
 
@@ -221,14 +312,19 @@ fn host(text: &str) -> Result<HostPattern, Wrong> {
     }
 }
 
-fn different_hosts(hosts: Vec<(HostPattern, At)>, check: &mut Checker<'_>) -> Vec<(HostPattern, At)> {
+fn different_hosts(
+    hosts: Vec<(HostPattern, At)>,
+    check: &mut Checker<'_>,
+) -> Vec<(HostPattern, At)> {
     let mut seen = HashSet::new();
     let mut out = Vec::with_capacity(hosts.len());
     for (host, at) in hosts {
         if seen.insert(host.to_string()) {
             out.push((host, at));
         } else {
-            check.findings.error(at, format!("the host `{host}` is listed twice"));
+            check
+                .findings
+                .error(at, format!("the host `{host}` is listed twice"));
         }
     }
     out
@@ -238,14 +334,25 @@ fn body_limit(limit: &Loc<Limit<Size>>) -> Option<u64> {
     limit.get().map(|size| size.0)
 }
 
-fn route(raw: &Loc<RouteRaw>, live: bool, references: &mut References<'_>, check: &mut Checker<'_>) -> Option<RouteSpec> {
+fn route(
+    raw: &Loc<RouteRaw>,
+    live: bool,
+    references: &mut References<'_>,
+    check: &mut Checker<'_>,
+) -> Option<RouteSpec> {
     let matcher = match &raw.matcher {
         Some(conditions) => matcher::spec(conditions, check),
         None => MatchSpec::default(),
     };
-    let actions =
-        action::Actions { proxy: raw.proxy.as_ref(), respond: raw.respond.as_ref(), redirect: raw.redirect.as_ref() };
-    let spoiled = raw.spoiled.iter().any(|key| matches!(*key, "proxy" | "respond" | "redirect"));
+    let actions = action::Actions {
+        proxy: raw.proxy.as_ref(),
+        respond: raw.respond.as_ref(),
+        redirect: raw.redirect.as_ref(),
+    };
+    let spoiled = raw
+        .spoiled
+        .iter()
+        .any(|key| matches!(*key, "proxy" | "respond" | "redirect"));
     if actions.count() == 0 && !spoiled {
         check
             .findings

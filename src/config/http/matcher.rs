@@ -9,7 +9,12 @@ use super::raw::MatchRaw;
 use super::{MatchSpec, PathPattern, TextPattern};
 
 pub(super) fn spec(raw: &MatchRaw, check: &mut Checker<'_>) -> MatchSpec {
-    for (key, list) in [("host", &raw.host), ("path", &raw.path), ("method", &raw.method), ("remote", &raw.remote)] {
+    for (key, list) in [
+        ("host", &raw.host),
+        ("path", &raw.path),
+        ("method", &raw.method),
+        ("remote", &raw.remote),
+    ] {
         if let Some(list) = list {
             not_empty(key, list, check);
         }
@@ -18,15 +23,25 @@ pub(super) fn spec(raw: &MatchRaw, check: &mut Checker<'_>) -> MatchSpec {
         not_empty("scheme", list, check);
     }
     let header = named(raw.header.as_ref(), check, |name| {
-        HeaderName::try_from(name).map_err(|_| Wrong::new(format!("`{}` is not the name of a header", shorten(name))))
+        HeaderName::try_from(name)
+            .map_err(|_| Wrong::new(format!("`{}` is not the name of a header", shorten(name))))
     });
-    let plain = |name: &str| if name.is_empty() { Err(Wrong::new("an empty name")) } else { Ok(name.to_owned()) };
+    let plain = |name: &str| {
+        if name.is_empty() {
+            Err(Wrong::new("an empty name"))
+        } else {
+            Ok(name.to_owned())
+        }
+    };
     let not = raw.not.as_ref().map(|inner| {
         let spec = spec(&inner.value, check);
         if spec == MatchSpec::default() && inner.spoiled.is_empty() && !has_conditions(inner) {
             check
                 .findings
-                .error(inner.at, "`not` without conditions would keep everything out")
+                .error(
+                    inner.at,
+                    "`not` without conditions would keep everything out",
+                )
                 .help("leave it out, or give a condition");
         }
         Box::new(spec)
@@ -38,7 +53,12 @@ pub(super) fn spec(raw: &MatchRaw, check: &mut Checker<'_>) -> MatchSpec {
         header,
         cookie: named(raw.cookie.as_ref(), check, plain),
         query: named(raw.query.as_ref(), check, plain),
-        scheme: raw.scheme.iter().flat_map(|l| l.iter()).map(|s| s.value).collect(),
+        scheme: raw
+            .scheme
+            .iter()
+            .flat_map(|l| l.iter())
+            .map(|s| s.value)
+            .collect(),
         remote: values(check.each(raw.remote.as_ref(), cidr)),
         not,
     }
@@ -80,7 +100,10 @@ fn named<K>(
         let patterns = values(check.each(Some(list), text));
         match parse(name) {
             Ok(name) => out.push((name, patterns)),
-            Err(wrong) => check.findings.key_error(list.at, wrong.message).help_if(wrong.help),
+            Err(wrong) => check
+                .findings
+                .key_error(list.at, wrong.message)
+                .help_if(wrong.help),
         }
     }
     out
@@ -100,7 +123,9 @@ fn text(text: &str) -> Result<TextPattern, Wrong> {
 fn method(text: &str) -> Result<Method, Wrong> {
     let wrong = || Wrong::new(format!("`{}` is not a method", shorten(text)));
     let upper = text.to_ascii_uppercase();
-    let standard = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"];
+    let standard = [
+        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT",
+    ];
     if upper != text && standard.contains(&upper.as_str()) {
         return Err(wrong().help(format!("methods have capital letters: `{upper}`")));
     }
@@ -127,23 +152,37 @@ fn path(text: &str) -> Result<PathPattern, Wrong> {
         },
     };
     if fixed.contains('*') {
-        return Err(wrong().help("a `*` stands only at the end; use a regular expression: `~^/a/[^/]+/b$`"));
+        return Err(
+            wrong().help("a `*` stands only at the end; use a regular expression: `~^/a/[^/]+/b$`")
+        );
     }
     if fixed.contains(['?', '#']) {
         return Err(wrong().help("conditions on the query go into `match.query`"));
     }
-    if fixed.split('/').any(|segment| segment == "." || segment == "..") {
+    if fixed
+        .split('/')
+        .any(|segment| segment == "." || segment == "..")
+    {
         return Err(wrong().help("requests are compared without `.` and `..`"));
     }
-    decoded(fixed).map(kind).ok_or_else(|| wrong().help("what is percent-encoded must be UTF-8"))
+    decoded(fixed)
+        .map(kind)
+        .ok_or_else(|| wrong().help("what is percent-encoded must be UTF-8"))
 }
 
 /// Percent-decoding of everything but the slash. `None`: not UTF-8.
 fn decoded(path: &str) -> Option<String> {
+    if !path.contains('%') {
+        return Some(path.to_owned());
+    }
     let pieces: Vec<String> = path
         .split("%2f")
         .flat_map(|piece| piece.split("%2F"))
-        .map(|piece| percent_encoding::percent_decode_str(piece).decode_utf8().map(|c| c.into_owned()))
+        .map(|piece| {
+            percent_encoding::percent_decode_str(piece)
+                .decode_utf8()
+                .map(|c| c.into_owned())
+        })
         .collect::<Result<_, _>>()
         .ok()?;
     Some(pieces.join("%2F"))
@@ -160,7 +199,10 @@ mod tests {
         assert_eq!(path("/v1/*").unwrap(), PathPattern::Below("/v1".into()));
         assert_eq!(path("/*").unwrap(), PathPattern::Below(String::new()));
         assert_eq!(path("/v1*").unwrap(), PathPattern::Prefix("/v1".into()));
-        assert_eq!(path("/a%20b%2fc%2F").unwrap(), PathPattern::Exact("/a b%2Fc%2F".into()));
+        assert_eq!(
+            path("/a%20b%2fc%2F").unwrap(),
+            PathPattern::Exact("/a b%2Fc%2F".into())
+        );
         for wrong in ["", "v1", "*", "/a/*/b", "/a?b", "/a/../b", "/%ff", "~("] {
             assert!(path(wrong).is_err(), "{wrong}");
         }

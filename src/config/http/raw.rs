@@ -7,8 +7,20 @@ use super::Scheme;
 
 /// Keys of filters, which servers and routes will share.
 const FILTERS: &[&str] = &[
-    "use", "allow", "deny", "cors", "rate_limit", "basic_auth", "forward_auth", "concurrency", "rewrite", "headers",
-    "compress", "bandwidth", "timeout", "access_log",
+    "use",
+    "allow",
+    "deny",
+    "cors",
+    "rate_limit",
+    "basic_auth",
+    "forward_auth",
+    "concurrency",
+    "rewrite",
+    "headers",
+    "compress",
+    "bandwidth",
+    "timeout",
+    "access_log",
 ];
 
 section! {
