@@ -129,7 +129,7 @@ impl App {
         };
         if let Err(refused) = app.boot(source) {
             app.end();
-            return Err(StartError::Refused(Box::new(refused)));
+            return Err(StartError::Refused(refused));
         }
         if options.signals {
             app.control.spawn(signals(app.handle.clone()));
@@ -137,14 +137,14 @@ impl App {
         Ok(app)
     }
 
-    fn boot(&self, source: Source) -> Result<(), SwapRecord> {
+    fn boot(&self, source: Source) -> Result<(), Box<SwapRecord>> {
         let boot = request(Kind::Boot, source, "start");
         self.control.block_on(async {
             let Ok(id) = self.handle.submit(boot) else {
                 return Ok(());
             };
             match self.handle.wait(id, true).await {
-                Some(record) if record.generation.is_none() => Err(record),
+                Some(record) if record.generation.is_none() => Err(Box::new(record)),
                 _ => Ok(()),
             }
         })

@@ -23,7 +23,7 @@ pub(super) struct View {
     started: Instant,
     runtimes: Vec<tokio::runtime::Handle>,
     crew: Option<Arc<Crew>>,
-    serving: Option<(u64, Arc<Document>, Arc<Snapshot>, Vec<Arc<Generation>>)>,
+    serving: Option<Current>,
     bound: Vec<Arc<Bound>>,
     draining: Vec<Arc<Draining>>,
 }
@@ -113,10 +113,10 @@ impl View {
         let serving = self
             .serving
             .iter()
-            .map(|(id, _, _, generations)| GenerationStatus {
-                generation: *id,
+            .map(|current| GenerationStatus {
+                generation: current.id,
                 state: "serving".into(),
-                requests: generations.iter().map(|g| g.in_flight() as u64).sum(),
+                requests: current.generations.iter().map(|g| g.in_flight() as u64).sum(),
             });
         draining.chain(serving).collect()
     }
