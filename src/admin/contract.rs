@@ -8,8 +8,9 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{
-    AdaptAnswer, Health, Operation, Problem, ROUTES, SwapAnswer, SwapList, assets::OPENAPI, yaml,
+    AdaptAnswer, Health, Operation, Problem, ROUTES, SwapAnswer, SwapList, assets::OPENAPI,
 };
+use crate::config::{Format, render};
 use crate::supervisor::event::Event;
 use crate::supervisor::{Status, SwapRecord};
 
@@ -125,15 +126,13 @@ fn schemas() -> String {
     let open = json!({ "type": "object", "description": words, "additionalProperties": {} });
     all.push(("Configuration".to_owned(), open));
     all.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut text = String::new();
+    let mut table = Map::new();
     for (name, mut schema) in all {
         plain(&mut schema);
-        text.push_str("    ");
-        let mut named = Map::new();
-        named.insert(name, schema);
-        yaml::block(&mut text, &Value::Object(named), 2);
+        table.insert(name, schema);
     }
-    text
+    let text = render::render(&Value::Object(table), Format::Yaml);
+    text.lines().map(|line| format!("    {line}\n")).collect()
 }
 
 fn add<T: schemars::JsonSchema>(generator: &mut SchemaGenerator) {

@@ -26,7 +26,7 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
         committed_is_enough: bool,
     ) -> impl Future<Output = Option<SwapRecord>> + Send;
     fn binding(&self) -> watch::Receiver<Option<Arc<AdminBinding>>>;
-    fn status(&self) -> impl Future<Output = Status> + Send;
+    fn status(&self) -> Status;
     fn ready(&self) -> bool;
 }
 
@@ -59,7 +59,7 @@ impl Control for Handle {
     fn binding(&self) -> watch::Receiver<Option<Arc<AdminBinding>>> {
         Handle::admin_binding(self)
     }
-    async fn status(&self) -> Status {
+    fn status(&self) -> Status {
         Handle::status(self)
     }
     fn ready(&self) -> bool {

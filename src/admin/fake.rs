@@ -236,7 +236,7 @@ impl Control for Fake {
     fn binding(&self) -> watch::Receiver<Option<Arc<AdminBinding>>> {
         self.0.binding.subscribe()
     }
-    async fn status(&self) -> Status {
+    fn status(&self) -> Status {
         Status {
             version: "0.1.0".into(),
             api: 1,

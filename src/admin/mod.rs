@@ -26,7 +26,6 @@ mod stream;
 mod swaps;
 #[cfg(test)]
 mod tests;
-mod yaml;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

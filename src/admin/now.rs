@@ -13,8 +13,7 @@ use super::idempotency::fingerprint;
 use super::media::{self, Media};
 use super::problem::{Problem, Refusal};
 use super::query::Query;
-use super::yaml;
-use crate::config::Format;
+use crate::config::{Format, render};
 use crate::supervisor::Running;
 
 pub(crate) async fn now<C: Control>(
@@ -44,7 +43,7 @@ pub(crate) async fn now<C: Control>(
         response
     } else {
         let text = match &part {
-            Some(part) => render(part, media)?,
+            Some(part) => text(part, media)?,
             None => whole(&running, media, defaults),
         };
         media::answer(StatusCode::OK, media.content_type(), text)
@@ -149,13 +148,13 @@ fn part_etag(part: &Value) -> String {
     format!("\"{hex}\"")
 }
 
-fn render(part: &Value, media: Media) -> Result<Vec<u8>, Refusal> {
+fn text(part: &Value, media: Media) -> Result<Vec<u8>, Refusal> {
     match media {
         Media::Toml => toml::to_string(part).map(String::into_bytes).map_err(|_| {
             let detail = "TOML shows tables only; ask for JSON or YAML, or for the table around it";
             Problem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", detail)
         }),
-        Media::Yaml => Ok(yaml::document(part).into_bytes()),
+        Media::Yaml => Ok(render::render(part, Format::Yaml).into_bytes()),
         _ => Ok(media::json(part)),
     }
 }

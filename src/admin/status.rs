@@ -24,7 +24,7 @@ pub(crate) async fn status<C: Control>(
     request: Request,
 ) -> Result<Response<Body>, Refusal> {
     Query::parse(request.uri(), &[], &[])?;
-    Ok(media::json_answer(&app.control().status().await))
+    Ok(media::json_answer(&app.control().status()))
 }
 
 /// The process is up and this thread answers.

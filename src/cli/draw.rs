@@ -3,11 +3,10 @@
 use std::fmt::Write;
 use std::io::IsTerminal;
 
-use crate::app::App;
 use crate::config::diagnostic::render_diagnostics;
 use crate::config::{Diagnostic, Severity};
 use crate::supervisor::Status;
-use crate::supervisor::event::{Event, Phase};
+use crate::supervisor::event::{Event, Kind, Phase};
 
 /// Draws errors and warnings on standard error; with the text, each with its line and a caret.
 pub(crate) fn findings(name: &str, bytes: &[u8], errors: &[Diagnostic], warnings: &[Diagnostic]) {
@@ -64,11 +63,13 @@ fn span(text: &str, line: u32, column: u32) -> Option<(u32, u32)> {
     ))
 }
 
-/// `what`, with the number of errors when there is more than one.
+/// `what`, with the number of errors when there is more than one and it does not say so itself.
 pub(crate) fn summary(what: &str, errors: usize) -> String {
     match errors {
-        0 | 1 => what.to_owned(),
-        count => format!("{what} ({count} errors)"),
+        count if count > 1 && !what.contains(&format!("{count} errors")) => {
+            format!("{what} ({count} errors)")
+        }
+        _ => what.to_owned(),
     }
 }
 
@@ -96,12 +97,13 @@ pub(crate) fn event(event: &Event) -> String {
         },
         Phase::Planned => event.plan.as_ref().map_or_else(String::new, |plan| {
             let text = crate::admin::plan_text(plan);
-            text.trim_end().replace('\n', "\n                         ")
+            text.trim_end().replace('\n', "\n                       ")
         }),
         Phase::Prepared => match event.bound.as_deref() {
             Some(bound) if !bound.is_empty() => format!("bound {}", bound.join(", ")),
             _ => String::new(),
         },
+        Phase::Committed if event.kind == Kind::Stop => "nothing is accepted any more".to_owned(),
         Phase::Committed => match event.previous {
             Some(previous) => format!("generation {} serves, {previous} drains", event.generation),
             None => format!("generation {}", event.generation),
@@ -120,27 +122,25 @@ pub(crate) fn event(event: &Event) -> String {
         (Some(detail), phase) if phase != Phase::Rejected => format!("  {detail}"),
         _ => String::new(),
     };
-    format!(
-        "{:>10}  {phase:<11}{}\n",
-        time,
-        format!("{words}{detail}").trim_end()
-    )
-    .replace(" \n", "\n")
+    let line = format!("{time:>10}  {phase:<11}{words}{detail}");
+    format!("{}\n", line.trim_end())
 }
 
-/// What was started, and what to try next.
-pub(crate) fn started(from: &str, app: &App) -> String {
-    let mut text = format!("evergate {} runs {from}\n", env!("CARGO_PKG_VERSION"));
-    let binding = app.handle().admin_binding().borrow().clone();
-    if let Some(binding) = binding {
-        let _ = writeln!(text, "  admin API on {}", binding.listener.address());
-    }
-    for listener in app.handle().status().listeners {
+/// What was started and what listens where.
+pub(crate) fn started(from: &str, status: &Status, admin: Option<&str>) -> String {
+    let mut text = format!("evergate {} runs {from}\n", status.version);
+    for listener in &status.listeners {
         let _ = writeln!(
             text,
-            "  http {} on {}",
-            listener.servers.join(", "),
-            listener.address
+            "  {:<24} {}",
+            listener.address,
+            listener.servers.join(", ")
+        );
+    }
+    if let Some(admin) = admin {
+        let _ = writeln!(
+            text,
+            "  {admin:<24} admin API; try: evergate status --admin {admin}"
         );
     }
     text

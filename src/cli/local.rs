@@ -32,11 +32,7 @@ pub(crate) fn run(run: Run) -> Exit {
         }
     };
     if !run.quiet {
-        let from = config.as_deref().map_or_else(
-            || "the built-in welcome page".to_owned(),
-            |path| path.display().to_string(),
-        );
-        print(&draw::started(&from, &app));
+        announce(config.as_deref(), &app);
     }
     match app.wait() {
         Ok(()) => Exit::Done,
@@ -45,6 +41,25 @@ pub(crate) fn run(run: Run) -> Exit {
             Exit::Other
         }
     }
+}
+
+/// Prints what listens where.
+fn announce(config: Option<&Path>, app: &App) {
+    let from = config.map_or_else(
+        || "the built-in welcome page".to_owned(),
+        |path| path.display().to_string(),
+    );
+    let admin = app
+        .handle()
+        .admin_binding()
+        .borrow()
+        .as_ref()
+        .map(|binding| binding.listener.address());
+    print(&draw::started(
+        &from,
+        &app.handle().status(),
+        admin.as_deref(),
+    ));
 }
 
 /// Shows why the first configuration was refused.
