@@ -51,14 +51,7 @@ impl View {
             started: self.started,
             runtimes: self.runtimes.clone(),
             crew,
-            serving: current.map(|c| {
-                (
-                    c.id,
-                    c.document.clone(),
-                    c.snapshot.clone(),
-                    c.generations.clone(),
-                )
-            }),
+            serving: current.cloned(),
             bound,
             draining,
         }
@@ -125,7 +118,7 @@ impl View {
         let servers = self
             .serving
             .as_ref()
-            .map(|(_, document, ..)| bindings(document))
+            .map(|current| bindings(&current.document))
             .unwrap_or_default();
         let one = |bound: &Bound, state: &str| ListenerStatus {
             address: bound.binding.address.to_string(),
@@ -148,7 +141,7 @@ impl View {
         let snapshot = self
             .serving
             .iter()
-            .flat_map(|(_, _, snapshot, _)| &snapshot.upstreams);
+            .flat_map(|current| &current.snapshot.upstreams);
         snapshot
             .map(|(name, upstream)| UpstreamStatus {
                 name: name.to_string(),
