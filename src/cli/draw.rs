@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::io::IsTerminal;
 
-use crate::config::diagnostic::render_diagnostics;
-use crate::config::{Diagnostic, Severity};
+use crate::config::Diagnostic;
+use crate::config::diagnostic::{render_diagnostics, render_warnings};
 use crate::supervisor::Status;
 use crate::supervisor::event::{Event, Kind, Phase};
 
@@ -14,16 +14,13 @@ pub(crate) fn findings(name: &str, bytes: &[u8], errors: &[Diagnostic], warnings
     let locate = |finding: &Diagnostic| located(text, finding);
     let errors: Vec<_> = errors.iter().map(locate).collect();
     let warnings: Vec<_> = warnings.iter().map(locate).collect();
-    let all: Vec<_> = warnings
-        .iter()
-        .map(|finding| (Severity::Warning, finding))
-        .chain(errors.iter().map(|finding| (Severity::Error, finding)))
-        .collect();
-    if !all.is_empty() {
-        let color = std::io::stderr().is_terminal()
-            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        eprint!("{}", render_diagnostics(name, text, &all, color));
-    }
+    let color = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    eprint!(
+        "{}{}",
+        render_warnings(name, text, &warnings, color),
+        render_diagnostics(name, text, &errors, color)
+    );
 }
 
 /// Over the API a finding has line and column, not the bytes of the text: they are found again here.

@@ -9,11 +9,9 @@ use super::drain::Draining;
 use super::prepare::Bound;
 use super::status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
 use crate::config::runtime::Model;
-use crate::document::Document;
-use crate::generation::Generation;
 use crate::metrics::WorkerCounters;
 use crate::net;
-use crate::snapshot::{Snapshot, bindings};
+use crate::snapshot::bindings;
 
 /// Version of the admin API: raised by any change that is not an addition.
 const API: u32 = 1;
@@ -103,14 +101,15 @@ impl View {
                 state: "draining".into(),
                 requests: d.requests() as u64,
             });
-        let serving = self
-            .serving
-            .iter()
-            .map(|current| GenerationStatus {
-                generation: current.id,
-                state: "serving".into(),
-                requests: current.generations.iter().map(|g| g.in_flight() as u64).sum(),
-            });
+        let serving = self.serving.iter().map(|current| GenerationStatus {
+            generation: current.id,
+            state: "serving".into(),
+            requests: current
+                .generations
+                .iter()
+                .map(|g| g.in_flight() as u64)
+                .sum(),
+        });
         draining.chain(serving).collect()
     }
 
