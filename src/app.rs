@@ -21,6 +21,10 @@ pub const WELCOME: &str = include_str!("../config/welcome.toml");
 /// How long the admin API may take to give its last answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
+/// Within this time a signal that comes twice is one: `timeout` and terminals send it to the process and to its group.
+#[cfg(unix)]
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
+
 /// Finds the configuration file when none is named.
 pub type Search = Arc<dyn Fn() -> Option<PathBuf> + Send + Sync>;
 
@@ -129,7 +133,7 @@ impl App {
         };
         if let Err(refused) = app.boot(source) {
             app.end();
-            return Err(StartError::Refused(Box::new(refused)));
+            return Err(StartError::Refused(refused));
         }
         if options.signals {
             app.control.spawn(signals(app.handle.clone()));
@@ -137,14 +141,14 @@ impl App {
         Ok(app)
     }
 
-    fn boot(&self, source: Source) -> Result<(), SwapRecord> {
+    fn boot(&self, source: Source) -> Result<(), Box<SwapRecord>> {
         let boot = request(Kind::Boot, source, "start");
         self.control.block_on(async {
             let Ok(id) = self.handle.submit(boot) else {
                 return Ok(());
             };
             match self.handle.wait(id, true).await {
-                Some(record) if record.generation.is_none() => Err(record),
+                Some(record) if record.generation.is_none() => Err(Box::new(record)),
                 _ => Ok(()),
             }
         })
@@ -224,7 +228,7 @@ async fn signals(handle: Handle) {
             return;
         }
     };
-    let mut stopping = false;
+    let mut stopping = None;
     loop {
         let (name, gently) = tokio::select! {
             Some(()) = hangup.recv() => {
@@ -235,11 +239,15 @@ async fn signals(handle: Handle) {
             Some(()) = interrupt.recv() => ("SIGINT", false),
             else => return,
         };
-        if stopping {
-            eprintln!("evergate: a second {name}: out at once");
-            std::process::exit(130);
+        let first = *stopping.get_or_insert_with(std::time::Instant::now);
+        match first.elapsed() {
+            since if since > SAME_SIGNAL => {
+                eprintln!("evergate: a second {name}: out at once");
+                std::process::exit(130);
+            }
+            _ if !handle.ready() => continue,
+            _ => {}
         }
-        stopping = true;
         handle.leave();
         let delay = handle.running().map_or(Duration::ZERO, |running| {
             running.document.runtime.stop_delay

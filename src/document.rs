@@ -117,7 +117,9 @@ impl Document {
             format::parse(source, format).map_err(|(f, places)| syntax(f, source, &places))?;
         let mut findings = Findings::default();
         let root = Root::decode(&without_notes(tree.root), &mut findings).unwrap_or_default();
-        let mut check = Checker::new(findings, &context.base, has_ipv6);
+        // Fails for an empty path only, from which relative paths stay what they are.
+        let base = std::path::absolute(&context.base).unwrap_or_else(|_| context.base.clone());
+        let mut check = Checker::new(findings, &base, has_ipv6);
         let document = Self::checked(root, context.running, &mut check);
 
         let refused = check.findings.has_errors();

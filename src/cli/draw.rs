@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::io::IsTerminal;
 
-use crate::config::diagnostic::render_diagnostics;
-use crate::config::{Diagnostic, Severity};
+use crate::config::Diagnostic;
+use crate::config::diagnostic::{render_diagnostics, render_warnings};
 use crate::supervisor::Status;
 use crate::supervisor::event::{Event, Kind, Phase};
 
@@ -14,28 +14,25 @@ pub(crate) fn findings(name: &str, bytes: &[u8], errors: &[Diagnostic], warnings
     let locate = |finding: &Diagnostic| located(text, finding);
     let errors: Vec<_> = errors.iter().map(locate).collect();
     let warnings: Vec<_> = warnings.iter().map(locate).collect();
-    let all: Vec<_> = warnings
-        .iter()
-        .map(|finding| (Severity::Warning, finding))
-        .chain(errors.iter().map(|finding| (Severity::Error, finding)))
-        .collect();
     if text.is_empty() {
-        for (severity, finding) in &all {
-            eprint!("{}", untold(*severity, finding));
-        }
-    } else if !all.is_empty() {
-        let color = std::io::stderr().is_terminal()
-            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        eprint!("{}", render_diagnostics(name, text, &all, color));
+        let untold = |word, finding| eprint!("{}", untold(word, finding));
+        warnings
+            .iter()
+            .for_each(|finding| untold("warning", finding));
+        errors.iter().for_each(|finding| untold("error", finding));
+        return;
     }
+    let color = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    eprint!(
+        "{}{}",
+        render_warnings(name, text, &warnings, color),
+        render_diagnostics(name, text, &errors, color)
+    );
 }
 
 /// A finding about a text that is not here: its place in numbers.
-fn untold(severity: Severity, finding: &Diagnostic) -> String {
-    let word = match severity {
-        Severity::Error => "error",
-        Severity::Warning => "warning",
-    };
+fn untold(word: &str, finding: &Diagnostic) -> String {
     let mut text = format!("{word}: {}\n", finding.message);
     let at = match (finding.line, finding.column) {
         (Some(line), Some(column)) => format!("line {line}, column {column}"),
@@ -331,7 +328,7 @@ mod tests {
             span: None,
         };
         let text = "error: wrong\n --> /http, line 3, column 1\n  = help: mend it\n\n";
-        assert_eq!(untold(Severity::Error, &finding), text);
+        assert_eq!(untold("error", &finding), text);
     }
 
     #[test]

@@ -74,13 +74,13 @@ impl AdminRaw {
 /// The admin API has one address, so the short forms that stand for two do not fit.
 fn one_address(text: &str, base: &Path) -> Result<ListenAddr, Wrong> {
     let mut all = ListenAddr::parse_all(text, base)?;
-    if let [ListenAddr::Tcp(v4), _] = all.as_slice() {
-        if !v4.ip().is_loopback() {
-            let help = format!("write `0.0.0.0{text}` or `[::]{text}`");
-            return Err(
-                Wrong::new(format!("`{text}` is two addresses; the admin API has one")).help(help),
-            );
-        }
+    if let [ListenAddr::Tcp(v4), _] = all.as_slice()
+        && !v4.ip().is_loopback()
+    {
+        let help = format!("write `0.0.0.0{text}` or `[::]{text}`");
+        return Err(
+            Wrong::new(format!("`{text}` is two addresses; the admin API has one")).help(help),
+        );
     }
     Ok(all.swap_remove(0))
 }

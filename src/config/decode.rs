@@ -2,12 +2,15 @@
 //! unknown key is recorded with the nearest known one, and reading goes on. What a section looks like is said once, in
 //! [`section!`]: its struct, its reading, its defaults and its JSON Schema all come from there.
 
+mod shape;
+
 use std::borrow::Cow;
 use std::ops::Deref;
 
-use indexmap::IndexMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
+
+pub use shape::{Auto, Limit, List, Map};
 
 use super::findings::{Findings, did_you_mean};
 use super::tree::{At, Node, Value};
@@ -343,206 +346,6 @@ impl Decode for u64 {
             }
         }
     }
-}
-
-/// A list; one value does for a list of one.
-#[derive(Debug, Clone)]
-pub struct List<T> {
-    items: Vec<Loc<T>>,
-    /// Some item was wrong and is left out, which has been recorded.
-    pub spoiled: bool,
-}
-
-impl<T> Default for List<T> {
-    fn default() -> Self {
-        List {
-            items: Vec::new(),
-            spoiled: false,
-        }
-    }
-}
-
-impl<T> Deref for List<T> {
-    type Target = [Loc<T>];
-    fn deref(&self) -> &[Loc<T>] {
-        &self.items
-    }
-}
-
-impl<T: Decode> Decode for List<T> {
-    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
-        match &node.value {
-            Value::List(nodes) => {
-                let items: Vec<_> = nodes
-                    .iter()
-                    .filter_map(|item| Loc::decode(item, findings))
-                    .collect();
-                let spoiled = items.len() < nodes.len();
-                Some(List { items, spoiled })
-            }
-            _ => Loc::decode(node, findings).map(|one| List {
-                items: vec![one],
-                spoiled: false,
-            }),
-        }
-    }
-
-    fn fill(&mut self) {
-        self.items.iter_mut().for_each(Decode::fill);
-    }
-}
-
-impl<T: Serialize> Serialize for List<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(&self.items)
-    }
-}
-
-/// A table whose keys are names that the document chooses, in the document's order.
-#[derive(Debug, Clone)]
-pub struct Map<T> {
-    entries: IndexMap<String, Loc<T>>,
-    /// Names whose values were wrong and are left out, which has been recorded.
-    pub spoiled: Vec<String>,
-}
-
-impl<T> Default for Map<T> {
-    fn default() -> Self {
-        Map {
-            entries: IndexMap::new(),
-            spoiled: Vec::new(),
-        }
-    }
-}
-
-impl<T> Deref for Map<T> {
-    type Target = IndexMap<String, Loc<T>>;
-    fn deref(&self) -> &IndexMap<String, Loc<T>> {
-        &self.entries
-    }
-}
-
-impl<T: Decode> Decode for Map<T> {
-    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
-        let Value::Table(entries) = &node.value else {
-            wrong_kind(node, "a table", findings);
-            return None;
-        };
-        let mut out = Map {
-            entries: IndexMap::with_capacity(entries.len()),
-            spoiled: Vec::new(),
-        };
-        for (key, child) in entries {
-            match Loc::decode(child, findings) {
-                Some(value) => drop(out.entries.insert(key.to_string(), value)),
-                None => out.spoiled.push(key.to_string()),
-            }
-        }
-        Some(out)
-    }
-
-    fn fill(&mut self) {
-        self.entries.values_mut().for_each(Decode::fill);
-    }
-}
-
-impl<T: Serialize> Serialize for Map<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(&self.entries)
-    }
-}
-
-/// A value, or the word `auto`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Auto<T> {
-    #[default]
-    Auto,
-    Value(T),
-}
-
-impl<T: Decode> Decode for Auto<T> {
-    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
-        match &node.value {
-            Value::Text(text) if text == "auto" => Some(Auto::Auto),
-            Value::Text(_) => {
-                findings.error(node.at, "expected an integer or `\"auto\"`");
-                None
-            }
-            _ => T::decode(node, findings).map(Auto::Value),
-        }
-    }
-}
-
-impl<T: Serialize> Serialize for Auto<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Auto::Auto => serializer.serialize_str("auto"),
-            Auto::Value(value) => value.serialize(serializer),
-        }
-    }
-}
-
-/// A bound, or the word `unlimited` (or `false`) for none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Limit<T> {
-    #[default]
-    Unlimited,
-    Value(T),
-}
-
-impl<T: Copy> Limit<T> {
-    pub fn get(&self) -> Option<T> {
-        match self {
-            Limit::Unlimited => None,
-            Limit::Value(value) => Some(*value),
-        }
-    }
-}
-
-impl<T: Decode> Decode for Limit<T> {
-    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
-        match &node.value {
-            Value::Text(text) if text == "unlimited" => Some(Limit::Unlimited),
-            Value::Bool(false) => Some(Limit::Unlimited),
-            _ => T::decode(node, findings).map(Limit::Value),
-        }
-    }
-}
-
-impl<T: Serialize> Serialize for Limit<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Limit::Unlimited => serializer.serialize_str("unlimited"),
-            Limit::Value(value) => value.serialize(serializer),
-        }
-    }
-}
-
-/// Schemas of the generic types, in terms of what they hold.
-macro_rules! schema_in_terms_of {
-    ($($type:ident<T>, $name:literal, $generator:ident => $schema:expr;)+) => {$(
-        impl<T: JsonSchema> JsonSchema for $type<T> {
-            fn schema_name() -> Cow<'static, str> {
-                format!($name, T::schema_name()).into()
-            }
-            fn inline_schema() -> bool {
-                true
-            }
-            fn json_schema($generator: &mut SchemaGenerator) -> Schema {
-                $schema
-            }
-        }
-    )+};
-}
-
-schema_in_terms_of! {
-    List<T>, "ListOf{}", g => {
-        let item = g.subschema_for::<T>();
-        json_schema!({ "anyOf": [item, { "type": "array", "items": item }] })
-    };
-    Map<T>, "MapOf{}", g => json_schema!({ "type": "object", "additionalProperties": g.subschema_for::<T>() });
-    Auto<T>, "{}OrAuto", g => json_schema!({ "anyOf": [{ "const": "auto" }, g.subschema_for::<T>()] });
-    Limit<T>, "{}OrUnlimited", g => json_schema!({ "anyOf": [{ "enum": ["unlimited", false] }, g.subschema_for::<T>()] });
 }
 
 impl<T: JsonSchema> JsonSchema for Loc<T> {

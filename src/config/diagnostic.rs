@@ -4,11 +4,21 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::{Diagnostic, Severity};
 
-/// Draws diagnostics about a text that is called `name`. `color`: with terminal escapes.
-pub fn render_diagnostics(
+/// Draws errors about a text that is called `name`. `color`: with terminal escapes.
+pub fn render_diagnostics(name: &str, source: &str, errors: &[Diagnostic], color: bool) -> String {
+    draw(name, source, Severity::Error, errors, color)
+}
+
+/// Draws warnings, as [`render_diagnostics`] draws errors.
+pub fn render_warnings(name: &str, source: &str, warnings: &[Diagnostic], color: bool) -> String {
+    draw(name, source, Severity::Warning, warnings, color)
+}
+
+fn draw(
     name: &str,
     source: &str,
-    diagnostics: &[(Severity, &Diagnostic)],
+    severity: Severity,
+    diagnostics: &[Diagnostic],
     color: bool,
 ) -> String {
     let renderer = if color {
@@ -17,8 +27,8 @@ pub fn render_diagnostics(
         Renderer::plain()
     };
     let mut out = String::new();
-    for (severity, diagnostic) in diagnostics {
-        out.push_str(&renderer.render(&[group(name, source, *severity, diagnostic)]));
+    for diagnostic in diagnostics {
+        out.push_str(&renderer.render(&[group(name, source, severity, diagnostic)]));
         out.push_str("\n\n");
     }
     out

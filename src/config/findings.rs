@@ -1,7 +1,7 @@
 //! Everything that is wrong with a document, gathered while it is read. Nothing stops at the first mistake.
 
+use super::Diagnostic;
 use super::tree::{At, LineCounter, Places, Span};
-use super::{Diagnostic, Severity};
 
 /// Findings that are kept; more help nobody, and a hostile document could have millions.
 const MAX_FINDINGS: usize = 1_000;
@@ -76,6 +76,11 @@ impl Findings {
         self.add(Where::Value(at), Kind::Warning, message.into())
     }
 
+    /// A warning about a named thing as a whole, shown at its name.
+    pub fn key_warning(&mut self, at: At, message: impl Into<String>) -> &mut Finding {
+        self.add(Where::Key(at), Kind::Warning, message.into())
+    }
+
     fn add(&mut self, place: Where, kind: Kind, message: String) -> &mut Finding {
         let finding = Finding {
             place,
@@ -138,26 +143,9 @@ impl Findings {
             .collect();
         if self.dropped_errors > 0 {
             let message = format!("{} more errors are not shown", self.dropped_errors);
-            let more = Diagnostic {
-                pointer: String::new(),
-                line: None,
-                column: None,
-                message,
-                help: None,
-                span: None,
-            };
-            out.push((Kind::Error, more));
+            out.push((Kind::Error, Diagnostic::without_place("", message)));
         }
         out
-    }
-}
-
-impl Kind {
-    pub fn severity(self) -> Severity {
-        match self {
-            Kind::Error | Kind::Unavailable => Severity::Error,
-            Kind::Warning => Severity::Warning,
-        }
     }
 }
 

@@ -56,3 +56,17 @@ pub struct Diagnostic {
     #[serde(skip)]
     pub span: Option<(u32, u32)>,
 }
+
+impl Diagnostic {
+    /// A finding about what has no text, or whose text is not at hand.
+    pub fn without_place(pointer: impl Into<String>, message: impl Into<String>) -> Diagnostic {
+        Diagnostic {
+            pointer: pointer.into(),
+            line: None,
+            column: None,
+            message: message.into(),
+            help: None,
+            span: None,
+        }
+    }
+}

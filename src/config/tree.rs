@@ -53,7 +53,7 @@ impl Value<'_> {
             Value::Null => "nothing",
             Value::Bool(_) => "a boolean",
             Value::Int(_) => "an integer",
-            Value::Float => "a fractional number",
+            Value::Float => "a number that is no integer of 64 bits",
             Value::Date => "a date or time",
             Value::Text(_) => "a string",
             Value::List(_) => "a list",

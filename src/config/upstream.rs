@@ -1,13 +1,16 @@
 //! `[upstreams.NAME]`: where requests go.
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+mod reference;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::check::{Checker, shorten};
-use super::decode::{Decode, Limit, List, Loc, Map, section, words};
-use super::scalar::{Span, TargetAddr, Wrong};
+use super::check::Checker;
+use super::decode::{Limit, List, section, words};
+use super::scalar::{Span, TargetAddr};
 use super::tree::At;
+
+pub use reference::{Reference, References, base_path};
 
 section! {
     /// A named set of targets that requests go to.
@@ -234,170 +237,4 @@ impl UpstreamRaw {
         }
         targets
     }
-}
-
-/// The upstreams that actions may name, and those that their addresses stand for.
-#[derive(Debug)]
-pub struct References<'d> {
-    declared: &'d Map<UpstreamRaw>,
-    used: HashSet<&'d str>,
-    /// By name, `host:port`: those that enabled actions need.
-    pub implicit: BTreeMap<Arc<str>, UpstreamSpec>,
-    defaults: UpstreamSpec,
-}
-
-/// What an action names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reference {
-    pub upstream: Arc<str>,
-    /// Path of a URL, without trailing slash.
-    pub base: String,
-}
-
-impl<'d> References<'d> {
-    pub fn new(declared: &'d Map<UpstreamRaw>, base: &Path) -> References<'d> {
-        let mut raw = UpstreamRaw::default();
-        raw.fill();
-        // Findings of this checker can only be "needs targets": the defaults are what they are.
-        let mut scratch = Checker::new(super::findings::Findings::default(), base, true);
-        let defaults = raw.spec("", At::NOWHERE, &mut scratch);
-        References {
-            declared,
-            used: HashSet::new(),
-            implicit: BTreeMap::new(),
-            defaults,
-        }
-    }
-
-    /// Resolves a name, an address or a URL. `live`: the action is enabled, so what it stands for must exist.
-    pub fn resolve(
-        &mut self,
-        text: &Loc<String>,
-        live: bool,
-        check: &mut Checker<'_>,
-    ) -> Option<Reference> {
-        if !text.contains(':') {
-            if let Some((name, _)) = self.declared.get_key_value(text.as_str()) {
-                self.used.insert(name);
-                return Some(Reference {
-                    upstream: name.as_str().into(),
-                    base: String::new(),
-                });
-            }
-            if self.declared.spoiled.iter().any(|name| *name == text.value) {
-                return None;
-            }
-            let help = check.suggest(text, self.declared.keys().map(String::as_str));
-            let help = help.unwrap_or_else(|| {
-                format!(
-                    "define `[upstreams.{}]`, or write an address such as `127.0.0.1:3000`",
-                    shorten(text)
-                )
-            });
-            check
-                .findings
-                .error(text.at, format!("there is no upstream `{}`", shorten(text)))
-                .help(help);
-            return None;
-        }
-        let parsed = target_and_base(text, check.base);
-        let (address, base) = check.take(text.at, parsed)?;
-        let name: Arc<str> = address.to_string().into();
-        if live && !self.implicit.contains_key(&name) {
-            let targets = vec![TargetSpec { address, weight: 1 }];
-            let spec = UpstreamSpec {
-                name: name.clone(),
-                targets,
-                ..self.defaults.clone()
-            };
-            self.implicit.insert(name.clone(), spec);
-        }
-        Some(Reference {
-            upstream: name,
-            base,
-        })
-    }
-
-    /// Warns of upstreams that no action names.
-    pub fn warn_unused(&self, check: &mut Checker<'_>) {
-        for (name, raw) in self
-            .declared
-            .iter()
-            .filter(|(name, _)| !self.used.contains(name.as_str()))
-        {
-            check.findings.warning(
-                raw.at,
-                format!("nothing uses the upstream `{}`", shorten(name)),
-            );
-        }
-    }
-}
-
-/// `host:port`, `unix:/path` or `http://host[:port][/base]`.
-fn target_and_base(text: &str, base: &Path) -> Result<(TargetAddr, String), Wrong> {
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return TargetAddr::parse(text, base).map(|a| (a, String::new()));
-    };
-    match scheme {
-        "http" => {}
-        "https" | "h2c" | "h2" => {
-            return Err(Wrong::new(format!(
-                "`{scheme}://` to a target is not supported yet"
-            )));
-        }
-        other => {
-            return Err(Wrong::new(format!(
-                "`{}://` is not a scheme to proxy to",
-                shorten(other)
-            ))
-            .help("use `http://`"));
-        }
-    }
-    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    if authority.contains(['@', '?', '#']) {
-        return Err(Wrong::new(format!(
-            "`{}` is not `host` or `host:port`",
-            shorten(authority)
-        )));
-    }
-    let has_port = authority
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| !port.ends_with(']'));
-    let address = if has_port {
-        TargetAddr::parse(authority, base)
-    } else {
-        TargetAddr::parse(&format!("{authority}:80"), base)
-    };
-    Ok((address?, base_path(path)?))
-}
-
-/// A path to put before requests' paths, without the slash at its end.
-///
-/// # Errors
-/// That it is not a path as requests have them.
-pub fn base_path(path: &str) -> Result<String, Wrong> {
-    let trimmed = path.trim_end_matches('/');
-    let wrong = Wrong::new(format!(
-        "`{}` is not a path to put before others",
-        shorten(path)
-    ));
-    if trimmed.is_empty() {
-        return if path.is_empty() || path == "/" {
-            Ok(String::new())
-        } else {
-            Err(wrong)
-        };
-    }
-    if !trimmed.starts_with('/') {
-        return Err(wrong.help("it begins with `/`"));
-    }
-    if trimmed.contains(['?', '#']) {
-        return Err(wrong.help("it has no query and no fragment"));
-    }
-    if trimmed.split('/').any(|s| s == "." || s == "..")
-        || ::http::uri::PathAndQuery::try_from(trimmed).is_err()
-    {
-        return Err(wrong.help("it has no `.` or `..` and is percent-encoded"));
-    }
-    Ok(trimmed.to_owned())
 }

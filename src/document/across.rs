@@ -20,10 +20,10 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
             if addr.is_any_port() {
                 continue;
             }
-            if addr == admin {
+            if overlap(addr, admin) {
                 check
                     .findings
-                    .error(*at, format!("the admin API listens on {addr}"))
+                    .error(*at, format!("the admin API listens on {admin}"))
                     .help("choose another port here or in `admin.listen`");
             }
             match owners.entry(addr) {
@@ -60,6 +60,17 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
                 }
             }
         }
+    }
+}
+
+/// Whether two sockets cannot be at once: the same address, or one of them is every address of the port.
+fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
+    match (one, other) {
+        (ListenAddr::Tcp(a), ListenAddr::Tcp(b)) => {
+            let every = a.ip().is_unspecified() || b.ip().is_unspecified();
+            a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (a.ip() == b.ip() || every)
+        }
+        _ => one == other,
     }
 }
 

@@ -31,38 +31,27 @@ impl Locator {
         message: impl Into<String>,
         help: Option<String>,
     ) -> Diagnostic {
+        let message = message.into();
         let mut findings = Findings::default();
-        let Ok(tree) = format::parse(&self.source, self.format) else {
-            // It has passed before.
-            return Diagnostic {
-                pointer: pointer.to_owned(),
-                line: None,
-                column: None,
-                message: message.into(),
-                help,
-                span: None,
-            };
-        };
-        findings
-            .error(tree.root.nearest(pointer).at, message)
-            .help_if(help);
-        let found = findings
-            .resolve(&self.source, &tree.places)
-            .into_iter()
-            .next();
-        let mut diagnostic = found.map_or_else(
-            || Diagnostic {
-                pointer: String::new(),
-                line: None,
-                column: None,
-                message: String::new(),
-                help: None,
-                span: None,
-            },
-            |(_, d)| d,
+        // The text has passed before.
+        let found = format::parse(&self.source, self.format)
+            .ok()
+            .and_then(|tree| {
+                findings.error(tree.root.nearest(pointer).at, message.as_str());
+                findings
+                    .resolve(&self.source, &tree.places)
+                    .into_iter()
+                    .next()
+            });
+        let place = found.map_or_else(
+            || Diagnostic::without_place("", message),
+            |(_, diagnostic)| diagnostic,
         );
-        pointer.clone_into(&mut diagnostic.pointer);
-        diagnostic
+        Diagnostic {
+            pointer: pointer.to_owned(),
+            help,
+            ..place
+        }
     }
 
     /// The text as it came.

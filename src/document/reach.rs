@@ -62,7 +62,7 @@ fn is_plain(matcher: &MatchSpec) -> bool {
 /// What plain routes have taken so far, by host (`""`: any host).
 #[derive(Default)]
 struct Taken {
-    hosts: HashMap<String, Paths>,
+    hosts: HashMap<String, Box<Paths>>,
     pairs: usize,
 }
 
@@ -112,7 +112,10 @@ impl Taken {
         let mut last = None;
         for host in keys(&matcher.host) {
             let wider = wider_hosts(&host);
-            let candidates: Vec<&Paths> = wider.iter().filter_map(|h| self.hosts.get(h)).collect();
+            let candidates: Vec<&Paths> = wider
+                .iter()
+                .filter_map(|h| self.hosts.get(h).map(|p| &**p))
+                .collect();
             if matcher.path.is_empty() {
                 last = last.max(Some(candidates.iter().find_map(|paths| paths.all())?));
             }

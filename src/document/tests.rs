@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::Severity;
-use crate::config::diagnostic::render_diagnostics;
+use crate::config::diagnostic::{render_diagnostics, render_warnings};
 use crate::config::http::{ActionSpec, HostHeader, PathPattern, RespondBody};
 use crate::config::scalar::{HostPattern, ListenAddr};
 use crate::config::upstream::Balance;
@@ -230,8 +230,20 @@ fn golden_errors() {
         let source = fs::read_to_string(&path).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
         let found = diagnostics(parse_as(&source, format));
-        let listed: Vec<_> = found.iter().map(|(s, d)| (*s, d)).collect();
-        let mut drawn = render_diagnostics(name, &source, &listed, false);
+        let of = |severity| {
+            found
+                .iter()
+                .filter(|(s, _)| *s == severity)
+                .map(|(_, d)| d.clone())
+                .collect::<Vec<_>>()
+        };
+        let mut drawn = render_diagnostics(name, &source, &of(Severity::Error), false);
+        drawn.push_str(&render_warnings(
+            name,
+            &source,
+            &of(Severity::Warning),
+            false,
+        ));
         for (_, d) in &found {
             drawn.push_str(&format!(
                 "{}:{} {}\n",
@@ -676,7 +688,7 @@ fn large(routes: usize) -> String {
     text
 }
 
-/// Ten times the routes may take at most some thirty times as long: nothing is quadratic.
+/// Ten times the routes may take at most fifty times as long, where quadratic work would take a hundred.
 #[test]
 fn time_grows_with_the_size_of_the_document() {
     let time = |text: &str, format| {
@@ -692,19 +704,20 @@ fn time_grows_with_the_size_of_the_document() {
     for format in FORMATS {
         let texts = [500, 5_000].map(|n| toml(&large(n)).render(format, false));
         let [small, big] = texts.map(|text| time(&text, format));
-        assert!(big < small * 30, "{format:?}: {small:?} and {big:?}");
+        assert!(big < small * 50, "{format:?}: {small:?} and {big:?}");
     }
 }
 
 #[test]
-#[allow(clippy::print_stderr)]
-fn a_large_document_is_read_quickly() {
+fn ten_thousand_routes_are_the_same_in_all_formats() {
     let document = toml(&large(10_000));
     for format in FORMATS {
         let text = document.render(format, false);
         let begin = std::time::Instant::now();
-        assert_eq!(parse_as(&text, format).unwrap().document, document);
-        eprintln!("{format:?}: {} bytes in {:?}", text.len(), begin.elapsed());
+        let again = parse_as(&text, format).unwrap().document;
+        // Shown with `--nocapture`; the build decides what is fast.
+        println!("{format:?}: {} bytes in {:?}", text.len(), begin.elapsed());
+        assert_eq!(again, document);
     }
 }
 
@@ -767,6 +780,40 @@ fn any_document() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
+/// Documents that pass, in short and long forms, with texts that need quoting.
+fn valid_document() -> impl Strategy<Value = serde_json::Value> {
+    let text = "[^{}$]{0,12}";
+    let action = prop_oneof![
+        Just(serde_json::json!({ "proxy": "api" })),
+        "[a-z]{1,8}"
+            .prop_map(|host| serde_json::json!({ "proxy": format!("http://{host}:81/base") })),
+        text.prop_map(|body| serde_json::json!({ "respond": body })),
+        (text, 200..600_u16).prop_map(
+            |(body, status)| serde_json::json!({ "respond": { "body": body, "status": status } })
+        ),
+        Just(serde_json::json!({ "redirect": "https://{host}{uri}" })),
+    ];
+    let conditions = prop_oneof![
+        "[a-z/]{0,8}".prop_map(|path| serde_json::json!({ "path": format!("/{path}") })),
+        text.prop_map(|value| serde_json::json!({ "query": { "k": [value, "*"] } })),
+        text.prop_map(|value| serde_json::json!({ "cookie": { "k": value.trim_start_matches('~') }, "method": "GET" })),
+    ]
+    .prop_filter("no regular expressions", |c| !c.to_string().contains('~'));
+    let route = (action, prop::option::of(conditions)).prop_map(|(mut action, conditions)| {
+        if let (Some(conditions), Some(route)) = (conditions, action.as_object_mut()) {
+            route.insert("match".to_owned(), conditions);
+        }
+        action
+    });
+    (prop::collection::vec(route, 0..6), 0..10_000_u64).prop_map(|(routes, ms)| {
+        serde_json::json!({
+            "runtime": { "drain_timeout": format!("{ms}ms") },
+            "http": { "web": { "listen": "127.0.0.1:80", "routes": routes } },
+            "upstreams": { "api": { "targets": "127.0.0.1:1" } }
+        })
+    })
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
@@ -795,5 +842,17 @@ proptest! {
         });
         prop_assert_eq!(&found[0], &found[1]);
         prop_assert_eq!(&found[1], &found[2]);
+    }
+
+    #[test]
+    fn normalizing_is_idempotent(documents in valid_document()) {
+        let text = render::render(&documents, Format::Json);
+        let first = parse_as(&text, Format::Json).unwrap().document;
+        for format in FORMATS {
+            let again = parse_as(&first.render(format, false), format).unwrap().document;
+            prop_assert_eq!(&again, &first);
+            let written = parse_as(&render::render(&documents, format), format).unwrap().document;
+            prop_assert_eq!(&written, &first);
+        }
     }
 }

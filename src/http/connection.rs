@@ -24,6 +24,11 @@ use crate::metrics::WorkerContext;
 /// lose a request that crosses our FIN.
 pub const IDLE_LINGER: Duration = Duration::from_secs(2);
 
+/// How long a client that shut down its side of an HTTP/1 connection is waited on without sending it anything. It may
+/// have done so to say that this was its last request, or have gone away: TCP shows the same. An answer that takes
+/// longer is given up, and so is its request at the origin.
+pub const HALF_CLOSED: Duration = Duration::from_secs(5);
+
 /// A client connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -61,9 +66,25 @@ struct State {
     /// A write could make no progress.
     blocked: bool,
     blocked_since: Option<Instant>,
-    /// Nothing of an earlier request can be on its way: the next byte begins a head.
+    /// No body is on its way: the next byte begins a head.
     clean: bool,
+    /// Says so for the body in progress.
+    finished: Option<Arc<AtomicBool>>,
+    /// The client has shut down its side while its request was in progress.
+    half_closed: bool,
     head: HeadMarks,
+}
+
+impl State {
+    fn is_clean(&mut self) -> bool {
+        if let Some(finished) = &self.finished
+            && finished.load(Ordering::Acquire)
+        {
+            self.clean = true;
+            self.finished = None;
+        }
+        self.clean
+    }
 }
 
 /// Where a connection is in its life.
@@ -88,6 +109,8 @@ pub enum Expired {
     Idle,
     /// `timeouts.write`.
     Write,
+    /// [`HALF_CLOSED`].
+    Gone,
 }
 
 /// What the bytes of a head show that hyper's parser does not hand on.
@@ -133,6 +156,8 @@ impl Connection {
                 blocked: false,
                 blocked_since: None,
                 clean: true,
+                finished: None,
+                half_closed: false,
                 head: HeadMarks::default(),
             }),
             current: Mutex::new(None),
@@ -150,6 +175,7 @@ impl Connection {
         state.open += 1;
         state.served += 1;
         state.clean = !has_body;
+        state.finished = None;
         let last = self
             .spec
             .requests_per_connection
@@ -163,6 +189,36 @@ impl Connection {
     /// The body of the request in progress was read to its end, so that the next byte begins a head.
     pub fn body_read(&self) {
         self.state.lock().clean = true;
+    }
+
+    /// HTTP/1: where the body of the request in progress, read elsewhere, will say that it has ended.
+    pub fn expect_end_of_body(&self) -> Option<Arc<AtomicBool>> {
+        if self.multiplexed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let finished = Arc::new(AtomicBool::new(false));
+        self.state.lock().finished = Some(finished.clone());
+        Some(finished)
+    }
+
+    /// HTTP/1: true while a request is in progress and its body is not, so that the stream may be read to see whether
+    /// the client is still there.
+    pub fn may_probe(&self) -> bool {
+        if self.multiplexed.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut state = self.state.lock();
+        state.phase == Phase::Busy && state.is_clean()
+    }
+
+    /// HTTP/1: the client shut down its side, or did and has now taken something: it may be without an answer for
+    /// [`HALF_CLOSED`] from now.
+    pub fn set_half_closed(&self) {
+        let mut state = self.state.lock();
+        state.half_closed = true;
+        if state.phase == Phase::Busy {
+            state.since = None;
+        }
     }
 
     /// The value `make` made last for `host`, or one made now.
@@ -259,13 +315,13 @@ impl Connection {
         let mut state = self.state.lock();
         match state.phase {
             Phase::Busy => None,
-            Phase::Head => state.clean.then_some(FirstBytes(false)),
+            Phase::Head => state.is_clean().then_some(FirstBytes(false)),
             // Without an end of head there is nothing to time on HTTP/2: its idle time runs on.
             Phase::New | Phase::Idle if self.multiplexed.load(Ordering::Relaxed) => None,
             Phase::New | Phase::Idle => {
                 state.phase = Phase::Head;
                 state.since = None;
-                state.clean.then_some(FirstBytes(true))
+                state.is_clean().then_some(FirstBytes(true))
             }
         }
     }
@@ -284,8 +340,8 @@ impl Connection {
 
     /// True if a `408` may still be written: a head is being read and nothing else is on the wire.
     pub fn may_refuse_head(&self) -> bool {
-        let state = self.state.lock();
-        state.phase == Phase::Head && state.clean && !state.blocked
+        let mut state = self.state.lock();
+        state.phase == Phase::Head && state.is_clean() && !state.blocked
     }
 
     /// The next deadline, if any. Stamps what begins now: called when the connection's task has nothing to do.
@@ -295,7 +351,7 @@ impl Connection {
         let first = state.served == 0 && !partial;
         let linger = self.is_finishing().then_some(IDLE_LINGER);
         let (limit, expired) = match state.phase {
-            Phase::Busy => (None, Expired::Idle),
+            Phase::Busy => (state.half_closed.then_some(HALF_CLOSED), Expired::Gone),
             Phase::Head => (self.spec.header_timeout, Expired::Header { partial }),
             Phase::New | Phase::Idle if first => (
                 shorter(self.spec.header_timeout, linger),

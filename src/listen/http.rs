@@ -169,8 +169,7 @@ async fn serve_http1<S>(
     };
     let spec = &connection.spec;
     let mut serving = http1::Builder::new()
-        // A client that shuts down its side after the request still gets its answer. The price: one that went away is
-        // noticed only when something is written to it; the upstream's timeouts bound that.
+        // A client that shuts down its side after the request still gets its answer, within a limit of ours.
         .half_close(true)
         .keep_alive(true)
         .max_headers(spec.headers)

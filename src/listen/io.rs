@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,6 +19,8 @@ pub struct Watched<S> {
     connection: Arc<Connection>,
     scan: HeadScan,
     blocked: bool,
+    /// The client's side is shut down.
+    ended: bool,
 }
 
 impl<S> Watched<S> {
@@ -30,6 +32,7 @@ impl<S> Watched<S> {
             connection,
             scan: HeadScan::default(),
             blocked: false,
+            ended: false,
         }
     }
 
@@ -53,6 +56,9 @@ impl<S> Watched<S> {
 
     fn wrote<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let blocked = polled.is_pending();
+        if self.ended && !blocked {
+            self.connection.set_half_closed();
+        }
         if blocked != self.blocked {
             self.blocked = blocked;
             self.connection.set_blocked(blocked);
@@ -60,6 +66,32 @@ impl<S> Watched<S> {
         polled
     }
 }
+
+impl<S: AsyncRead + Unpin> Watched<S> {
+    /// Sees whether the client is still there while it waits for its answer, when hyper does not read: it would take a
+    /// shut down side for a client that has gone away, or (with `half_close`) notice neither that nor a reset. What
+    /// comes is kept for hyper. Always ready, but for its error.
+    fn poll_probe(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ended || !self.prefix.is_empty() || !self.connection.may_probe() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut room = [std::mem::MaybeUninit::uninit(); PROBE];
+        let mut buffer = ReadBuf::uninit(&mut room);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+            Poll::Pending => {}
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                self.ended = true;
+                self.connection.set_half_closed();
+            }
+            Poll::Ready(Ok(())) => self.prefix = Bytes::copy_from_slice(buffer.filled()),
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Bytes of a pipelined request that are taken from the system while another is answered.
+const PROBE: usize = 512;
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
@@ -70,6 +102,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         if this.prefix.is_empty() {
+            if this.ended {
+                return Poll::Ready(Ok(()));
+            }
             match Pin::new(&mut this.stream).poll_read(cx, buf) {
                 Poll::Ready(Ok(())) => {}
                 other => return other,
@@ -88,7 +123,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -114,7 +149,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        // hyper comes by here whenever it has nothing left to do.
+        ready!(this.poll_probe(cx))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

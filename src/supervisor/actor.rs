@@ -99,6 +99,7 @@ pub(super) struct Crew {
 }
 
 /// The generation that serves.
+#[derive(Clone)]
 pub(super) struct Current {
     pub(super) id: u64,
     pub(super) document: Arc<Document>,

@@ -9,11 +9,9 @@ use super::drain::Draining;
 use super::prepare::Bound;
 use super::status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
 use crate::config::runtime::Model;
-use crate::document::Document;
-use crate::generation::Generation;
 use crate::metrics::WorkerCounters;
 use crate::net;
-use crate::snapshot::{Snapshot, bindings};
+use crate::snapshot::bindings;
 
 /// Version of the admin API: raised by any change that is not an addition.
 const API: u32 = 1;
@@ -23,7 +21,7 @@ pub(super) struct View {
     started: Instant,
     runtimes: Vec<tokio::runtime::Handle>,
     crew: Option<Arc<Crew>>,
-    serving: Option<(u64, Arc<Document>, Arc<Snapshot>, Vec<Arc<Generation>>)>,
+    serving: Option<Current>,
     bound: Vec<Arc<Bound>>,
     draining: Vec<Arc<Draining>>,
 }
@@ -51,14 +49,7 @@ impl View {
             started: self.started,
             runtimes: self.runtimes.clone(),
             crew,
-            serving: current.map(|c| {
-                (
-                    c.id,
-                    c.document.clone(),
-                    c.snapshot.clone(),
-                    c.generations.clone(),
-                )
-            }),
+            serving: current.cloned(),
             bound,
             draining,
         }
@@ -110,14 +101,15 @@ impl View {
                 state: "draining".into(),
                 requests: d.requests() as u64,
             });
-        let serving = self
-            .serving
-            .iter()
-            .map(|(id, _, _, generations)| GenerationStatus {
-                generation: *id,
-                state: "serving".into(),
-                requests: generations.iter().map(|g| g.in_flight() as u64).sum(),
-            });
+        let serving = self.serving.iter().map(|current| GenerationStatus {
+            generation: current.id,
+            state: "serving".into(),
+            requests: current
+                .generations
+                .iter()
+                .map(|g| g.in_flight() as u64)
+                .sum(),
+        });
         draining.chain(serving).collect()
     }
 
@@ -125,7 +117,7 @@ impl View {
         let servers = self
             .serving
             .as_ref()
-            .map(|(_, document, ..)| bindings(document))
+            .map(|current| bindings(&current.document))
             .unwrap_or_default();
         let one = |bound: &Bound, state: &str| ListenerStatus {
             address: bound.binding.address.to_string(),
@@ -148,7 +140,7 @@ impl View {
         let snapshot = self
             .serving
             .iter()
-            .flat_map(|(_, _, snapshot, _)| &snapshot.upstreams);
+            .flat_map(|current| &current.snapshot.upstreams);
         snapshot
             .map(|(name, upstream)| UpstreamStatus {
                 name: name.to_string(),

@@ -34,6 +34,8 @@ pub struct BodyRules {
     pub timeout: Option<Duration>,
     /// The client waits for `100 Continue`: do not read (which makes hyper send it) before the origin said so.
     pub expect_continue: bool,
+    /// Set once the body was read to its end: then whatever the client sends is not of it.
+    pub finished: Option<Arc<AtomicBool>>,
 }
 
 /// The body sent to a target.
@@ -139,7 +141,7 @@ impl Stream {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(Some(Err(error))) => return self.fail(error),
             Poll::Ready(None) => {
-                self.progress.end();
+                self.end();
                 return Poll::Ready(None);
             }
             Poll::Pending => {
@@ -166,9 +168,16 @@ impl Stream {
             || self.source.is_end_stream()
             || self.source.size_hint().exact() == Some(0)
         {
-            self.progress.end();
+            self.end();
         }
         Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn end(&self) {
+        self.progress.end();
+        if let Some(finished) = &self.rules.finished {
+            finished.store(true, Ordering::Release);
+        }
     }
 
     /// Until the origin wants the body, or the client has waited long enough. Never, once the origin has answered: then

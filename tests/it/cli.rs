@@ -80,6 +80,29 @@ fn check_is_quiet_and_zero_for_a_good_file() {
 }
 
 #[test]
+fn an_empty_file_is_valid_and_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, contents) in [("empty.toml", "# nothing yet\n"), ("empty.json", "{}")] {
+        let file = dir.path().join(name);
+        std::fs::write(&file, contents).unwrap();
+        let output = evergate(&["check", "-c", file.to_str().unwrap()]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{name}: {}",
+            text(&output.stderr)
+        );
+        assert!(
+            text(&output.stderr).contains("warning"),
+            "{name}: {}",
+            text(&output.stderr)
+        );
+        let output = evergate(&["check", "--strict", "-c", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(3), "{name}");
+    }
+}
+
+#[test]
 fn usage_errors_are_two_and_no_answer_is_seven() {
     assert_eq!(evergate(&["nonsense"]).status.code(), Some(2));
     assert_eq!(evergate(&["run", "--nonsense"]).status.code(), Some(2));

@@ -120,7 +120,9 @@ fn a_second_stop_shortens_the_first() {
     // Its answer may be lost with the process.
     let _ = Call::post("/stop?drain_timeout=0s").try_send(gate.base.admin);
     assert_eq!(gate.wait().code(), Some(0));
-    assert!(held.response().is_err());
+    // What was cut says so, or ends: it never looks whole.
+    let ended = held.response();
+    assert!(ended.is_err() || ended.is_ok_and(|r| r.status >= 500));
 }
 
 #[test]

@@ -394,7 +394,7 @@ fn a_client_that_goes_away_ends_its_request_at_the_origin() {
             (origin.requests() > before).then_some(())
         });
         drop(conn);
-        until("the origin to notice", || {
+        until(&format!("the origin to notice ({verb})"), || {
             (origin.broken() > broken).then_some(())
         });
     }

@@ -2,7 +2,6 @@
 //! offsets; no text is copied but strings with escapes.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -10,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::super::findings::Findings;
 use super::super::tree::{At, Node, Places, Span, Step, Value};
-use super::{is_new, is_shallow, to_u32};
+use super::{Keys, is_shallow, to_u32};
 
 pub(super) fn parse<'a>(
     source: &'a str,
@@ -97,14 +96,14 @@ impl<'a> Reader<'a, '_> {
                     return None;
                 }
                 let Object(members) = self.read(raw)?;
-                let mut seen = HashSet::with_capacity(members.len());
+                let mut keys = Keys::default();
                 let mut out = Vec::with_capacity(members.len());
                 for (key, value) in members {
                     let key_span = self.span(key);
                     let Some(Text(key)) = self.read(key) else {
                         continue;
                     };
-                    if !is_new(&mut seen, &key, key_span, self.findings) {
+                    if !keys.is_new(&key, &out, key_span, self.findings) {
                         continue;
                     }
                     let child =

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use super::Format;
 use super::findings::Findings;
-use super::tree::{MAX_DEPTH, Places, Span, Tree};
+use super::tree::{MAX_DEPTH, Node, Places, Span, Tree};
 
 /// Bytes as text.
 ///
@@ -76,18 +76,33 @@ pub fn parse(source: &str, format: Format) -> Result<Tree<'_>, (Findings, Places
     }
 }
 
-/// Reports a key that its table already has. `false`: it is one.
-fn is_new<'a>(
-    seen: &mut HashSet<Cow<'a, str>>,
-    key: &Cow<'a, str>,
-    span: Span,
-    findings: &mut Findings,
-) -> bool {
-    let new = seen.insert(key.clone());
-    if !new {
-        findings.syntax(span, format!("the key `{key}` is here twice"));
+/// Tells whether a table has a key already: by looking through a small table, by hashing in a large one.
+#[derive(Default)]
+struct Keys<'a>(HashSet<Cow<'a, str>>);
+
+impl<'a> Keys<'a> {
+    const SMALL: usize = 16;
+
+    /// Reports a key that is among the entries read so far. `false`: it is.
+    fn is_new(
+        &mut self,
+        key: &str,
+        entries: &[(Cow<'a, str>, Node<'a>)],
+        span: Span,
+        findings: &mut Findings,
+    ) -> bool {
+        let known = if entries.len() < Self::SMALL {
+            entries.iter().any(|(k, _)| k == key)
+        } else {
+            let new = entries.get(self.0.len()..).unwrap_or_default();
+            self.0.extend(new.iter().map(|(k, _)| k.clone()));
+            self.0.contains(key)
+        };
+        if known {
+            findings.syntax(span, format!("the key `{key}` is here twice"));
+        }
+        !known
     }
-    new
 }
 
 /// Reports a value that lies too deep. `false`: it does.

@@ -2,13 +2,13 @@
 //! (but `!!str`) are refused.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as YamlSpan, StrInput, Tag};
 
 use super::super::findings::Findings;
 use super::super::tree::{At, Node, Places, Span, Step, Value};
-use super::{is_new, is_shallow, to_u32};
+use super::{Keys, is_shallow, to_u32};
 
 /// Aliases that a document may have.
 const MAX_ALIASES: usize = 10_000;
@@ -181,7 +181,7 @@ impl<'a> Reader<'a, '_> {
     }
 
     fn mapping(&mut self, start: Span, at: At, depth: usize) -> Result<Value<'a>, Stop> {
-        let mut seen = HashSet::new();
+        let mut keys = Keys::default();
         let mut entries = Vec::new();
         loop {
             let (event, key_span) = self.next()?;
@@ -207,7 +207,7 @@ impl<'a> Reader<'a, '_> {
                     return Err(Stop);
                 }
             };
-            let new = is_new(&mut seen, &key, key_span, self.findings);
+            let new = keys.is_new(&key, &entries, key_span, self.findings);
             let (event, span) = self.next()?;
             let child = self.places.add(at, Step::Key(key.clone()), key_span, span);
             let node = self.node(event, span, child, depth + 1)?;

@@ -138,7 +138,8 @@ fn respond(raw: &Loc<RespondRaw>, check: &mut Checker<'_>) -> Option<RespondSpec
         "200 to 599",
     );
     let body = match (&raw.body, &raw.file) {
-        (Some(_), Some(file)) => {
+        (Some(body), Some(file)) => {
+            template(body.at, body, check);
             check
                 .findings
                 .key_error(file.at, "`file` is a second body besides `body`")

@@ -172,6 +172,9 @@ fn path(text: &str) -> Result<PathPattern, Wrong> {
 
 /// Percent-decoding of everything but the slash. `None`: not UTF-8.
 fn decoded(path: &str) -> Option<String> {
+    if !path.contains('%') {
+        return Some(path.to_owned());
+    }
     let pieces: Vec<String> = path
         .split("%2f")
         .flat_map(|piece| piece.split("%2F"))

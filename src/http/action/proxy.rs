@@ -150,6 +150,7 @@ impl Proxy {
                 limit,
                 timeout: context.connection.spec.body_timeout,
                 expect_continue: expectation == Expectation::Continue,
+                finished: context.connection.expect_end_of_body(),
             };
             RequestBody::new(body, rules)
         };

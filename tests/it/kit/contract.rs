@@ -108,10 +108,13 @@ fn template(path: &str) -> Option<&'static str> {
         .filter(|template| {
             let parts: Vec<&str> = template.split('/').collect();
             parts.len() == segments.len()
-                && parts
-                    .iter()
-                    .zip(&segments)
-                    .all(|(p, s)| p.starts_with('{') || p == s)
+                && parts.iter().zip(&segments).all(|(p, s)| {
+                    if p.starts_with('{') {
+                        !s.is_empty()
+                    } else {
+                        p == s
+                    }
+                })
         })
         .min_by_key(|template| template.matches('{').count())
         .map(String::as_str)

@@ -144,7 +144,8 @@ impl Conn {
         }
     }
 
-    fn line(&mut self) -> io::Result<String> {
+    /// The next line, without its CRLF.
+    pub(crate) fn line(&mut self) -> io::Result<String> {
         loop {
             if let Some(end) = self.buf.windows(2).position(|w| w == b"\r\n") {
                 let line = self.buf.drain(..end + 2).take(end).collect::<Vec<u8>>();

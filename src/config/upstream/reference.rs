@@ -1,0 +1,212 @@
+//! What actions name: an upstream of the document, or an address or URL that stands for one.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::check::{Checker, shorten};
+use super::super::decode::{Decode, Loc, Map};
+use super::super::scalar::{TargetAddr, Wrong};
+use super::super::tree::At;
+use super::{TargetSpec, UpstreamRaw, UpstreamSpec};
+
+/// The upstreams that actions may name, and those that their addresses stand for.
+#[derive(Debug)]
+pub struct References<'d> {
+    declared: &'d Map<UpstreamRaw>,
+    used: HashSet<&'d str>,
+    /// By name, `host:port`: those that enabled actions need.
+    pub implicit: BTreeMap<Arc<str>, UpstreamSpec>,
+    defaults: UpstreamSpec,
+}
+
+/// What an action names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    pub upstream: Arc<str>,
+    /// Path of a URL, without trailing slash.
+    pub base: String,
+}
+
+impl<'d> References<'d> {
+    pub fn new(declared: &'d Map<UpstreamRaw>, base: &Path) -> References<'d> {
+        let mut raw = UpstreamRaw::default();
+        raw.fill();
+        // Findings of this checker can only be "needs targets": the defaults are what they are.
+        let mut scratch = Checker::new(super::super::findings::Findings::default(), base, true);
+        let defaults = raw.spec("", At::NOWHERE, &mut scratch);
+        References {
+            declared,
+            used: HashSet::new(),
+            implicit: BTreeMap::new(),
+            defaults,
+        }
+    }
+
+    /// Resolves a name, an address or a URL. `live`: the action is enabled, so what it stands for must exist.
+    pub fn resolve(
+        &mut self,
+        text: &Loc<String>,
+        live: bool,
+        check: &mut Checker<'_>,
+    ) -> Option<Reference> {
+        if !text.contains(':') {
+            if let Some((name, _)) = self.declared.get_key_value(text.as_str()) {
+                self.used.insert(name);
+                return Some(Reference {
+                    upstream: name.as_str().into(),
+                    base: String::new(),
+                });
+            }
+            if self.declared.spoiled.contains(&text.value) {
+                return None;
+            }
+            let help = check.suggest(text, self.declared.keys().map(String::as_str));
+            let help = help.unwrap_or_else(|| {
+                format!(
+                    "define `[upstreams.{}]`, or write an address such as `127.0.0.1:3000`",
+                    shorten(text)
+                )
+            });
+            check
+                .findings
+                .error(text.at, format!("there is no upstream `{}`", shorten(text)))
+                .help(help);
+            return None;
+        }
+        let parsed = target_and_base(text, check.base);
+        let (address, base) = check.take(text.at, parsed)?;
+        let name: Arc<str> = address.to_string().into();
+        if live && !self.implicit.contains_key(&name) {
+            let targets = vec![TargetSpec { address, weight: 1 }];
+            let spec = UpstreamSpec {
+                name: name.clone(),
+                targets,
+                ..self.defaults.clone()
+            };
+            self.implicit.insert(name.clone(), spec);
+        }
+        Some(Reference {
+            upstream: name,
+            base,
+        })
+    }
+
+    /// Warns of upstreams that no action names.
+    pub fn warn_unused(&self, check: &mut Checker<'_>) {
+        for (name, raw) in self
+            .declared
+            .iter()
+            .filter(|(name, _)| !self.used.contains(name.as_str()))
+        {
+            check.findings.key_warning(
+                raw.at,
+                format!("nothing uses the upstream `{}`", shorten(name)),
+            );
+        }
+    }
+}
+
+/// `host:port`, `unix:/path` or `http://host[:port][/base]`.
+fn target_and_base(text: &str, base: &Path) -> Result<(TargetAddr, String), Wrong> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return TargetAddr::parse(text, base).map(|a| (a, String::new()));
+    };
+    match scheme {
+        "http" => {}
+        "https" | "h2c" | "h2" => {
+            return Err(Wrong::new(format!(
+                "`{scheme}://` to a target is not supported yet"
+            )));
+        }
+        other => {
+            return Err(Wrong::new(format!(
+                "`{}://` is not a scheme to proxy to",
+                shorten(other)
+            ))
+            .help("use `http://`"));
+        }
+    }
+    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    if authority.contains(['@', '?', '#']) {
+        return Err(Wrong::new(format!(
+            "`{}` is not `host` or `host:port`",
+            shorten(authority)
+        )));
+    }
+    let has_port = authority
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| !port.ends_with(']'));
+    let address = if has_port {
+        TargetAddr::parse(authority, base)
+    } else {
+        TargetAddr::parse(&format!("{authority}:80"), base)
+    };
+    Ok((address?, base_path(path)?))
+}
+
+/// A path to put before requests' paths, without the slash at its end.
+///
+/// # Errors
+/// That it is not a path as requests have them.
+pub fn base_path(path: &str) -> Result<String, Wrong> {
+    let trimmed = path.trim_end_matches('/');
+    let wrong = Wrong::new(format!(
+        "`{}` is not a path to put before others",
+        shorten(path)
+    ));
+    if trimmed.is_empty() {
+        return if path.is_empty() || path == "/" {
+            Ok(String::new())
+        } else {
+            Err(wrong)
+        };
+    }
+    if !trimmed.starts_with('/') {
+        return Err(wrong.help("it begins with `/`"));
+    }
+    if trimmed.contains(['?', '#']) {
+        return Err(wrong.help("it has no query and no fragment"));
+    }
+    if trimmed.split('/').any(|s| s == "." || s == "..")
+        || ::http::uri::PathAndQuery::try_from(trimmed).is_err()
+    {
+        return Err(wrong.help("it has no `.` or `..` and is percent-encoded"));
+    }
+    Ok(trimmed.to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_urls_are_a_target_and_a_base() {
+        let parse =
+            |text| target_and_base(text, Path::new("/b")).map(|(a, base)| (a.to_string(), base));
+        let is = |address: &str, base: &str| Ok((address.to_owned(), base.to_owned()));
+        assert_eq!(parse("10.0.0.1:3000"), is("10.0.0.1:3000", ""));
+        assert_eq!(parse("http://Example.com"), is("example.com:80", ""));
+        assert_eq!(parse("http://[::1]/a/"), is("[::1]:80", "/a"));
+        assert_eq!(parse("http://[::1]:81/a/b"), is("[::1]:81", "/a/b"));
+        assert_eq!(parse("unix:/run/a.sock"), is("unix:/run/a.sock", ""));
+        for wrong in [
+            "https://a",
+            "ftp://a",
+            "http://",
+            "http://a:b",
+            "http://u@a",
+            "http://a?b",
+            "http://a/../b",
+            "http://a/b?c",
+            "http://a//",
+            "tunnel:a/b",
+            ":80",
+            "a:0",
+            "a:99999",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
