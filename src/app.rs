@@ -59,6 +59,7 @@ pub struct Fatal(pub String);
 pub struct App {
     handle: Handle,
     control: tokio::runtime::Runtime,
+    compiler: tokio::runtime::Runtime,
     supervisor: tokio::task::JoinHandle<()>,
     admin: std::thread::JoinHandle<()>,
     /// Cancelled: the admin thread ends after its last answers.
@@ -85,6 +86,11 @@ impl App {
             .enable_all()
             .build()
             .map_err(|error| StartError::System("the admin runtime", error))?;
+        let compiler = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .thread_name("compiler")
+            .build()
+            .map_err(|error| StartError::System("the compiler's runtime", error))?;
         let (fatal_in, fatal) = mpsc::channel(8);
         let source = match &options.config {
             Some(_) => Source::File,
@@ -97,6 +103,7 @@ impl App {
             file: options.config,
             search: options.search,
             gate: options.gate,
+            compiler: compiler.handle().clone(),
             runtimes: vec![control.handle().clone(), admin_runtime.handle().clone()],
             fatal: fatal_in.clone(),
         };
@@ -126,6 +133,7 @@ impl App {
         let app = App {
             handle,
             control,
+            compiler,
             supervisor,
             admin,
             admin_stop,
@@ -194,6 +202,7 @@ impl App {
             tracing::error!("the admin thread ended by a panic");
         }
         self.supervisor.abort();
+        self.compiler.shutdown_timeout(LAST_ANSWERS);
         self.control.shutdown_timeout(LAST_ANSWERS);
     }
 }

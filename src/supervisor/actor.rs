@@ -34,6 +34,9 @@ pub struct Options {
     pub search: Arc<dyn Fn() -> Option<PathBuf> + Send + Sync>,
     /// Accepting waits while this says false (tests hold a queue full with it).
     pub gate: Option<watch::Receiver<bool>>,
+    /// Parses and compiles documents on its one blocking thread. One thread, because an allocator keeps what each thread
+    /// has once used: with a pool, memory would grow by a document's size per thread.
+    pub compiler: tokio::runtime::Handle,
     /// Runtimes besides the workers', counted in `/status`.
     pub runtimes: Vec<tokio::runtime::Handle>,
     /// Told when the process cannot go on.

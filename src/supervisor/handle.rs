@@ -151,7 +151,14 @@ impl Handle {
                     event.source = Some("embedded".into());
                     event.bytes = Some(bytes.len() as u64);
                 }
-                Source::File => event.source = Some("file".into()),
+                Source::File => {
+                    let known = self.inner.file.lock();
+                    let path = known
+                        .as_ref()
+                        .and_then(|path| std::path::absolute(path).ok());
+                    event.source =
+                        Some(path.map_or_else(|| "file".into(), |path| path.display().to_string()));
+                }
             },
         );
         state

@@ -94,7 +94,7 @@ impl Supervisor {
             .current
             .as_ref()
             .map(|current| current.document.clone());
-        let parsed = parse(bytes, format, base, running).await?;
+        let parsed = parse(&self.options.compiler, bytes, format, base, running).await?;
         let document = Arc::new(parsed.document.clone());
         let mut warnings = parsed.warnings.clone();
         if let Some(current) = &self.current {
@@ -310,7 +310,7 @@ impl Supervisor {
             .map(|current| (current.document.clone(), current.snapshot.clone()));
         let (document, shared) = (document.clone(), shared.clone());
         // A large table takes its time: not on a thread that has other work.
-        let built = tokio::task::spawn_blocking(move || {
+        let built = self.options.compiler.spawn_blocking(move || {
             let before = before
                 .as_ref()
                 .map(|(document, snapshot)| (&**document, &**snapshot));
@@ -416,12 +416,13 @@ fn place_of(document: &Document, key: &BindingKey) -> String {
 }
 
 async fn parse(
+    compiler: &tokio::runtime::Handle,
     bytes: Bytes,
     format: Format,
     base: PathBuf,
     running: Option<Arc<Document>>,
 ) -> Result<Parsed, Rejection> {
-    let parsed = tokio::task::spawn_blocking(move || {
+    let parsed = compiler.spawn_blocking(move || {
         Document::parse(
             &bytes,
             format,
