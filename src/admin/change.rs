@@ -48,7 +48,7 @@ pub struct SwapAnswer {
     /// Of the configuration that runs now, for `If-Match`; absent after a stop.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub etag: Option<String>,
-    /// The last phase reached when this was written: `cut` says that the deadline closed something.
+    /// `committed`, or with `wait=drained` how it ended: `cut` says that the deadline closed something.
     pub phase: Phase,
     pub warnings: Vec<Diagnostic>,
     pub plan: Plan,
@@ -219,13 +219,17 @@ async fn queue<C: Control>(
             remembered,
         ));
     }
-    let record = match app.control().wait(swap, until == Wait::Committed).await {
+    let mut record = match app.control().wait(swap, until == Wait::Committed).await {
         Some(record) => record,
         // The history has let it go; the key's answer is kept longer.
         None => remembered
             .map(|record| SwapRecord::clone(&record))
             .ok_or_else(|| lost(swap))?,
     };
+    if until == Wait::Committed && matches!(record.outcome, Some(Outcome::Committed | Outcome::Stopped)) {
+        // As far as was asked: how far the drain happens to be by now would make a retry's answer another one.
+        record.phase = Phase::Committed;
+    }
     finished(app, record, form)
 }
 
