@@ -226,7 +226,9 @@ async fn queue<C: Control>(
             .map(|record| SwapRecord::clone(&record))
             .ok_or_else(|| lost(swap))?,
     };
-    if until == Wait::Committed && matches!(record.outcome, Some(Outcome::Committed | Outcome::Stopped)) {
+    if until == Wait::Committed
+        && matches!(record.outcome, Some(Outcome::Committed | Outcome::Stopped))
+    {
         // As far as was asked: how far the drain happens to be by now would make a retry's answer another one.
         record.phase = Phase::Committed;
     }

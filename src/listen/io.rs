@@ -21,6 +21,8 @@ pub struct Watched<S> {
     blocked: bool,
     /// The client's side is shut down.
     ended: bool,
+    /// The last read found the client's end.
+    drained: bool,
 }
 
 impl<S> Watched<S> {
@@ -33,6 +35,7 @@ impl<S> Watched<S> {
             scan: HeadScan::default(),
             blocked: false,
             ended: false,
+            drained: false,
         }
     }
 
@@ -106,7 +109,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
                 return Poll::Ready(Ok(()));
             }
             match Pin::new(&mut this.stream).poll_read(cx, buf) {
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => {
+                    this.drained = buf.filled().len() == before && buf.remaining() > 0
+                }
                 other => return other,
             }
         } else {
@@ -157,6 +162,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.drained {
+            // Both sides are done: the close that follows says so without a call of its own.
+            return Poll::Ready(Ok(()));
+        }
         let polled = Pin::new(&mut this.stream).poll_shutdown(cx);
         this.wrote(polled)
     }
