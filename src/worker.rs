@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +19,7 @@ use crate::http::Entry;
 use crate::listen::accept::{Acceptor, Binding, ConnectionLimit};
 use crate::listen::http::Listener;
 use crate::metrics::{WorkerContext, WorkerCounters};
+use crate::net;
 use crate::upstream;
 
 /// Messages waiting for a worker; the supervisor sends one at a time, so this is never full.
@@ -31,7 +31,7 @@ const BLOCKING_THREADS: usize = 8;
 pub enum Message {
     /// Registers listening sockets with this runtime; nothing is accepted yet. Answers the first error.
     Stage {
-        sockets: Vec<(Arc<Binding>, std::net::TcpListener)>,
+        sockets: Vec<(Arc<Binding>, net::Listening)>,
         reply: oneshot::Sender<io::Result<()>>,
     },
     /// Forgets what was staged and not adopted.
@@ -172,7 +172,7 @@ struct State {
     shared: Arc<upstream::Shared>,
     limit: Arc<ConnectionLimit>,
     gate: Option<watch::Receiver<bool>>,
-    staged: HashMap<u32, (Arc<Binding>, TcpListener)>,
+    staged: HashMap<u32, (Arc<Binding>, net::Listener)>,
     bindings: HashMap<u32, Bound>,
 }
 
@@ -216,10 +216,10 @@ impl State {
         }
     }
 
-    fn stage(&mut self, sockets: Vec<(Arc<Binding>, std::net::TcpListener)>) -> io::Result<()> {
+    fn stage(&mut self, sockets: Vec<(Arc<Binding>, net::Listening)>) -> io::Result<()> {
         for (binding, socket) in sockets {
-            let socket = TcpListener::from_std(socket)?;
-            self.staged.insert(binding.id, (binding, socket));
+            self.staged
+                .insert(binding.id, (binding, socket.register()?));
         }
         Ok(())
     }

@@ -140,7 +140,7 @@ impl Open {
                 Socket::Tcp(TcpListener::from_std(listener)?)
             }
             #[cfg(unix)]
-            AdminListener::Unix(listener, _) => {
+            AdminListener::Unix(listener) => {
                 let listener = listener.try_clone()?;
                 listener.set_nonblocking(true)?;
                 Socket::Unix(UnixListener::from_std(listener)?)

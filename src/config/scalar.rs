@@ -163,6 +163,14 @@ impl ListenAddr {
         matches!(self, ListenAddr::Tcp(addr) if addr.port() == 0)
     }
 
+    /// `None`: a unix path.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            ListenAddr::Tcp(addr) => Some(*addr),
+            ListenAddr::Unix(_) => None,
+        }
+    }
+
     pub fn is_v6(&self) -> bool {
         matches!(self, ListenAddr::Tcp(SocketAddr::V6(_)))
     }

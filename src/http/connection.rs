@@ -19,6 +19,7 @@ use super::client;
 use super::progress::Progress;
 use crate::config::http::ConnectionSpec;
 use crate::metrics::WorkerContext;
+use crate::net::Peer;
 
 /// How long an idle connection that must end waits for one more request, which is then told so: closing at once would
 /// lose a request that crosses our FIN.
@@ -32,15 +33,16 @@ pub const HALF_CLOSED: Duration = Duration::from_secs(5);
 /// A client connection.
 #[derive(Debug)]
 pub struct Connection {
-    pub peer: SocketAddr,
-    pub local: SocketAddr,
+    pub peer: Peer,
+    /// The address it came to; a unix socket has none.
+    pub local: Option<SocketAddr>,
     /// The connection-level settings it was accepted under. Not the entry they came from: an idle connection must not
     /// keep an old generation's routes in memory.
     pub spec: Arc<ConnectionSpec>,
     pub worker: Arc<WorkerContext>,
     /// The peer is one of `trusted_proxies`: what it says about its own client is believed.
     pub trusted: bool,
-    /// The peer's address as it stands in `X-Forwarded-For`.
+    /// The peer's address as it stands in `X-Forwarded-For`: `unknown` if it has none.
     pub(super) peer_text: HeaderValue,
     /// True for HTTP/2, where streams end on tasks of their own and must wake the connection.
     multiplexed: AtomicBool,
@@ -132,17 +134,21 @@ pub struct Begun {
 
 impl Connection {
     pub fn new(
-        peer: SocketAddr,
-        local: SocketAddr,
+        peer: Peer,
+        local: Option<SocketAddr>,
         spec: Arc<ConnectionSpec>,
         worker: Arc<WorkerContext>,
     ) -> Connection {
-        let trusted = client::is_trusted(peer.ip(), &spec.trusted_proxies);
+        let trusted = peer
+            .ip()
+            .is_some_and(|ip| client::is_trusted(ip, &spec.trusted_proxies));
         Connection {
             peer,
             local,
             trusted,
-            peer_text: client::address_value(peer.ip()),
+            peer_text: peer
+                .ip()
+                .map_or(HeaderValue::from_static("unknown"), client::address_value),
             spec,
             worker,
             multiplexed: AtomicBool::new(false),

@@ -199,9 +199,11 @@ fn forwarded_element(before: Option<&str>, connection: &Connection, host: Option
         out.push_str(", ");
     }
     // Writing to a String can't fail.
-    let _ = match connection.peer.ip().to_canonical() {
-        std::net::IpAddr::V4(v4) => write!(out, "for={v4}"),
-        std::net::IpAddr::V6(v6) => write!(out, "for=\"[{v6}]\""),
+    let _ = match connection.peer.ip() {
+        Some(std::net::IpAddr::V4(v4)) => write!(out, "for={v4}"),
+        Some(std::net::IpAddr::V6(v6)) => write!(out, "for=\"[{v6}]\""),
+        // RFC 7239 section 6.2.
+        None => out.write_str("for=unknown"),
     };
     if let Some(host) = host {
         out.push_str(";host=");
@@ -305,7 +307,7 @@ pub(super) fn scheme_text(scheme: Scheme) -> &'static str {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::http::test_kit::{connection, spec};
+    use crate::http::test_kit::{connection, local_connection, spec};
 
     fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -410,6 +412,22 @@ mod tests {
             show(&headers),
             "forwarded: for=192.0.2.1;host=\"a.test:8080\";proto=http\nx-forwarded-for: 192.0.2.1\n\
              x-forwarded-host: a.test:8080\nx-forwarded-proto: http"
+        );
+    }
+
+    #[test]
+    fn a_peer_without_an_address_is_unknown_and_trusted_by_no_range() {
+        let mut spec = spec();
+        spec.trusted_proxies = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+        let connection = local_connection(spec);
+        assert!(!connection.trusted);
+        let mut headers = map(&[("x-forwarded-for", "6.6.6.6")]);
+        let host = Host::parse(HeaderValue::from_static("a.test")).unwrap();
+        set_forwarded(&mut headers, &connection, Some(&host), Scheme::Http);
+        assert_eq!(
+            show(&headers),
+            "forwarded: for=unknown;host=a.test;proto=http\nx-forwarded-for: unknown\n\
+             x-forwarded-host: a.test\nx-forwarded-proto: http"
         );
     }
 

@@ -252,9 +252,14 @@ pub(crate) mod test_kit {
     }
 
     pub(crate) fn connection(spec: ConnectionSpec) -> Connection {
-        let peer = "192.0.2.1:50000".parse().unwrap();
+        let peer: std::net::SocketAddr = "192.0.2.1:50000".parse().unwrap();
         let local = "192.0.2.2:80".parse().unwrap();
-        Connection::new(peer, local, Arc::new(spec), worker())
+        Connection::new(peer.into(), Some(local), Arc::new(spec), worker())
+    }
+
+    /// Over a unix socket.
+    pub(crate) fn local_connection(spec: ConnectionSpec) -> Connection {
+        Connection::new(crate::net::Peer::Unix, None, Arc::new(spec), worker())
     }
 
     pub(crate) fn template(text: &str) -> Template {

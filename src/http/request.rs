@@ -21,8 +21,8 @@ use crate::upstream::error::Error;
 #[derive(Debug)]
 pub struct RequestContext<'a> {
     pub connection: &'a Connection,
-    /// The client, after trusted proxies.
-    pub client: IpAddr,
+    /// The client, after trusted proxies. One of a unix socket has no address.
+    pub client: Option<IpAddr>,
     pub scheme: Scheme,
     /// Absent only on HTTP/1.0.
     pub host: Option<Host>,
@@ -71,14 +71,13 @@ impl<'a> RequestContext<'a> {
             return Err(bad("asterisk-form with a method other than OPTIONS"));
         }
         let path = Path::parse(uri.path()).map_err(|error| bad(error.to_string()))?;
-        let (client, scheme) = if connection.trusted {
-            client::behind_trusted(
-                connection.peer.ip(),
-                &parts.headers,
-                &connection.spec.trusted_proxies,
-            )
-        } else {
-            (connection.peer.ip().to_canonical(), None)
+        let (client, scheme) = match connection.peer.ip() {
+            Some(peer) if connection.trusted => {
+                let proxies = &connection.spec.trusted_proxies;
+                let (client, scheme) = client::behind_trusted(peer, &parts.headers, proxies);
+                (Some(client), scheme)
+            }
+            peer => (peer, None),
         };
         let scheme = scheme.unwrap_or(Scheme::Http);
         Ok(RequestContext {

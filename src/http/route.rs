@@ -25,8 +25,8 @@ pub struct Head<'a> {
     pub query: Option<&'a str>,
     pub headers: &'a HeaderMap,
     pub scheme: Scheme,
-    /// The client, after trusted proxies.
-    pub remote: IpAddr,
+    /// The client, after trusted proxies; without an address it is in no range.
+    pub remote: Option<IpAddr>,
 }
 
 /// From this many routes on a bucket is split by path; below, a scan is quicker and smaller.
@@ -251,7 +251,9 @@ pub fn matches(spec: &MatchSpec, head: &Head<'_>) -> bool {
         && any_or_empty(&spec.path, |p| path_matches(p, head.path))
         && any_or_empty(&spec.method, |m| m == head.method)
         && any_or_empty(&spec.scheme, |s| *s == head.scheme)
-        && any_or_empty(&spec.remote, |net| net.contains(&head.remote))
+        && any_or_empty(&spec.remote, |net| {
+            head.remote.is_some_and(|remote| net.contains(&remote))
+        })
         && spec.header.iter().all(|(name, values)| {
             head.headers
                 .get_all(name)

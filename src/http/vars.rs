@@ -24,15 +24,13 @@ impl Source for Vars<'_> {
     fn var(&self, var: &Var) -> Cow<'_, str> {
         let context = self.context;
         match var {
-            Var::ClientIp => context.client.to_string().into(),
+            Var::ClientIp => or_empty(context.client),
             // A proxy tells its client's address, seldom the port: better none than the proxy's own.
-            Var::ClientPort if context.client != context.connection.peer.ip().to_canonical() => {
-                "".into()
-            }
-            Var::ClientPort => context.connection.peer.port().to_string().into(),
+            Var::ClientPort if context.client != context.connection.peer.ip() => "".into(),
+            Var::ClientPort => or_empty(context.connection.peer.address().map(|a| a.port())),
             Var::Scheme => scheme_text(context.scheme).into(),
             Var::Host => context.host_name().into(),
-            Var::Port => context.connection.local.port().to_string().into(),
+            Var::Port => or_empty(context.connection.local.map(|a| a.port())),
             Var::Method => self.parts.method.as_str().into(),
             Var::Path => (&*context.path.forward).into(),
             Var::Query => context.uri.query().unwrap_or_default().into(),
@@ -58,6 +56,11 @@ impl Source for Vars<'_> {
                 }),
         }
     }
+}
+
+/// A unix socket has neither addresses nor ports.
+fn or_empty(value: Option<impl ToString>) -> Cow<'static, str> {
+    value.map_or(Cow::Borrowed(""), |value| value.to_string().into())
 }
 
 /// All lines of a field, joined as a list.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,18 +11,17 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::http::{self, Listener};
+use crate::config::scalar::ListenAddr;
 use crate::metrics::WorkerCounters;
-use crate::net;
+use crate::net::{self, Peer, Stream};
 
 /// How long accepting pauses after an error that a retry will not cure at once (no descriptor, no memory).
 const BACK_OFF: Duration = Duration::from_millis(50);
-/// From shutting new handshakes out to the last look into the queue: the handshakes under way need one round trip.
-const LAST_HANDSHAKES: Duration = Duration::from_millis(200);
 /// How long an address that retires without descriptors left tries to serve its queue.
 const DRAIN_TRIES: u32 = 100;
 
@@ -79,7 +78,7 @@ pub struct Binding {
     /// Unique in the process's life.
     pub id: u32,
     /// As bound.
-    pub address: SocketAddr,
+    pub address: ListenAddr,
     connections: AtomicUsize,
     clients: Mutex<HashMap<IpAddr, usize>>,
     /// Connections closed at once because a limit was reached.
@@ -89,7 +88,7 @@ pub struct Binding {
 }
 
 impl Binding {
-    pub fn new(id: u32, address: SocketAddr) -> Binding {
+    pub fn new(id: u32, address: ListenAddr) -> Binding {
         Binding {
             id,
             address,
@@ -146,7 +145,7 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// Runs until `retire` is cancelled and the queue is empty.
-    pub async fn run(self, socket: TcpListener) {
+    pub async fn run(self, socket: net::Listener) {
         struct Ends(Arc<Binding>);
         impl Drop for Ends {
             fn drop(&mut self) {
@@ -173,7 +172,7 @@ impl Acceptor {
         }
     }
 
-    async fn next(&self, socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    async fn next(&self, socket: &net::Listener) -> io::Result<(Stream, Peer)> {
         if let Some(gate) = &self.gate {
             // The gate's other end is gone: nothing is held back any more.
             let _ = gate.clone().wait_for(|open| *open).await;
@@ -196,14 +195,14 @@ impl Acceptor {
         }
     }
 
-    /// Serves everyone who got through the handshake, and nobody later.
-    async fn drain(&self, socket: TcpListener) -> io::Result<()> {
+    /// Serves everyone who is in the queue or on the way into it, and nobody later.
+    async fn drain(&self, socket: net::Listener) -> io::Result<()> {
         // Back to plain accept calls: what the kernel says now, not what the reactor saw.
         let socket = socket.into_std()?;
-        let shut = net::Shutter::close(&socket);
+        let shut = socket.shut();
         self.accept_all(&socket).await?;
         match shut {
-            Ok(_) => tokio::time::sleep(LAST_HANDSHAKES).await,
+            Ok(last) => tokio::time::sleep(last).await,
             Err(error) => {
                 tracing::debug!(%error, "no shutter: a client that comes in this instant may be reset")
             }
@@ -211,15 +210,12 @@ impl Acceptor {
         self.accept_all(&socket).await
     }
 
-    async fn accept_all(&self, socket: &std::net::TcpListener) -> io::Result<()> {
+    async fn accept_all(&self, socket: &net::Listening) -> io::Result<()> {
         let mut tries = 0;
         loop {
-            match net::accept_queued(socket) {
+            match socket.accept_queued() {
                 Ok(None) => return Ok(()),
-                Ok(Some((stream, peer))) => {
-                    stream.set_nonblocking(true)?;
-                    self.serve(TcpStream::from_std(stream)?, peer);
-                }
+                Ok(Some((stream, peer))) => self.serve(stream, peer),
                 Err(error) if tries == DRAIN_TRIES => return Err(error),
                 Err(_) => {
                     tries += 1;
@@ -229,7 +225,7 @@ impl Acceptor {
         }
     }
 
-    fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+    fn serve(&self, stream: Stream, peer: Peer) {
         let serving = self.listener.slot.pin();
         let limits = &serving.entry.connection;
         let before = self.binding.connections.fetch_add(1, Ordering::Relaxed);
@@ -242,11 +238,15 @@ impl Acceptor {
             client: None,
         };
         let mut admitted = limits.connections.is_none_or(|max| before < max);
-        if admitted && let Some(max) = limits.connections_per_client {
+        // Clients of a unix socket cannot be told apart.
+        if admitted
+            && let Some(max) = limits.connections_per_client
+            && let Some(ip) = peer.ip()
+        {
             let mut clients = self.binding.clients.lock();
-            let count = clients.entry(peer.ip()).or_default();
+            let count = clients.entry(ip).or_default();
             *count += 1;
-            held.client = Some(peer.ip());
+            held.client = Some(ip);
             admitted = *count <= max;
         }
         if !admitted {
@@ -254,11 +254,24 @@ impl Acceptor {
             tracing::debug!(%peer, address = %self.binding.address, "connection limit reached");
             return;
         }
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::trace!(%error, "TCP_NODELAY"); // the client is gone already
+        match stream {
+            Stream::Tcp(stream) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::trace!(%error, "TCP_NODELAY"); // the client is gone already
+                }
+                self.spawn(stream, peer, held);
+            }
+            #[cfg(unix)]
+            Stream::Unix(stream) => self.spawn(stream, peer, held),
         }
+    }
+
+    fn spawn<S>(&self, stream: S, peer: Peer, held: Held)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let guard = self.listener.slot.epoch().join();
-        let (listener, local) = (self.listener.clone(), self.binding.address);
+        let (listener, local) = (self.listener.clone(), self.binding.address.tcp());
         // Owned by its epoch (told to finish, cut at the deadline) and by the worker's runtime.
         tokio::spawn(async move {
             let connection = http::serve(stream, peer, local, listener, guard);

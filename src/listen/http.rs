@@ -24,6 +24,7 @@ use crate::http::connection::{Connection, Expired};
 use crate::http::progress::Progress;
 use crate::http::{Entry, pipeline};
 use crate::metrics::WorkerContext;
+use crate::net::Peer;
 
 /// One bound address on one worker: what its connections share.
 #[derive(Debug)]
@@ -58,8 +59,8 @@ const LOCAL_RESETS: usize = 100;
 /// response says `Connection: close`, an idle HTTP/1 connection lingers for `IDLE_LINGER`, HTTP/2 sends GOAWAY.
 pub async fn serve<S>(
     mut stream: S,
-    peer: SocketAddr,
-    local: SocketAddr,
+    peer: Peer,
+    local: Option<SocketAddr>,
     listener: Arc<Listener>,
     guard: EpochGuard,
 ) where

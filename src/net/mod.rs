@@ -5,6 +5,7 @@
 //! client having seen it. A taken address is found by a probe *without* `SO_REUSEPORT`, because with it a second
 //! process of the same user could bind beside us and silently get half of the connections.
 
+mod listening;
 mod owned;
 mod retire;
 #[cfg(unix)]
@@ -15,6 +16,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub use listening::{Listener, Listening, Peer, Reservation, Stream};
 pub use owned::Owned;
 pub use retire::{Shutter, accept_queued};
 

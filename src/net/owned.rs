@@ -12,9 +12,13 @@ pub struct Owned {
 }
 
 impl Owned {
-    pub fn add(&mut self, address: SocketAddr, sockets: &[TcpListener]) {
+    pub fn add<'a>(
+        &mut self,
+        address: SocketAddr,
+        sockets: impl IntoIterator<Item = &'a TcpListener>,
+    ) {
         self.addresses.push(address);
-        self.inodes.extend(sockets.iter().filter_map(inode));
+        self.inodes.extend(sockets.into_iter().filter_map(inode));
     }
 
     /// True when a socket of ours would conflict with a bind of `address` that does not share.

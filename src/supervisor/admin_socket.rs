@@ -1,12 +1,15 @@
 //! The admin address: bound like every other (reserved in prepare, listened to at commit), served by `admin`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::admin::AdminSpec;
 use crate::config::scalar::ListenAddr;
 use crate::net;
+
+/// Calls that may wait to be accepted.
+#[cfg(unix)]
+const UNIX_BACKLOG: i32 = 128;
 
 /// The admin address as the running document wants it. The supervisor binds it; `admin` serves it.
 #[derive(Debug)]
@@ -22,7 +25,7 @@ pub struct AdminBinding {
 pub enum AdminListener {
     Tcp(std::net::TcpListener),
     #[cfg(unix)]
-    Unix(std::os::unix::net::UnixListener, PathBuf),
+    Unix(net::unix::Listener),
 }
 
 impl AdminListener {
@@ -33,16 +36,7 @@ impl AdminListener {
                 .local_addr()
                 .map_or_else(|_| "?".into(), |a: SocketAddr| a.to_string()),
             #[cfg(unix)]
-            AdminListener::Unix(_, path) => format!("unix:{}", path.display()),
-        }
-    }
-}
-
-#[cfg(unix)]
-impl Drop for AdminListener {
-    fn drop(&mut self) {
-        if let AdminListener::Unix(listener, path) = self {
-            net::unix::remove_own(listener, path);
+            AdminListener::Unix(listener) => format!("unix:{}", listener.path().display()),
         }
     }
 }
@@ -67,7 +61,7 @@ impl AdminReserved {
                 .map(AdminReserved::Tcp)
                 .map_err(|error| (error.to_string(), error.help())),
             #[cfg(unix)]
-            ListenAddr::Unix(path) => net::unix::reserve(path)
+            ListenAddr::Unix(path) => net::unix::reserve(path, net::unix::PRIVATE)
                 .map(AdminReserved::Unix)
                 .map_err(|error| (format!("{}: {error}", path.display()), None)),
             #[cfg(not(unix))]
@@ -84,10 +78,10 @@ impl AdminReserved {
                     .ok_or_else(|| "no socket was reserved".into())
             }
             #[cfg(unix)]
-            AdminReserved::Unix(reserved) => {
-                let (listener, path) = reserved.listen().map_err(|e| e.to_string())?;
-                Ok(AdminListener::Unix(listener, path))
-            }
+            AdminReserved::Unix(reserved) => reserved
+                .listen(UNIX_BACKLOG)
+                .map(AdminListener::Unix)
+                .map_err(|e| e.to_string()),
         }
     }
 }

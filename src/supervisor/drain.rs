@@ -2,7 +2,6 @@
 //! request is asked whether its own definition still holds (it moves on) or not (it is cut). Addresses close as soon as
 //! their queues are served.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use super::event::{Outcome, Phase, Remaining};
 use super::handle::Inner;
 use super::log::SwapState;
 use super::prepare::Bound;
+use crate::config::scalar::ListenAddr;
 use crate::generation::Epoch;
 use crate::worker::Message;
 
@@ -32,7 +32,7 @@ pub(super) struct Draining {
     current: Current,
     epochs: Vec<Arc<Epoch>>,
     retired: Mutex<Vec<Arc<Bound>>>,
-    retiring: Arc<Mutex<Vec<SocketAddr>>>,
+    retiring: Arc<Mutex<Vec<ListenAddr>>>,
     hurry: CancellationToken,
     over: AtomicBool,
     given_up: AtomicBool,
@@ -43,7 +43,7 @@ impl Draining {
         current: Current,
         epochs: Vec<Arc<Epoch>>,
         retired: Vec<Arc<Bound>>,
-        retiring: Arc<Mutex<Vec<SocketAddr>>>,
+        retiring: Arc<Mutex<Vec<ListenAddr>>>,
     ) -> Draining {
         Draining {
             current,

@@ -2,7 +2,6 @@
 //! compile, reserve addresses. All of it owns what it makes; dropping [`Prepared`] undoes it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +40,7 @@ pub(super) struct Prepared {
     pub(super) document: Arc<Document>,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) steps: Vec<Step>,
-    pub(super) opened: Vec<(BindingKey, net::Reserved)>,
+    pub(super) opened: Vec<(BindingKey, net::Reservation)>,
     /// A new admin address.
     pub(super) admin: Option<AdminReserved>,
     pub(super) crew: Arc<Crew>,
@@ -54,7 +53,7 @@ pub(super) struct Prepared {
 pub(super) struct Bound {
     pub(super) key: BindingKey,
     pub(super) binding: Arc<Binding>,
-    pub(super) sockets: Vec<std::net::TcpListener>,
+    pub(super) sockets: Vec<net::Listening>,
 }
 
 /// The socket table: the only thing that closes a listener.
@@ -63,7 +62,7 @@ pub(super) struct Table {
     pub(super) map: BTreeMap<BindingKey, Arc<Bound>>,
     pub(super) next_id: u32,
     /// Addresses that are being let go; not bound again before.
-    pub(super) retiring: Arc<Mutex<Vec<SocketAddr>>>,
+    pub(super) retiring: Arc<Mutex<Vec<ListenAddr>>>,
 }
 
 impl Table {
@@ -74,7 +73,12 @@ impl Table {
     fn owned(&self) -> net::Owned {
         let mut owned = net::Owned::default();
         for bound in self.map.values() {
-            owned.add(bound.binding.address, &bound.sockets);
+            if let Some(address) = bound.binding.address.tcp() {
+                owned.add(
+                    address,
+                    bound.sockets.iter().filter_map(net::Listening::tcp),
+                );
+            }
         }
         owned
     }
@@ -327,7 +331,7 @@ impl Supervisor {
         parsed: &Parsed,
         steps: &[Step],
         deadline: Instant,
-    ) -> Result<(Vec<(BindingKey, net::Reserved)>, Option<AdminReserved>), Rejection> {
+    ) -> Result<(Vec<(BindingKey, net::Reservation)>, Option<AdminReserved>), Rejection> {
         let count = if net::balances() {
             self.shards(&parsed.document)
         } else {
@@ -338,18 +342,11 @@ impl Supervisor {
         let mut errors = Vec::new();
         for step in steps.iter().filter(|step| step.change == Change::Open) {
             let pointer = place_of(&parsed.document, &step.key);
-            let ListenAddr::Tcp(address) = step.key.address else {
-                errors.push(parsed.locate(
-                    &pointer,
-                    "unix sockets are not supported yet here",
-                    None,
-                ));
-                continue;
-            };
+            let address = &step.key.address;
             self.wait_until_retired(address, deadline).await;
-            match net::reserve(address, count, &owned) {
+            match net::Reservation::new(address, count, &owned) {
                 Ok(reserved) => opened.push((step.key.clone(), reserved)),
-                Err(error) => errors.push(parsed.locate(&pointer, error.to_string(), error.help())),
+                Err(error) => errors.push(parsed.locate(&pointer, error.message, error.help)),
             }
         }
         let wanted = &parsed.document.admin.listen;
@@ -380,13 +377,16 @@ impl Supervisor {
     }
 
     /// An address that is being let go is free in a moment; after the deadline binding it tells.
-    async fn wait_until_retired(&self, address: SocketAddr, deadline: Instant) {
+    async fn wait_until_retired(&self, address: &ListenAddr, deadline: Instant) {
         let busy = || {
             self.table
                 .retiring
                 .lock()
                 .iter()
-                .any(|ours| ours.port() == address.port())
+                .any(|ours| match (ours.tcp(), address.tcp()) {
+                    (Some(ours), Some(address)) => ours.port() == address.port(),
+                    _ => ours == address,
+                })
         };
         while busy() && Instant::now() < deadline {
             tokio::time::sleep(RETIRE_LOOK).await;

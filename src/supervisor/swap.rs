@@ -191,15 +191,13 @@ impl Supervisor {
     async fn listen(
         &mut self,
         crew: &Crew,
-        opened: Vec<(BindingKey, net::Reserved)>,
+        opened: Vec<(BindingKey, net::Reservation)>,
     ) -> Result<Vec<Arc<Bound>>, Rejection> {
         let refuse = |message: String| Rejection::new(409, "not-prepared", message);
         let mut bound = Vec::new();
         for (key, reserved) in opened {
             let address = reserved.address();
-            let sockets = reserved
-                .listen()
-                .map_err(|error| refuse(error.to_string()))?;
+            let sockets = reserved.listen().map_err(refuse)?;
             let binding = Arc::new(Binding::new(self.table.next_id, address));
             self.table.next_id += 1;
             bound.push(Arc::new(Bound {
@@ -327,7 +325,7 @@ impl Supervisor {
         self.table
             .retiring
             .lock()
-            .extend(retired.iter().map(|bound| bound.binding.address));
+            .extend(retired.iter().map(|bound| bound.binding.address.clone()));
         retired
     }
 

@@ -1,12 +1,14 @@
 //! Listening sockets: what is queued in the kernel while the configuration changes is served, added addresses open,
 //! removed ones close, and addresses held by others are found.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::process::Signal;
 
-use crate::kit::{Call, Conn, Gate, free_port, get, raw, until};
+use crate::kit::{Call, Conn, Gate, PATIENCE, free_port, get, raw, until};
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -230,29 +232,120 @@ fn a_bare_port_listens_on_both_families() {
     }
 }
 
+/// One request over a connection of its own, to the end of the stream.
+fn ask(path: &Path) -> String {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .unwrap();
+    answer(&mut stream)
+}
+
+fn answer(stream: &mut UnixStream) -> String {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn unix(path: &Path) -> String {
+    format!("unix:{}", path.display())
+}
+
 #[test]
 fn a_unix_socket_serves_is_replaced_and_unlinked() {
-    use std::io::{Read, Write};
     let setup = Gate::setup();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("web.sock");
-    let listen = format!("unix:{}", path.display());
+    let listen = unix(&path);
     let other = local(free_port());
     let gate = setup.start(&respond(&listen, "unix"));
-    let ask = || {
-        let mut stream = UnixStream::connect(&path).unwrap();
-        stream
-            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-            .unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    };
-    assert!(ask().ends_with("\r\n\r\nunix"));
+    assert!(ask(&path).ends_with("\r\n\r\nunix"));
+    let status = gate.status();
+    assert_eq!(status["listeners"][0]["address"], listen);
     gate.reload_ok(&respond(&listen, "again"));
-    assert!(ask().ends_with("\r\n\r\nagain"));
+    assert!(ask(&path).ends_with("\r\n\r\nagain"));
     gate.reload_drained(&respond(&other.to_string(), "tcp"));
     assert!(!path.exists(), "the socket file is left behind");
+    // And it may come back at once.
+    gate.reload_ok(&respond(&listen, "back"));
+    assert!(ask(&path).ends_with("\r\n\r\nback"));
+    gate.call(Call::post("/stop")).expect(200);
+    until("the path to be gone", || (!path.exists()).then_some(()));
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+}
+
+/// Done when 3 for a unix path: who is queued when it goes is served, later ones find nothing.
+#[test]
+fn frozen_accept_with_a_reload_that_removes_a_unix_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("web.sock");
+    let gate = Gate::start(&respond(&unix(&path), "one"));
+    assert!(ask(&path).ends_with("one"));
+    gate.freeze();
+    let mut clients: Vec<UnixStream> = (0..200)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                .unwrap();
+            stream
+        })
+        .collect();
+    let next = gate.document(&respond(&local(free_port()).to_string(), "two"));
+    let mut admin = Conn::open(gate.base.admin).unwrap();
+    admin
+        .send(
+            Call::post("/reload")
+                .toml(&next)
+                .bytes(gate.base.admin, false),
+        )
+        .unwrap();
+    gate.thaw();
+    assert_eq!(admin.response().unwrap().status, 200);
+    for (i, client) in clients.iter_mut().enumerate() {
+        let text = answer(client);
+        assert!(text.starts_with("HTTP/1.1 200 "), "client {i}: {text:?}");
+    }
+    gate.wait_settled();
+    assert!(UnixStream::connect(&path).is_err() && !path.exists());
+}
+
+#[test]
+fn a_unix_path_where_somebody_is_is_refused_and_untouched() {
+    let gate = Gate::start(&respond(&local(free_port()).to_string(), "one"));
+    let folder = tempfile::tempdir().unwrap();
+    let (taken, file) = (folder.path().join("taken"), folder.path().join("file"));
+    let stranger = std::os::unix::net::UnixListener::bind(&taken).unwrap();
+    std::fs::write(&file, "precious").unwrap();
+    for path in [&taken, &file] {
+        let refused = gate.reload(&respond(&unix(path), "mine"));
+        refused.problem(409, "not-prepared");
+        assert_eq!(refused.pointers(), ["/http/web/listen/0"]);
+    }
+    UnixStream::connect(&taken).unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+    // Nobody answers there any more: what is left is stale.
+    drop(stranger);
+    gate.reload_ok(&respond(&unix(&taken), "mine"));
+    assert!(ask(&taken).ends_with("mine"));
+    assert_eq!(folder.path().read_dir().unwrap().count(), 2);
+}
+
+/// A client of a unix socket has no address: it is in no range, and no limit per client counts it.
+#[test]
+fn a_client_of_a_unix_socket_has_no_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("web.sock");
+    let _gate = Gate::start(&format!(
+        "[http.web]\nlisten = \"{}\"\nlimits = {{ connections_per_client = 1 }}\n\
+         respond = \"<{{client_ip}}><{{client_port}}><{{port}}>\"\n\
+         routes = [{{ match.remote = [\"0.0.0.0/0\", \"::/0\"], respond = \"an address\" }}]\n",
+        unix(&path)
+    ));
+    let _first = UnixStream::connect(&path).unwrap();
+    let text = ask(&path);
+    assert!(text.ends_with("\r\n\r\n<><><>"), "{text}");
 }
 
 #[test]

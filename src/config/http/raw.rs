@@ -26,8 +26,8 @@ const FILTERS: &[&str] = &[
 section! {
     /// An HTTP server: where it listens, what names it answers for, and what it does with requests.
     pub struct HttpRaw {
-        /// Addresses: `IP:port`, `:port` (all addresses) or `localhost:port`. Servers may share one when their `hosts`
-        /// differ and all settings of the connection are equal.
+        /// Addresses: `IP:port`, `:port` (all addresses), `localhost:port` or `unix:/path`. Servers may share one when their
+        /// `hosts` differ and all settings of the connection are equal.
         listen: List<String>,
         /// Names it answers for: exact, then the longest `*.example.com`. Left out: any that no other server has.
         hosts: List<String>,

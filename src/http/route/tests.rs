@@ -72,7 +72,7 @@ fn matcher() -> impl Strategy<Value = MatchSpec> {
 }
 
 fn head<'a>(method: &'a Method, host: &'a str, path: &'a str, headers: &'a HeaderMap) -> Head<'a> {
-    let remote = IpAddr::from([127, 0, 0, 1]);
+    let remote = Some(IpAddr::from([127, 0, 0, 1]));
     Head {
         method,
         host,
