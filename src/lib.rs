@@ -28,6 +28,9 @@
 //! generation to the next. *Listener*: a bound address. *Entry*: what a generation does behind one listener.
 //! *Upstream*: a named set of *targets*. *Drain*: letting what an old generation has begun come to its end.
 
+// The documentation is for those who build this: CI makes it with private items.
+#![allow(rustdoc::private_intra_doc_links)]
+
 pub mod admin;
 pub mod app;
 pub mod cli;

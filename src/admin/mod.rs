@@ -54,7 +54,7 @@ use idempotency::Keys;
 pub struct Context {
     /// Panics caught in admin requests and connections since start; shown by `/status` when the owner adds them.
     pub panics: Arc<AtomicU64>,
-    /// Cancelled: nothing is accepted any more, and [`serve`] returns after its last answers.
+    /// Cancelled: nothing is accepted any more, and [`serve()`] returns after its last answers.
     pub stop: CancellationToken,
 }
 

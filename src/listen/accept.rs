@@ -255,12 +255,7 @@ impl Acceptor {
             return;
         }
         match stream {
-            Stream::Tcp(stream) => {
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::trace!(%error, "TCP_NODELAY"); // the client is gone already
-                }
-                self.spawn(stream, peer, held);
-            }
+            Stream::Tcp(stream) => self.spawn(stream, peer, held),
             #[cfg(unix)]
             Stream::Unix(stream) => self.spawn(stream, peer, held),
         }

@@ -180,6 +180,8 @@ fn probe(address: SocketAddr) -> Result<(), BindError> {
 fn bind(address: SocketAddr, reuse_address: bool) -> io::Result<Socket> {
     let socket = open(address)?;
     reuse_port(&socket)?;
+    // Every accepted socket inherits it: one call for the address instead of one for each connection.
+    socket.set_tcp_nodelay(true)?;
     if reuse_address {
         reuse_time_wait(&socket)?;
     }

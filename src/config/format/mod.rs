@@ -1,5 +1,5 @@
 //! Text to tree: TOML, JSON and YAML, each with the place of every key and value. Duplicate keys, more than
-//! [`MAX_DEPTH`](super::tree::MAX_DEPTH) levels and anything that is not UTF-8 are errors of syntax.
+//! [`MAX_DEPTH`] levels and anything that is not UTF-8 are errors of syntax.
 
 mod json;
 mod toml;
