@@ -130,7 +130,7 @@ impl App {
                 })
                 .map_err(|error| StartError::System("the admin thread", error))?
         };
-        let app = App {
+        let mut app = App {
             handle,
             control,
             compiler,
@@ -139,9 +139,9 @@ impl App {
             admin_stop,
             fatal,
         };
-        if let Err(refused) = app.boot(source) {
+        if let Err(error) = app.boot(source) {
             app.end();
-            return Err(StartError::Refused(refused));
+            return Err(error);
         }
         if options.signals {
             app.control.spawn(signals(app.handle.clone()));
@@ -149,14 +149,19 @@ impl App {
         Ok(app)
     }
 
-    fn boot(&self, source: Source) -> Result<(), Box<SwapRecord>> {
+    fn boot(&mut self, source: Source) -> Result<(), StartError> {
         let boot = request(Kind::Boot, source, "start");
+        let broken =
+            |message: String| StartError::System("the start", std::io::Error::other(message));
         self.control.block_on(async {
-            let Ok(id) = self.handle.submit(boot) else {
-                return Ok(());
+            let id = self.handle.submit(boot).map_err(|error| broken(error.to_string()))?;
+            let record = tokio::select! {
+                record = self.handle.wait(id, true) => record,
+                Some(message) = self.fatal.recv() => return Err(broken(message)),
+                ended = &mut self.supervisor => return Err(broken(format!("the supervisor ended: {ended:?}"))),
             };
-            match self.handle.wait(id, true).await {
-                Some(record) if record.generation.is_none() => Err(Box::new(record)),
+            match record {
+                Some(record) if record.generation.is_none() => Err(StartError::Refused(Box::new(record))),
                 _ => Ok(()),
             }
         })

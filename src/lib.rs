@@ -19,7 +19,7 @@
 //! | 4 entry | `worker`, `listen` |
 //! | 3 meaning | `http` |
 //! | 2 reach | `upstream`, `registry` |
-//! | 1 base | `net`, `generation`, `metrics` |
+//! | 1 base | `net`, `generation`, `metrics`, `log` |
 //! | 0 grammar | `config`, `document` |
 //!
 //! # Words
@@ -39,6 +39,7 @@ pub mod document;
 pub mod generation;
 pub mod http;
 pub mod listen;
+pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod registry;

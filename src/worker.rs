@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -118,6 +119,7 @@ impl Worker {
             shared: plan.shared.clone(),
             limit: plan.limit.clone(),
             gate: plan.gate.clone(),
+            fatal: plan.fatal.clone(),
             staged: HashMap::new(),
             bindings: HashMap::new(),
         };
@@ -172,6 +174,7 @@ struct State {
     shared: Arc<upstream::Shared>,
     limit: Arc<ConnectionLimit>,
     gate: Option<watch::Receiver<bool>>,
+    fatal: mpsc::Sender<String>,
     staged: HashMap<u32, (Arc<Binding>, net::Listener)>,
     bindings: HashMap<u32, Bound>,
 }
@@ -257,7 +260,17 @@ impl State {
             };
             binding.loops.fetch_add(1, Ordering::AcqRel);
             // Ends by its retire token; with the runtime at the latest.
-            tokio::spawn(acceptor.run(socket));
+            let (fatal, index) = (self.fatal.clone(), self.context.index);
+            tokio::spawn(async move {
+                if std::panic::AssertUnwindSafe(acceptor.run(socket))
+                    .catch_unwind()
+                    .await
+                    .is_err()
+                {
+                    // Full: another part has said so already.
+                    let _ = fatal.try_send(format!("an accept loop of worker {index} panicked"));
+                }
+            });
             self.bindings.insert(id, Bound { listener, retire });
         }
         let mut epochs = Vec::new();

@@ -11,11 +11,12 @@ use super::file::{Text, find_config};
 use super::{Exit, complain, draw, print};
 use crate::app::{self, App, StartError};
 use crate::document::{Context, Document, Refused};
+use crate::log;
 use crate::supervisor::SwapRecord;
 
 /// Runs until stopped.
 pub(crate) fn run(run: Run) -> Exit {
-    log(run.quiet);
+    let _flush = log(run.quiet);
     let config = find_config(run.config.as_deref());
     let options = app::Options {
         config: config.clone(),
@@ -85,16 +86,18 @@ fn refused(config: Option<&Path>, record: &SwapRecord) -> Exit {
     Exit::of_status(record.status.unwrap_or(500))
 }
 
-/// Log lines go to standard error: `RUST_LOG`, else info (warnings with `--quiet`).
-fn log(quiet: bool) {
+/// Log lines go to standard error: `RUST_LOG`, else info (warnings with `--quiet`). What is returned writes the last ones.
+fn log(quiet: bool) -> Option<log::Flush> {
     let level = if quiet { "warn" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let (lines, flush) = log::to(std::io::stderr()).ok()?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(lines)
         .with_ansi(std::io::stderr().is_terminal());
     // Set already: then whoever embeds us has a log of their own.
     let _ = log.try_init();
+    Some(flush)
 }
 
 /// Says everything that is wrong with a file.

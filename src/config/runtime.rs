@@ -18,22 +18,22 @@ section! {
         drain_timeout: Span = "30s",
         /// On SIGTERM, how long `/readyz` says 503 before accepting ends.
         stop_delay: Span = "0s",
-        /// What happens to a long flow whose own definition a swap changed or removed.
+        /// What happens to what is in flight when a swap changed or removed its own definition.
         on_change: OnChange = "drain",
         /// Bound of everything that waits before a commit: files, names, sockets.
         prepare_timeout: Span = "30s",
-        /// How many finished generations are remembered.
+        /// How many finished swaps `/swaps` remembers.
         history: u64 = 32,
         /// Connections of the whole process; `"auto"` follows from the limit of open files.
         max_connections: Auto<u64> = "auto",
-        /// Folder of the lock and the history; left out: the platform's state folder. Read at start-up only.
+        /// Folder of the lock that keeps two processes apart; left out: the platform's state folder. Read at start-up only.
         state_dir: String,
     }
     later = [];
 }
 
 words!(Model { "per-core" => Model::PerCore, "shared" => Model::Shared });
-words!(OnChange { "drain" => OnChange::Drain, "keep" => OnChange::Keep, "cut" => OnChange::Cut });
+words!(OnChange { "drain" => OnChange::Drain } later ["keep", "cut"]);
 
 /// Whether each core has a runtime, sockets and pools of its own, or all share one. Read at start-up only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +47,6 @@ pub enum Model {
 pub enum OnChange {
     #[default]
     Drain,
-    Keep,
-    Cut,
 }
 
 /// Checked `[runtime]`.

@@ -17,7 +17,7 @@ use super::handle::Inner;
 use super::log::SwapState;
 use super::prepare::Bound;
 use crate::config::scalar::ListenAddr;
-use crate::generation::Epoch;
+use crate::generation::{Epoch, Generation};
 use crate::worker::Message;
 
 /// How often the counts are looked at: first, and at most.
@@ -27,9 +27,11 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long those that were cut may take to be gone.
 const CUT_WAIT: Duration = Duration::from_secs(5);
 
-/// A generation that is superseded and not empty yet. It keeps what its requests may still look up.
+/// A generation that is superseded and not empty yet.
 pub(super) struct Draining {
-    current: Current,
+    /// The generation, and each worker's count of it. Nothing else of it is kept: what a request needs, it holds.
+    id: u64,
+    generations: Vec<Arc<Generation>>,
     epochs: Vec<Arc<Epoch>>,
     retired: Mutex<Vec<Arc<Bound>>>,
     retiring: Arc<Mutex<Vec<ListenAddr>>>,
@@ -46,7 +48,8 @@ impl Draining {
         retiring: Arc<Mutex<Vec<ListenAddr>>>,
     ) -> Draining {
         Draining {
-            current,
+            id: current.id,
+            generations: current.generations,
             epochs,
             retired: Mutex::new(retired),
             retiring,
@@ -57,7 +60,7 @@ impl Draining {
     }
 
     pub(super) fn generation(&self) -> u64 {
-        self.current.id
+        self.id
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -74,8 +77,7 @@ impl Draining {
     }
 
     pub(super) fn requests(&self) -> usize {
-        self.current
-            .generations
+        self.generations
             .iter()
             .map(|generation| generation.in_flight())
             .sum()
@@ -234,7 +236,7 @@ async fn cut(crew: &Crew, draining: &Draining) -> u64 {
 /// Asks every request of the generation; answers how many were told to end.
 async fn settle(crew: &Crew, draining: &Draining) -> u64 {
     let mut cut = 0;
-    for (worker, generation) in crew.workers.iter().zip(&draining.current.generations) {
+    for (worker, generation) in crew.workers.iter().zip(&draining.generations) {
         let (reply, answer) = oneshot::channel();
         let message = Message::Settle {
             generation: generation.clone(),

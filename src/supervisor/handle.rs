@@ -80,10 +80,11 @@ impl Handle {
         if request.kind == Kind::Stop {
             return Ok(self.submit_stop(request));
         }
+        let mut queue = inner.queue.lock();
+        // Under the queue's lock, as a stop sets it: what is queued after that would never have a turn.
         if inner.stopping.is_cancelled() {
             return Err(SubmitError::Stopping);
         }
-        let mut queue = inner.queue.lock();
         if queue.len() >= QUEUE {
             return Err(SubmitError::Busy);
         }
@@ -101,6 +102,12 @@ impl Handle {
 
     fn submit_stop(&self, request: SwapRequest) -> u64 {
         let inner = &self.inner;
+        // A stop has its turn at once, so this is when its condition counts.
+        if let Err(rejection) = inner.check_if_match(&request) {
+            let state = self.open(&request);
+            inner.reject(&state, rejection);
+            return state.id;
+        }
         let mut stop = inner.stop.lock();
         if let Some(stop) = stop.as_ref() {
             if let Some(timeout) = request.drain_timeout {
@@ -124,13 +131,14 @@ impl Handle {
             deadline: watch::Sender::new(deadline),
         });
         let id = state.id;
-        inner.queue.lock().push_front(Queued {
+        let mut queue = inner.queue.lock();
+        queue.push_front(Queued {
             request,
             state,
             until: None,
         });
-        drop(stop);
         inner.stopping.cancel();
+        drop((queue, stop));
         inner.queued.notify_one();
         id
     }
@@ -226,6 +234,21 @@ impl Handle {
 }
 
 impl Inner {
+    /// Whether what runs is what the one who asks has seen (RFC 9110 section 13.1.1).
+    pub(super) fn check_if_match(&self, request: &SwapRequest) -> Result<(), Rejection> {
+        let Some(wanted) = &request.if_match else {
+            return Ok(());
+        };
+        let running = self.running.load();
+        let etag = running.as_ref().map_or("", |running| running.etag.as_str());
+        let mut tags = wanted.split(',').map(str::trim);
+        if tags.any(|tag| tag == etag || (tag == "*" && !etag.is_empty())) {
+            return Ok(());
+        }
+        let detail = format!("what runs has the ETag {etag}, not {wanted}: read `/now` again");
+        Err(Rejection::new(412, "if-match", detail))
+    }
+
     /// Takes the next request whose turn has come; a stop is at the front.
     pub(super) fn next(&self) -> Option<Queued> {
         self.queue.lock().pop_front()

@@ -45,7 +45,28 @@ pub(super) struct Prepared {
     pub(super) admin: Option<AdminReserved>,
     pub(super) crew: Arc<Crew>,
     pub(super) state_lock: Option<StateLock>,
-    pub(super) posted: bool,
+    /// The file the document was read from.
+    pub(super) file: Option<PathBuf>,
+}
+
+/// A document as it came.
+struct Read {
+    bytes: Bytes,
+    format: Format,
+    /// Relative paths begin here.
+    base: PathBuf,
+    file: Option<PathBuf>,
+}
+
+impl Read {
+    fn new(bytes: Bytes, format: Format, base: PathBuf) -> Read {
+        Read {
+            bytes,
+            format,
+            base,
+            file: None,
+        }
+    }
 }
 
 /// One bound address: its sockets are closed when this is dropped, and only then.
@@ -91,9 +112,14 @@ impl Supervisor {
         state: &SwapState,
         request: &SwapRequest,
     ) -> Result<Option<Box<Prepared>>, Rejection> {
-        self.check_if_match(request)?;
+        self.inner.check_if_match(request)?;
         let generation = self.current.as_ref().map_or(0, |current| current.id);
-        let (bytes, format, base, posted) = self.read(&request.source).await?;
+        let Read {
+            bytes,
+            format,
+            base,
+            file,
+        } = self.read(&request.source).await?;
         let running = self
             .current
             .as_ref()
@@ -127,6 +153,10 @@ impl Supervisor {
             && current.snapshot.files == files
         {
             strict(request, &warnings)?;
+            if file.is_some() {
+                // What runs is what the file says, whoever posted it.
+                self.posted = false;
+            }
             return Ok(None);
         }
 
@@ -167,31 +197,11 @@ impl Supervisor {
             admin,
             crew,
             state_lock,
-            posted,
+            file,
         })))
     }
 
-    fn check_if_match(&self, request: &SwapRequest) -> Result<(), Rejection> {
-        let Some(wanted) = &request.if_match else {
-            return Ok(());
-        };
-        let running = self.inner.running.load();
-        let etag = running.as_ref().map_or("", |running| running.etag.as_str());
-        let matches = wanted
-            .split(',')
-            .map(str::trim)
-            .any(|tag| tag == etag || (tag == "*" && !etag.is_empty()));
-        if matches {
-            return Ok(());
-        }
-        Err(Rejection::new(
-            412,
-            "if-match",
-            format!("what runs has the ETag {etag}, not {wanted}: read `/now` again"),
-        ))
-    }
-
-    async fn read(&self, source: &Source) -> Result<(Bytes, Format, PathBuf, bool), Rejection> {
+    async fn read(&self, source: &Source) -> Result<Read, Rejection> {
         let folder = |path: &Path| {
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
             std::path::absolute(parent.unwrap_or(Path::new(".")))
@@ -203,10 +213,10 @@ impl Supervisor {
                 let base = known
                     .as_deref()
                     .map_or_else(|| folder(Path::new("x")), folder);
-                Ok((bytes.clone(), *format, base, true))
+                Ok(Read::new(bytes.clone(), *format, base))
             }
             Source::Embedded { bytes, format } => {
-                Ok((bytes.clone(), *format, folder(Path::new("x")), false))
+                Ok(Read::new(bytes.clone(), *format, folder(Path::new("x"))))
             }
             Source::File => {
                 let Some(path) = known.or_else(|| (self.options.search)()) else {
@@ -227,8 +237,13 @@ impl Supervisor {
                         Rejection::new(409, "no-file", format!("{}: {error}", path.display()))
                     })?;
                 let base = folder(&path);
-                *self.inner.file.lock() = Some(path);
-                Ok((bytes, format, base, false))
+                let file = Some(path);
+                Ok(Read {
+                    bytes,
+                    format,
+                    base,
+                    file,
+                })
             }
         }
     }

@@ -47,27 +47,23 @@ impl Supervisor {
             admin,
             crew,
             state_lock,
-            posted,
+            file,
         } = prepared;
-        let opened = self.listen(&crew, opened).await?;
+        // The admin address first: if it cannot be had, no client has queued on a new one.
         let admin = admin.map(AdminReserved::listen).transpose();
-        let admin = match admin {
-            Ok(admin) => admin,
-            Err(error) => {
-                unstage(&crew).await;
-                return Err(Rejection::new(
-                    409,
-                    "not-prepared",
-                    format!("the admin address: {error}"),
-                ));
-            }
-        };
+        let admin = admin.map_err(|error| {
+            Rejection::new(409, "not-prepared", format!("the admin address: {error}"))
+        })?;
+        let opened = self.listen(&crew, opened).await?;
 
         let id = self.next_generation;
         self.next_generation += 1;
         self.crew = Some(crew.clone());
         self.state_lock = state_lock.or(self.state_lock.take());
-        self.posted = posted && matches!(request.source, Source::Body { .. });
+        self.posted = matches!(request.source, Source::Body { .. });
+        if file.is_some() {
+            *self.inner.file.lock() = file;
+        }
         for bound in opened {
             self.table.map.insert(bound.key.clone(), bound);
         }
@@ -374,11 +370,11 @@ impl Supervisor {
             let stop = self.inner.stop.lock();
             stop.as_ref().map(|stop| stop.deadline.subscribe())
         });
-        let others = if stop.is_some() {
-            self.draining.clone()
-        } else {
-            Vec::new()
-        };
+        let others = self
+            .draining
+            .iter()
+            .filter(|other| !Arc::ptr_eq(other, &draining));
+        let older = others.cloned().collect();
         let inner = self.inner.clone();
         self.drains.spawn(drain::run(
             inner,
@@ -388,7 +384,7 @@ impl Supervisor {
             draining,
             deadline,
             stop.flatten(),
-            others,
+            older,
         ));
     }
 }

@@ -241,3 +241,51 @@ fn a_restart_takes_the_same_folder_and_addresses() {
     assert_eq!(get(to, "x", "/").text(), "x");
     drop(again);
 }
+
+#[test]
+fn a_stop_on_a_condition_that_does_not_hold_stops_nothing() {
+    let to = local(free_port());
+    let mut gate = Gate::start(&format!("[http.web]\nlisten = \"{to}\"\nrespond = \"x\"\n"));
+    let etag = gate
+        .call(Call::get("/now"))
+        .header("etag")
+        .unwrap()
+        .to_owned();
+    let refused = gate.call(Call::post("/stop").header("if-match", "\"another\""));
+    assert_eq!(refused.status, 412);
+    assert_eq!(gate.call(Call::get("/readyz")).status, 200);
+    gate.call(Call::post("/stop").header("if-match", &etag))
+        .expect(200);
+    assert_eq!(gate.wait().code(), Some(0));
+}
+
+/// `drained` means that nothing older is left, not only that the generation before is empty.
+#[test]
+fn a_swap_is_drained_when_the_last_of_all_older_generations_is() {
+    let origin = Origin::start("A");
+    let to = local(free_port());
+    let gate = Gate::start(&proxy(to, &origin, 1));
+    let mut held = hold(to, &origin);
+    gate.reload_ok(&proxy(to, &origin, 2));
+    let answer = gate.reload_ok(&proxy(to, &origin, 3));
+    let place = format!("/swaps/{}", answer["swap"]);
+    let status = gate.status();
+    let alive: Vec<_> = status["generations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|g| g["generation"].clone())
+        .collect();
+    assert_eq!(alive, [1, 3], "{status}");
+    assert_eq!(gate.call(Call::get(&place)).expect(200)["done"], false);
+    origin.release_all();
+    assert_eq!(held.response().unwrap().status, 200);
+    let ended = gate
+        .call(Call::get(&format!("{place}?wait=drained")))
+        .expect(200);
+    assert_eq!(
+        (&ended["phase"], &ended["done"]),
+        (&"drained".into(), &true.into()),
+        "{ended}"
+    );
+}
