@@ -42,14 +42,14 @@ pub(super) struct Draining {
 
 impl Draining {
     pub(super) fn new(
-        current: Current,
+        current: &Current,
         epochs: Vec<Arc<Epoch>>,
         retired: Vec<Arc<Bound>>,
         retiring: Arc<Mutex<Vec<ListenAddr>>>,
     ) -> Draining {
         Draining {
             id: current.id,
-            generations: current.generations,
+            generations: current.generations.clone(),
             epochs,
             retired: Mutex::new(retired),
             retiring,

@@ -101,7 +101,7 @@ impl Supervisor {
             })));
         }
         let before = previous.as_ref().map(|previous| previous.id);
-        let draining = self.begin_drain(previous, epochs, retired);
+        let draining = self.begin_drain(previous.as_ref(), epochs, retired);
         self.publish();
         tracing::info!(swap = state.id, generation = id, "committed");
         self.inner
@@ -118,6 +118,8 @@ impl Supervisor {
             });
         let deadline = tokio::time::Instant::now() + drain_timeout;
         self.spawn_drain(state, id, draining, deadline);
+        // Taking a large table apart takes its time, and nobody waits for it.
+        self.options.compiler.spawn_blocking(move || drop(previous));
         Ok(())
     }
 
@@ -153,7 +155,7 @@ impl Supervisor {
             .or(old.map(|d| d.runtime.drain_timeout))
             .unwrap_or_default();
         let deadline = tokio::time::Instant::now() + timeout;
-        let draining = self.begin_drain(previous, epochs, retired);
+        let draining = self.begin_drain(previous.as_ref(), epochs, retired);
         self.publish();
         if let Some(draining) = &draining {
             // "Nothing is accepted any more" is said when it is true.
@@ -327,7 +329,7 @@ impl Supervisor {
 
     fn begin_drain(
         &mut self,
-        previous: Option<Current>,
+        previous: Option<&Current>,
         epochs: Vec<Arc<Epoch>>,
         retired: Vec<Arc<Bound>>,
     ) -> Option<Arc<Draining>> {
