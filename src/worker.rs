@@ -55,8 +55,16 @@ pub struct Adopt {
     pub refresh: Vec<u32>,
     /// Addresses that are gone.
     pub retire: Vec<u32>,
-    /// Answers the epochs of refreshed and retired addresses.
-    pub reply: oneshot::Sender<Vec<Arc<Epoch>>>,
+    pub reply: oneshot::Sender<Leaving>,
+}
+
+/// Connections that were told to finish by an adoption.
+#[derive(Debug, Default)]
+pub struct Leaving {
+    /// Their address stays, its connection-level settings changed: they end after their current work.
+    pub refreshed: Vec<Arc<Epoch>>,
+    /// Their address is gone: they end at the drain deadline at the latest.
+    pub retired: Vec<Arc<Epoch>>,
 }
 
 /// A worker as the supervisor sees it.
@@ -273,10 +281,10 @@ impl State {
             });
             self.bindings.insert(id, Bound { listener, retire });
         }
-        let mut epochs = Vec::new();
+        let mut leaving = Leaving::default();
         for id in adopt.refresh {
             if let Some(bound) = self.bindings.get(&id) {
-                epochs.push(bound.listener.slot.finish_epoch());
+                leaving.refreshed.push(bound.listener.slot.finish_epoch());
             }
         }
         for id in adopt.retire {
@@ -285,10 +293,10 @@ impl State {
                 let epoch = bound.listener.slot.epoch();
                 epoch.finish.cancel();
                 bound.retire.cancel();
-                epochs.push(epoch);
+                leaving.retired.push(epoch);
             }
         }
         self.staged.clear();
-        let _ = adopt.reply.send(epochs);
+        let _ = adopt.reply.send(leaving);
     }
 }

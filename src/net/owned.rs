@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
-/// The listening sockets of this process.
+/// The addresses of this process, and the sockets that listen on them.
 #[derive(Debug, Default)]
 pub struct Owned {
     addresses: Vec<SocketAddr>,
@@ -19,6 +19,11 @@ impl Owned {
     ) {
         self.addresses.push(address);
         self.inodes.extend(sockets.into_iter().filter_map(inode));
+    }
+
+    /// An address that this process has reserved and does not listen on yet: no stranger, though in no list.
+    pub fn reserved(&mut self, address: SocketAddr) {
+        self.addresses.push(address);
     }
 
     /// True when a socket of ours would conflict with a bind of `address` that does not share.

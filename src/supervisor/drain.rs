@@ -17,8 +17,8 @@ use super::handle::Inner;
 use super::log::SwapState;
 use super::prepare::Bound;
 use crate::config::scalar::ListenAddr;
-use crate::generation::{Epoch, Generation};
-use crate::worker::Message;
+use crate::generation::Generation;
+use crate::worker::{Leaving, Message};
 
 /// How often the counts are looked at: first, and at most.
 const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
@@ -32,7 +32,7 @@ pub(super) struct Draining {
     /// The generation, and each worker's count of it. Nothing else of it is kept: what a request needs, it holds.
     id: u64,
     generations: Vec<Arc<Generation>>,
-    epochs: Vec<Arc<Epoch>>,
+    leaving: Mutex<Leaving>,
     retired: Mutex<Vec<Arc<Bound>>>,
     retiring: Arc<Mutex<Vec<ListenAddr>>>,
     hurry: CancellationToken,
@@ -43,14 +43,14 @@ pub(super) struct Draining {
 impl Draining {
     pub(super) fn new(
         current: &Current,
-        epochs: Vec<Arc<Epoch>>,
+        leaving: Leaving,
         retired: Vec<Arc<Bound>>,
         retiring: Arc<Mutex<Vec<ListenAddr>>>,
     ) -> Draining {
         Draining {
             id: current.id,
             generations: current.generations.clone(),
-            epochs,
+            leaving: Mutex::new(leaving),
             retired: Mutex::new(retired),
             retiring,
             hurry: CancellationToken::new(),
@@ -87,6 +87,12 @@ impl Draining {
         self.retired.lock().clone()
     }
 
+    fn connections(&self) -> u64 {
+        let leaving = self.leaving.lock();
+        let epochs = leaving.refreshed.iter().chain(&leaving.retired);
+        epochs.map(|epoch| epoch.connections() as u64).sum()
+    }
+
     fn remaining(&self) -> Remaining {
         self.close_served();
         if self.given_up.load(Ordering::Acquire) {
@@ -94,11 +100,7 @@ impl Draining {
         }
         Remaining {
             requests: self.requests() as u64,
-            connections: self
-                .epochs
-                .iter()
-                .map(|epoch| epoch.connections() as u64)
-                .sum(),
+            connections: self.connections(),
             listeners: self.retired.lock().len() as u64,
         }
     }
@@ -208,9 +210,12 @@ pub(super) async fn run(
 /// The deadline: requests are asked and connections end; waits a moment for those that were told to. Answers how many
 /// those were.
 async fn cut(crew: &Crew, draining: &Draining) -> u64 {
-    let connections = draining.remaining().connections;
+    // A refreshed connection has nothing to do but a request that has just been asked: it ends after that, and is not
+    // waited for.
+    draining.leaving.lock().refreshed.clear();
+    let connections = draining.connections();
     let closed = connections.max(settle(crew, draining).await);
-    for epoch in &draining.epochs {
+    for epoch in &draining.leaving.lock().retired {
         epoch.cut.cancel();
     }
     let end = Instant::now() + CUT_WAIT;

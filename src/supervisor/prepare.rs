@@ -352,7 +352,7 @@ impl Supervisor {
         } else {
             1
         };
-        let owned = self.table.owned();
+        let mut owned = self.table.owned();
         let mut opened = Vec::new();
         let mut errors = Vec::new();
         for step in steps.iter().filter(|step| step.change == Change::Open) {
@@ -360,7 +360,12 @@ impl Supervisor {
             let address = &step.key.address;
             self.wait_until_retired(address, deadline).await;
             match net::Reservation::new(address, count, &owned) {
-                Ok(reserved) => opened.push((step.key.clone(), reserved)),
+                Ok(reserved) => {
+                    if let ListenAddr::Tcp(address) = address {
+                        owned.reserved(*address);
+                    }
+                    opened.push((step.key.clone(), reserved));
+                }
                 Err(error) => errors.push(parsed.locate(&pointer, error.message, error.help)),
             }
         }

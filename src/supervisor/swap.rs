@@ -18,11 +18,11 @@ use super::log::SwapState;
 use super::plan::{self, Change, Step};
 use super::prepare::{Bound, Prepared};
 use super::request::{Source, SwapRequest};
-use crate::generation::{Epoch, Generation};
+use crate::generation::Generation;
 use crate::listen::accept::Binding;
 use crate::net;
 use crate::snapshot::{BindingKey, Snapshot};
-use crate::worker::{Adopt, Message};
+use crate::worker::{Adopt, Leaving, Message};
 
 /// How often a worker that does not acknowledge is named.
 const ACK_REMINDER: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ impl Supervisor {
         for bound in opened {
             self.table.map.insert(bound.key.clone(), bound);
         }
-        let (generations, epochs) = self.adopt(state, &crew, id, &snapshot, &steps).await;
+        let (generations, leaving) = self.adopt(state, &crew, id, &snapshot, &steps).await;
         let retired = self.retire(&steps);
         crew.limit.set(document.runtime.max_connections);
         self.inner.log.keep(document.runtime.history);
@@ -101,7 +101,7 @@ impl Supervisor {
             })));
         }
         let before = previous.as_ref().map(|previous| previous.id);
-        let draining = self.begin_drain(previous.as_ref(), epochs, retired);
+        let draining = self.begin_drain(previous.as_ref(), leaving, retired);
         self.publish();
         tracing::info!(swap = state.id, generation = id, "committed");
         self.inner
@@ -141,9 +141,9 @@ impl Supervisor {
             },
         );
         let id = self.next_generation;
-        let mut epochs = Vec::new();
+        let mut leaving = Leaving::default();
         if let Some(crew) = self.crew.clone() {
-            (_, epochs) = self
+            (_, leaving) = self
                 .adopt(state, &crew, id, &Snapshot::default(), &steps)
                 .await;
         }
@@ -155,7 +155,7 @@ impl Supervisor {
             .or(old.map(|d| d.runtime.drain_timeout))
             .unwrap_or_default();
         let deadline = tokio::time::Instant::now() + timeout;
-        let draining = self.begin_drain(previous.as_ref(), epochs, retired);
+        let draining = self.begin_drain(previous.as_ref(), leaving, retired);
         self.publish();
         if let Some(draining) = &draining {
             // "Nothing is accepted any more" is said when it is true.
@@ -247,7 +247,7 @@ impl Supervisor {
         id: u64,
         snapshot: &Snapshot,
         steps: &[Step],
-    ) -> (Vec<Arc<Generation>>, Vec<Arc<Epoch>>) {
+    ) -> (Vec<Arc<Generation>>, Leaving) {
         let ids: HashMap<&BindingKey, u32> = self
             .table
             .map
@@ -283,12 +283,13 @@ impl Supervisor {
                 Err(gone) => self.report(gone.to_string()),
             }
         }
-        let mut epochs = Vec::new();
+        let mut leaving = Leaving::default();
         for (index, mut answer) in answers {
             loop {
                 match tokio::time::timeout(ACK_REMINDER, &mut answer).await {
                     Ok(Ok(mut more)) => {
-                        epochs.append(&mut more);
+                        leaving.refreshed.append(&mut more.refreshed);
+                        leaving.retired.append(&mut more.retired);
                         break;
                     }
                     Ok(Err(_)) => {
@@ -306,7 +307,7 @@ impl Supervisor {
                 }
             }
         }
-        (generations, epochs)
+        (generations, leaving)
     }
 
     fn report(&self, message: String) {
@@ -330,13 +331,13 @@ impl Supervisor {
     fn begin_drain(
         &mut self,
         previous: Option<&Current>,
-        epochs: Vec<Arc<Epoch>>,
+        leaving: Leaving,
         retired: Vec<Arc<Bound>>,
     ) -> Option<Arc<Draining>> {
         let previous = previous?;
         let draining = Arc::new(Draining::new(
             previous,
-            epochs,
+            leaving,
             retired,
             self.table.retiring.clone(),
         ));

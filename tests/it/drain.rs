@@ -289,3 +289,24 @@ fn a_swap_is_drained_when_the_last_of_all_older_generations_is() {
         "{ended}"
     );
 }
+
+/// Connection-level settings are not a request's definition: its connection finishes after it, however long that takes.
+#[test]
+fn a_download_outlives_a_change_of_its_connections_settings() {
+    let origin = Origin::start("A");
+    let to = local(free_port());
+    let gate = Gate::start(&proxy(to, &origin, 1));
+    let mut held = hold(to, &origin);
+    let refreshed = proxy(to, &origin, 1).replace("proxy =", "limits.streams = 7\nproxy =");
+    let call = Call::post("/reload?wait=drained&drain_timeout=0s");
+    let answer = gate.call(call.toml(&gate.document(&refreshed))).expect(200);
+    assert_eq!(
+        answer["plan"]["listeners"][0]["change"], "refresh",
+        "{answer}"
+    );
+    assert_eq!(answer["phase"], "drained", "{answer}");
+    origin.release_all();
+    let response = held.response().unwrap();
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("connection"), Some("close"));
+}

@@ -422,3 +422,18 @@ fn admin_address_moves_and_the_connection_that_asked_is_answered() {
     });
     gate.signal(Signal::TERM);
 }
+
+/// Two addresses of one document that overlap are not strangers to each other.
+#[test]
+fn a_wildcard_and_a_specific_address_begin_together() {
+    let port = free_port();
+    let both = format!(
+        "[http.web]\nlisten = [\"0.0.0.0:{port}\", \"127.0.0.1:{port}\"]\nrespond = \"x\"\n"
+    );
+    let gate = Gate::start(&both);
+    assert_eq!(get(local(port), "x", "/").status, 200);
+    gate.reload_ok(&format!(
+        "[http.web]\nlisten = \"0.0.0.0:{port}\"\nrespond = \"y\"\n"
+    ));
+    assert_eq!(get(local(port), "x", "/").text(), "y");
+}
