@@ -181,7 +181,11 @@ impl Document {
         check.names(&servers_raw);
         let mut servers: Vec<_> = servers_raw
             .iter()
-            .map(|(name, raw)| raw.spec(name, raw.at, runtime.on_change, &mut references, check))
+            .map(|(name, raw)| {
+                let running = running.and_then(|r| r.http.get(name.as_str()));
+                let on_change = runtime.on_change;
+                raw.spec(name, raw.at, on_change, running, &mut references, check)
+            })
             .collect();
         for server in &servers {
             reach::warn(&server.spec.routes, &server.routes_at, check);
@@ -189,6 +193,7 @@ impl Document {
         references.warn_unused(check);
         upstreams.append(&mut references.implicit);
         servers.retain(|server| server.enabled);
+        across::add_redirects(&mut servers, check);
         across::check(&servers, &admin.listen, check);
         let http = servers
             .into_iter()

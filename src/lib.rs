@@ -18,7 +18,7 @@
 //! | 5 assembly | `snapshot` |
 //! | 4 entry | `worker`, `listen` |
 //! | 3 meaning | `http` |
-//! | 2 reach | `upstream`, `registry` |
+//! | 2 reach | `upstream`, `tls`, `registry` |
 //! | 1 base | `net`, `generation`, `metrics`, `log` |
 //! | 0 grammar | `config`, `document` |
 //!
@@ -45,5 +45,6 @@ pub mod net;
 pub mod registry;
 pub mod snapshot;
 pub mod supervisor;
+pub mod tls;
 pub mod upstream;
 pub mod worker;

@@ -8,6 +8,7 @@ use crate::config::http::{ActionSpec, HttpSpec};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::http::{Entry, Files};
+use crate::tls::{self, store::Material};
 use crate::upstream::{Shared, Upstream};
 
 /// Identity of a bound address. A port 0 is never shared, so its server and place belong to it.
@@ -56,14 +57,18 @@ pub struct Snapshot {
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
     pub entries: BTreeMap<BindingKey, Arc<Entry>>,
     pub files: Files,
+    pub certificates: Material,
 }
 
 impl Snapshot {
-    /// Compiles `document`. `before` is what runs, with the document it was made of.
+    /// Compiles `document`. `before` is what runs, with the document it was made of; `certificates` those that the
+    /// document names.
     pub fn build(
         document: &Document,
         files: Files,
+        certificates: Material,
         shared: &Arc<Shared>,
+        tls: &tls::Shared,
         before: Option<(&Document, &Snapshot)>,
     ) -> Snapshot {
         let upstreams: BTreeMap<_, _> = document
@@ -96,8 +101,10 @@ impl Snapshot {
                         });
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
-                let entry =
-                    kept.unwrap_or_else(|| Arc::new(Entry::build(&specs, &upstreams, &files)));
+                let entry = kept.unwrap_or_else(|| {
+                    let entry = Entry::build(&specs, &upstreams, &files);
+                    Arc::new(entry.over_tls(presented(&specs, &certificates, tls)))
+                });
                 (key, entry)
             })
             .collect();
@@ -105,6 +112,25 @@ impl Snapshot {
             upstreams,
             entries,
             files,
+            certificates,
         }
     }
+}
+
+/// What the servers of an address present. First come the certificates of the server without `hosts`, which is there for
+/// clients whose name nobody knows, then the others by name.
+fn presented(
+    specs: &[&HttpSpec],
+    certificates: &Material,
+    shared: &tls::Shared,
+) -> Option<tls::Server> {
+    let connection = &specs.first()?.connection;
+    let (default, named): (Vec<&HttpSpec>, Vec<&HttpSpec>) =
+        specs.iter().copied().partition(|s| s.hosts.is_empty());
+    let servers = default.into_iter().chain(named);
+    let all: Vec<_> = servers
+        .flat_map(|spec| certificates.of(&spec.name))
+        .cloned()
+        .collect();
+    tls::Server::new(&all, connection, shared)
 }

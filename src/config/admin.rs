@@ -86,7 +86,7 @@ fn one_address(text: &str, base: &Path) -> Result<ListenAddr, Wrong> {
 }
 
 /// The text of a secret. References are read now, each time a document is checked.
-fn secret(
+pub(super) fn secret(
     secret: &Loc<SecretRef>,
     running: Option<&Secret>,
     check: &mut Checker<'_>,

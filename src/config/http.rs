@@ -5,6 +5,7 @@ mod action;
 mod check;
 mod matcher;
 mod raw;
+mod tls;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::template::Template;
 
 pub use check::Checked;
 pub use raw::{HttpRaw, RouteRaw};
+pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +32,8 @@ pub struct HttpSpec {
     pub hosts: Vec<HostPattern>,
     /// What belongs to the connection: equal for all servers that share an address.
     pub connection: ConnectionSpec,
+    /// There if `connection.tls` is.
+    pub tls: Option<TlsSpec>,
     /// Largest request body in bytes; `None`: no limit.
     pub body_limit: Option<u64>,
     pub routes: Vec<RouteSpec>,
@@ -44,6 +48,8 @@ pub struct ConnectionSpec {
     pub h1: bool,
     /// On cleartext: HTTP/2 with prior knowledge.
     pub h2: bool,
+    /// The oldest version it speaks; `None`: cleartext.
+    pub tls: Option<TlsVersion>,
     pub trusted_proxies: Vec<IpNet>,
     /// First byte of a head to its last; also how long a new connection may stay silent. `None`: no limit.
     pub header_timeout: Option<Duration>,

@@ -35,6 +35,8 @@ pub enum Var {
     Route,
     Generation,
     Time,
+    TlsVersion,
+    Sni,
     Header(::http::HeaderName),
     Cookie(String),
     QueryKey(String),
@@ -47,7 +49,7 @@ pub trait Source {
 }
 
 /// The variables without a name of their own.
-const VARIABLES: [(&str, Var); 13] = [
+const VARIABLES: [(&str, Var); 15] = [
     ("client_ip", Var::ClientIp),
     ("client_port", Var::ClientPort),
     ("scheme", Var::Scheme),
@@ -61,18 +63,18 @@ const VARIABLES: [(&str, Var); 13] = [
     ("route", Var::Route),
     ("generation", Var::Generation),
     ("time", Var::Time),
+    ("tls_version", Var::TlsVersion),
+    ("sni", Var::Sni),
 ];
 
 /// Variables of features that are not built.
-const LATER: [&str; 9] = [
+const LATER: [&str; 7] = [
     "request_id",
     "upstream",
     "target",
     "status",
     "duration_ms",
     "bytes_sent",
-    "tls_version",
-    "sni",
     "user",
 ];
 

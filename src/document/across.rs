@@ -63,6 +63,23 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
     }
 }
 
+/// Adds the servers that `tls.redirect_http` stands for.
+pub(super) fn add_redirects(servers: &mut Vec<Checked>, check: &mut Checker<'_>) {
+    let redirects: Vec<Checked> = servers
+        .iter()
+        .filter_map(|server| server.redirecting(check))
+        .collect();
+    for redirect in redirects {
+        if let Some(taken) = servers.iter().find(|s| s.spec.name == redirect.spec.name) {
+            check.findings.key_error(
+                taken.at,
+                "this name stands for the server that `redirect_http` makes",
+            );
+        }
+        servers.push(redirect);
+    }
+}
+
 /// Whether two sockets cannot be at once: the same address, or one of them is every address of the port.
 fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
     match (one, other) {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::Document;
 use crate::config::findings::Findings;
-use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
+use crate::config::http::{
+    ActionSpec, CertificateSpec, HttpSpec, PemSource, RespondBody, redirects_to,
+};
 use crate::config::scalar::ListenAddr;
 use crate::config::{Diagnostic, Format, format};
 
@@ -75,7 +77,10 @@ impl super::Parsed {
 impl Document {
     /// The JSON Pointer of an address of a server (an index into [`HttpSpec::listen`]).
     pub fn listen_pointer(&self, server: &str, index: usize) -> String {
-        let pointer = format!("/http/{server}/listen");
+        let pointer = match redirects_to(server).filter(|to| self.http.contains_key(*to)) {
+            Some(to) => format!("/http/{to}/tls/redirect_http"),
+            None => format!("/http/{server}/listen"),
+        };
         let addr = self.http.get(server).and_then(|s| s.listen.get(index));
         let written = self.normal.pointer(&pointer).and_then(|l| l.as_array());
         // `:80` stands for two addresses, so the index in the text may be another one. Relative paths play no part here.
@@ -118,9 +123,37 @@ impl Document {
             out.extend(
                 fallback_file(server).map(|f| (f.clone(), format!("/http/{name}/respond/file"))),
             );
+            for (pointer, certificate) in certificates(name, server) {
+                if let CertificateSpec::Pair { cert, key } = certificate {
+                    for (source, part) in [(cert, "cert"), (key, "key")] {
+                        if let PemSource::File(path) = source {
+                            out.push((path.clone(), format!("{pointer}/{part}")));
+                        }
+                    }
+                }
+            }
         }
         out
     }
+
+    /// The folders of certificates, each with the JSON Pointer of its path.
+    pub fn folder_pointers(&self) -> Vec<(PathBuf, String)> {
+        let all = self.http.iter().flat_map(|(name, s)| certificates(name, s));
+        all.filter_map(|(pointer, certificate)| match certificate {
+            CertificateSpec::Folder(path) => Some((path.clone(), format!("{pointer}/dir"))),
+            CertificateSpec::Pair { .. } => None,
+        })
+        .collect()
+    }
+}
+
+fn certificates<'a>(
+    name: &'a str,
+    server: &'a HttpSpec,
+) -> impl Iterator<Item = (String, &'a CertificateSpec)> {
+    let all = server.tls.iter().flat_map(|tls| &tls.certificates);
+    all.enumerate()
+        .map(move |(index, c)| (format!("/http/{name}/tls/certificates/{index}"), c))
 }
 
 fn is_enabled(route: &serde_json::Value) -> bool {

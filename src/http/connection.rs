@@ -17,9 +17,10 @@ use tokio::time::Instant;
 
 use super::client;
 use super::progress::Progress;
-use crate::config::http::ConnectionSpec;
+use crate::config::http::{ConnectionSpec, Scheme};
 use crate::metrics::WorkerContext;
 use crate::net::Peer;
+use crate::tls::Session;
 
 /// How long an idle connection that must end waits for one more request, which is then told so: closing at once would
 /// lose a request that crosses our FIN.
@@ -40,6 +41,8 @@ pub struct Connection {
     /// keep an old generation's routes in memory.
     pub spec: Arc<ConnectionSpec>,
     pub worker: Arc<WorkerContext>,
+    /// What the handshake settled; `None`: cleartext.
+    pub tls: Option<Session>,
     /// The peer is one of `trusted_proxies`: what it says about its own client is believed.
     pub trusted: bool,
     /// The peer's address as it stands in `X-Forwarded-For`: `unknown` if it has none.
@@ -151,6 +154,7 @@ impl Connection {
                 .map_or(HeaderValue::from_static("unknown"), client::address_value),
             spec,
             worker,
+            tls: None,
             multiplexed: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             unread: AtomicBool::new(false),
@@ -170,6 +174,22 @@ impl Connection {
             forwarded: Mutex::new(None),
             signal: AtomicBool::new(false),
             driver: AtomicWaker::new(),
+        }
+    }
+
+    /// The same connection after its handshake.
+    pub fn over_tls(self, session: Session) -> Connection {
+        Connection {
+            tls: Some(session),
+            ..self
+        }
+    }
+
+    /// What is spoken on this hop.
+    pub fn scheme(&self) -> Scheme {
+        match self.tls {
+            Some(_) => Scheme::Https,
+            None => Scheme::Http,
         }
     }
 

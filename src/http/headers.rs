@@ -220,7 +220,8 @@ fn forwarded_element(before: Option<&str>, connection: &Connection, host: Option
         }
     }
     // The scheme of this hop: `Forwarded` has one per element.
-    out.push_str(";proto=http");
+    out.push_str(";proto=");
+    out.push_str(scheme_text(connection.scheme()));
     out
 }
 

@@ -24,6 +24,7 @@ use bytes::Bytes;
 
 use crate::config::http::{ConnectionSpec, HttpSpec};
 use crate::config::scalar::{HostPattern, Pattern};
+use crate::tls;
 use crate::upstream::Upstream;
 use action::Action;
 use route::{Head, Routes, domains_above};
@@ -36,6 +37,8 @@ pub type Files = HashMap<PathBuf, Bytes>;
 pub struct Entry {
     /// Shared with its connections, which outlive the entry.
     pub connection: Arc<ConnectionSpec>,
+    /// `None`: cleartext.
+    tls: Option<Arc<tls::Server>>,
     servers: Vec<Server>,
     exact: HashMap<Box<str>, usize>,
     below: HashMap<Box<str>, usize>,
@@ -43,6 +46,13 @@ pub struct Entry {
     /// The server without `hosts`.
     default: Option<usize>,
     definitions: OnceLock<HashSet<u64>>,
+}
+
+/// What a handshake needs: what the address presents, and the settings its connections live under.
+#[derive(Debug, Clone)]
+pub struct Secure {
+    pub server: Arc<tls::Server>,
+    pub connection: Arc<ConnectionSpec>,
 }
 
 /// One server of an address.
@@ -79,6 +89,7 @@ impl Entry {
                     .first()
                     .map_or_else(unlimited, |spec| spec.connection.clone()),
             ),
+            tls: None,
             servers: Vec::with_capacity(specs.len()),
             exact: HashMap::new(),
             below: HashMap::new(),
@@ -104,6 +115,34 @@ impl Entry {
             }
         }
         entry
+    }
+
+    /// The same entry over TLS.
+    pub fn over_tls(self, server: Option<tls::Server>) -> Entry {
+        Entry {
+            tls: server.map(Arc::new),
+            ..self
+        }
+    }
+
+    /// `None`: cleartext.
+    pub fn secure(&self) -> Option<Secure> {
+        let server = self.tls.clone()?;
+        Some(Secure {
+            server,
+            connection: self.connection.clone(),
+        })
+    }
+
+    /// True if a request for `host` came over a connection that was made for another server's name, whose certificate is
+    /// not good for this one (RFC 9110 section 7.4). A client that named no server at its handshake is believed: what
+    /// it asked for is in its request only.
+    pub fn misdirected(&self, session: &tls::Session, host: &str) -> bool {
+        let Some(sni) = session.sni.as_deref().filter(|sni| *sni != host) else {
+            return false;
+        };
+        self.server_number(sni) != self.server_number(host)
+            && self.tls.as_ref().is_some_and(|tls| !tls.shares(sni, host))
     }
 
     /// True if a request that lives by `definition` (see `generation::Flight::define`: a digest of server name, action and
@@ -205,6 +244,7 @@ fn unlimited() -> ConnectionSpec {
     ConnectionSpec {
         h1: true,
         h2: true,
+        tls: None,
         trusted_proxies: Vec::new(),
         header_timeout: None,
         body_timeout: None,
@@ -284,6 +324,7 @@ pub(crate) mod test_kit {
             listen: vec![],
             hosts: vec![],
             connection,
+            tls: None,
             body_limit: None,
             routes: vec![],
             fallback: Some(respond(text)),

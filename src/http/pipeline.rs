@@ -141,6 +141,17 @@ async fn handle(
         )
         .await;
     };
+    if let Some(session) = &connection.tls
+        && entry.misdirected(session, context.host_name())
+    {
+        return local(
+            error::plain(StatusCode::MISDIRECTED_REQUEST),
+            &context,
+            body,
+            expectation,
+        )
+        .await;
+    }
     let (route, action) = server.find(&context.head(&parts));
     let Some(action) = action else {
         return local(

@@ -79,7 +79,7 @@ impl<'a> RequestContext<'a> {
             }
             peer => (peer, None),
         };
-        let scheme = scheme.unwrap_or(Scheme::Http);
+        let scheme = scheme.unwrap_or_else(|| connection.scheme());
         Ok(RequestContext {
             connection,
             client,

@@ -43,6 +43,16 @@ impl Source for Vars<'_> {
             Var::Route => self.route.unwrap_or_default().into(),
             Var::Generation => self.generation.to_string().into(),
             Var::Time => format!("{:.3}", jiff::Timestamp::now()).into(),
+            Var::TlsVersion => context
+                .connection
+                .tls
+                .as_ref()
+                .map_or("", |t| t.version)
+                .into(),
+            Var::Sni => {
+                let session = context.connection.tls.as_ref();
+                session.and_then(|t| t.sni.as_deref()).unwrap_or("").into()
+            }
             Var::Header(name) => header(&self.parts.headers, name),
             Var::Cookie(name) => text::cookies(&self.parts.headers)
                 .find(|(key, _)| *key == name.as_bytes())

@@ -16,7 +16,9 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::http::{self, Listener};
+use super::tls;
 use crate::config::scalar::ListenAddr;
+use crate::http::Secure;
 use crate::metrics::WorkerCounters;
 use crate::net::{self, Peer, Stream};
 
@@ -254,14 +256,15 @@ impl Acceptor {
             tracing::debug!(%peer, address = %self.binding.address, "connection limit reached");
             return;
         }
+        let secure = serving.entry.secure();
         match stream {
-            Stream::Tcp(stream) => self.spawn(stream, peer, held),
+            Stream::Tcp(stream) => self.spawn(stream, peer, secure, held),
             #[cfg(unix)]
-            Stream::Unix(stream) => self.spawn(stream, peer, held),
+            Stream::Unix(stream) => self.spawn(stream, peer, secure, held),
         }
     }
 
-    fn spawn<S>(&self, stream: S, peer: Peer, held: Held)
+    fn spawn<S>(&self, stream: S, peer: Peer, secure: Option<Secure>, held: Held)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -269,7 +272,15 @@ impl Acceptor {
         let (listener, local) = (self.listener.clone(), self.binding.address.tcp());
         // Owned by its epoch (told to finish, cut at the deadline) and by the worker's runtime.
         tokio::spawn(async move {
-            let connection = http::serve(stream, peer, local, listener, guard);
+            let connection = async {
+                match secure {
+                    // Boxed: cleartext connections are not to pay for the room a handshake needs.
+                    Some(secure) => {
+                        Box::pin(tls::serve(stream, peer, local, secure, listener, guard)).await
+                    }
+                    None => http::serve(stream, peer, local, listener, guard).await,
+                }
+            };
             if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
                 WorkerCounters::add(&held.listener.worker.counters.panics);
                 tracing::error!(%peer, "a connection's task panicked; only that connection ended");

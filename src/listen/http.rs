@@ -1,5 +1,5 @@
-//! A cleartext HTTP connection: the first bytes choose HTTP/1 or HTTP/2 under a deadline, then hyper speaks it and the
-//! timers watch. hyper's own timer would count header and idle time together and end without an answer, so it is off.
+//! An HTTP connection: in cleartext the first bytes choose HTTP/1 or HTTP/2 under a deadline (over TLS the handshake has),
+//! then hyper speaks it and the timers watch. hyper's own timer would count header and idle time together and end without an answer, so it is off.
 
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -68,11 +68,7 @@ pub async fn serve<S>(
 {
     let spec = listener.slot.pin().entry.connection.clone();
     let connection = Arc::new(Connection::new(peer, local, spec, listener.worker.clone()));
-    if guard.epoch.finish.is_cancelled() {
-        // Accepted from the queue of an address that goes: its first response says so already.
-        connection.finish();
-    }
-    let mut watch = Watch::new(connection.clone(), &guard.epoch);
+    let mut watch = watch(&connection, &guard);
     let Some((protocol, prefix)) = choose(&mut stream, &connection, &mut watch).await else {
         return;
     };
@@ -83,8 +79,35 @@ pub async fn serve<S>(
     }
 }
 
+/// The same for a connection whose protocol a handshake has settled.
+pub(super) async fn serve_chosen<S>(
+    stream: S,
+    connection: Connection,
+    protocol: Protocol,
+    listener: Arc<Listener>,
+    guard: EpochGuard,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = Arc::new(connection);
+    let watch = watch(&connection, &guard);
+    let io = Watched::new(stream, Bytes::new(), connection.clone());
+    match protocol {
+        Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
+        Protocol::Http2 => serve_http2(io, listener, connection, watch).await,
+    }
+}
+
+fn watch<'a>(connection: &Arc<Connection>, guard: &'a EpochGuard) -> Watch<'a> {
+    if guard.epoch.finish.is_cancelled() {
+        // Accepted from the queue of an address that goes: its first response says so already.
+        connection.finish();
+    }
+    Watch::new(connection.clone(), &guard.epoch)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Protocol {
+pub(super) enum Protocol {
     Http1,
     Http2,
 }

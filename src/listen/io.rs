@@ -19,6 +19,8 @@ pub struct Watched<S> {
     connection: Arc<Connection>,
     scan: HeadScan,
     blocked: bool,
+    /// The same of a flush: TLS holds bytes of its own that wait for the system.
+    unflushed: bool,
     /// The client's side is shut down.
     ended: bool,
     /// The last read found the client's end.
@@ -34,6 +36,7 @@ impl<S> Watched<S> {
             connection,
             scan: HeadScan::default(),
             blocked: false,
+            unflushed: false,
             ended: false,
             drained: false,
         }
@@ -62,11 +65,16 @@ impl<S> Watched<S> {
         if self.ended && !blocked {
             self.connection.set_half_closed();
         }
-        if blocked != self.blocked {
-            self.blocked = blocked;
-            self.connection.set_blocked(blocked);
-        }
+        self.stalls(blocked, self.unflushed);
         polled
+    }
+
+    fn stalls(&mut self, blocked: bool, unflushed: bool) {
+        let before = self.blocked || self.unflushed;
+        (self.blocked, self.unflushed) = (blocked, unflushed);
+        if before != (blocked || unflushed) {
+            self.connection.set_blocked(!before);
+        }
     }
 }
 
@@ -157,7 +165,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         let this = self.get_mut();
         // hyper comes by here whenever it has nothing left to do.
         ready!(this.poll_probe(cx))?;
-        Pin::new(&mut this.stream).poll_flush(cx)
+        let polled = Pin::new(&mut this.stream).poll_flush(cx);
+        this.stalls(this.blocked, polled.is_pending());
+        polled
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

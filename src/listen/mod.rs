@@ -4,3 +4,4 @@ pub mod http;
 pub mod io;
 pub mod streams;
 pub mod timers;
+pub mod tls;

@@ -23,6 +23,7 @@ use crate::document::Document;
 use crate::generation::Generation;
 use crate::listen::accept::ConnectionLimit;
 use crate::snapshot::Snapshot;
+use crate::tls;
 use crate::upstream::Shared;
 use crate::worker::Worker;
 
@@ -97,6 +98,7 @@ pub(super) struct Supervisor {
 pub(super) struct Crew {
     pub(super) workers: Vec<Worker>,
     pub(super) shared: Arc<Shared>,
+    pub(super) tls: Arc<tls::Shared>,
     pub(super) limit: Arc<ConnectionLimit>,
     pub(super) model: crate::config::runtime::Model,
 }

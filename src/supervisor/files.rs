@@ -2,9 +2,11 @@
 //! blocked thread, so a writer that never comes costs the swap its `prepare_timeout` and the process nothing.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+
+use crate::tls::store::is_certificate;
 
 /// Largest file a document may name, and the largest document.
 pub(super) const MAX: u64 = 16 * 1024 * 1024;
@@ -44,6 +46,44 @@ pub(super) async fn read(path: &Path) -> io::Result<Bytes> {
             .read_to_end(&mut bytes)?;
         check_size(bytes.len())?;
         Ok(bytes.into())
+    })
+    .await
+    .map_err(io::Error::other)?
+}
+
+/// Certificates that a folder may hold.
+const MAX_PAIRS: usize = 10_000;
+
+/// The paths of every `NAME.crt` in `folder` and of the `NAME.key` that goes with it.
+///
+/// # Errors
+/// Those of the system, and ones with a plain sentence for a certificate without its key and for a folder with more
+/// than 10,000 of them.
+pub(super) async fn pairs(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let folder = folder.to_owned();
+    tokio::task::spawn_blocking(move || {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&folder)? {
+            let cert = entry?.path();
+            if !is_certificate(&cert) {
+                continue;
+            }
+            let key = cert.with_extension("key");
+            if !key.exists() {
+                let name = cert.file_name().unwrap_or_default().display();
+                return Err(io::Error::other(format!(
+                    "{name} has no key: there is no {}",
+                    key.display()
+                )));
+            }
+            if all.len() >= 2 * MAX_PAIRS {
+                return Err(io::Error::other(format!(
+                    "more than {MAX_PAIRS} certificates"
+                )));
+            }
+            all.extend([cert, key]);
+        }
+        Ok(all)
     })
     .await
     .map_err(io::Error::other)?

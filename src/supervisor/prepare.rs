@@ -27,6 +27,8 @@ use crate::http::Files;
 use crate::listen::accept::{Binding, ConnectionLimit};
 use crate::net;
 use crate::snapshot::{BindingKey, Snapshot};
+use crate::tls;
+use crate::tls::store::{Fault, Material};
 use crate::upstream::Shared;
 use crate::worker;
 
@@ -174,7 +176,8 @@ impl Supervisor {
             Some(crew) => crew.clone(),
             None => Arc::new(self.hire(&document)?),
         };
-        let snapshot = self.compile(&document, files, &crew.shared).await?;
+        let (snapshot, faults) = self.compile(&parsed, &document, files, &crew).await?;
+        warnings.extend(faults);
         warnings.extend(resolve(&parsed, &snapshot, deadline).await);
         let (opened, admin) = self.reserve(&parsed, &steps, deadline).await?;
         strict(request, &warnings)?;
@@ -293,6 +296,13 @@ impl Supervisor {
             crate::config::runtime::Model::Shared => 1,
         };
         let shared = Arc::new(Shared::new(tokio::runtime::Handle::current(), count));
+        let tls = tls::Shared::new().map_err(|error| {
+            Rejection::new(
+                409,
+                "not-prepared",
+                format!("TLS is not possible here: {error}"),
+            )
+        })?;
         let limit = Arc::new(ConnectionLimit::new(runtime.max_connections));
         let workers = worker::start(&worker::Plan {
             model: runtime.model,
@@ -312,32 +322,49 @@ impl Supervisor {
         Ok(Crew {
             workers,
             shared,
+            tls: Arc::new(tls),
             limit,
             model: runtime.model,
         })
     }
 
+    /// What the document is made into, and what of its certificates is worth a warning.
     async fn compile(
         &self,
+        parsed: &Parsed,
         document: &Arc<Document>,
         files: Files,
-        shared: &Arc<Shared>,
-    ) -> Result<Arc<Snapshot>, Rejection> {
+        crew: &Crew,
+    ) -> Result<(Arc<Snapshot>, Vec<Diagnostic>), Rejection> {
         let before = self
             .current
             .as_ref()
             .map(|current| (current.document.clone(), current.snapshot.clone()));
-        let (document, shared) = (document.clone(), shared.clone());
+        let document = document.clone();
+        let (shared, tls) = (crew.shared.clone(), crew.tls.clone());
         // A large table takes its time: not on a thread that has other work.
         let built = self.options.compiler.spawn_blocking(move || {
             let before = before
                 .as_ref()
                 .map(|(document, snapshot)| (&**document, &**snapshot));
-            Arc::new(Snapshot::build(&document, files, &shared, before))
+            let running = before.map(|(_, snapshot)| &snapshot.certificates);
+            let loaded = Material::load(document.http.values(), &files, running, &tls);
+            let (certificates, warnings) = loaded?;
+            let snapshot = Snapshot::build(&document, files, certificates, &shared, &tls, before);
+            Ok((Arc::new(snapshot), warnings))
         });
-        built
-            .await
-            .map_err(|error| Rejection::new(500, "internal", format!("compiling failed: {error}")))
+        let located = |faults: Vec<Fault>| -> Vec<Diagnostic> {
+            let place = |f: Fault| parsed.locate(&f.pointer, f.message, f.help.map(Into::into));
+            faults.into_iter().map(place).collect()
+        };
+        match built.await {
+            Ok(Ok((snapshot, warnings))) => Ok((snapshot, located(warnings))),
+            Ok(Err(faults)) => Err(Rejection::with(409, "not-prepared", located(faults))),
+            Err(error) => {
+                let detail = format!("compiling failed: {error}");
+                Err(Rejection::new(500, "internal", detail))
+            }
+        }
     }
 
     /// Reserves every new address, the admin's too; gathers all that cannot be had.
@@ -469,7 +496,17 @@ async fn parse(
 
 /// Reads every file the document names, all at once.
 async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<Files, Rejection> {
-    let named = parsed.document.file_pointers();
+    let (mut named, mut errors) = (parsed.document.file_pointers(), Vec::new());
+    for (folder, pointer) in parsed.document.folder_pointers() {
+        let listed = tokio::time::timeout_at(deadline, files::pairs(&folder)).await;
+        match listed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+            Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
+            Err(error) => {
+                let message = format!("{}: {error}", folder.display());
+                errors.push(parsed.locate(&pointer, message, None));
+            }
+        }
+    }
     let reads = named.into_iter().map(|(path, pointer)| async move {
         let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
         let error = match read {
@@ -482,7 +519,7 @@ async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<F
         };
         Err(parsed.locate(&pointer, error, None))
     });
-    let (mut files, mut errors) = (Files::new(), Vec::new());
+    let mut files = Files::new();
     for read in join_all(reads).await {
         match read {
             Ok((path, bytes)) => drop(files.insert(path, bytes)),

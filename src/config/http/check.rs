@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::super::check::{Checker, is_name, shorten};
-use super::super::decode::{Limit, Loc};
+use super::super::decode::{Limit, List, Loc};
 use super::super::runtime::OnChange;
 use super::super::scalar::{HostPattern, ListenAddr, Size, Wrong, cidr};
 use super::super::tree::At;
@@ -26,15 +26,18 @@ pub struct Checked {
     pub routes_at: Vec<At>,
     /// Of the settings that servers on one address must agree on, by key.
     pub connection_at: Vec<(&'static str, At)>,
+    /// Addresses of `tls.redirect_http`.
+    pub redirect: Vec<(ListenAddr, At)>,
 }
 
 impl HttpRaw {
-    /// Checks one server, whose defaults are in.
+    /// Checks one server, whose defaults are in. `running` is the one of that name that serves.
     pub fn spec(
         &self,
         name: &str,
         at: At,
         on_change: OnChange,
+        running: Option<&HttpSpec>,
         references: &mut References<'_>,
         check: &mut Checker<'_>,
     ) -> Checked {
@@ -80,11 +83,21 @@ impl HttpRaw {
                 routes_at.push(raw.at);
             }
         }
+        let tls = self
+            .tls
+            .as_ref()
+            .map(|tls| tls.spec(tls.at, running.and_then(|r| r.tls.as_ref()), check));
+        let redirect = self
+            .tls
+            .as_ref()
+            .map(|tls| tls.redirect(check))
+            .unwrap_or_default();
         let spec = HttpSpec {
             name: name.into(),
             listen,
             hosts,
             connection: self.connection(check),
+            tls,
             body_limit: self.body_limit(),
             routes,
             fallback,
@@ -98,6 +111,7 @@ impl HttpRaw {
             hosts_at,
             routes_at,
             connection_at: self.connection_at(),
+            redirect,
         }
     }
 
@@ -116,36 +130,7 @@ impl HttpRaw {
                 .findings
                 .error(list.at, "a server needs an address to listen on");
         }
-        let mut out: Vec<(ListenAddr, At)> = Vec::new();
-        let mut seen = HashSet::new();
-        for item in list.iter() {
-            if !cfg!(unix) && item.starts_with("unix:") {
-                check
-                    .findings
-                    .error(item.at, "there are no unix sockets on this system");
-                continue;
-            }
-            let parsed = ListenAddr::parse_all(item, check.base);
-            let Some(all) = check.take(item.at, parsed) else {
-                continue;
-            };
-            let two = all.len() > 1;
-            for addr in all {
-                if two && addr.is_v6() && !check.has_ipv6 {
-                    check.findings.warning(
-                        item.at,
-                        format!("{addr} is left out: there is no IPv6 here"),
-                    );
-                } else if seen.insert(addr.clone()) {
-                    out.push((addr, item.at));
-                } else {
-                    check
-                        .findings
-                        .error(item.at, format!("the address {addr} is listed twice"));
-                }
-            }
-        }
-        out
+        addresses(list, check)
     }
 
     fn connection(&self, check: &mut Checker<'_>) -> ConnectionSpec {
@@ -165,6 +150,7 @@ impl HttpRaw {
         ConnectionSpec {
             h1: speaks(Protocol::H1),
             h2: speaks(Protocol::H2),
+            tls: self.tls.as_ref().map(|tls| tls.min_version()),
             trusted_proxies: trusted.into_iter().map(|(net, _)| net).collect(),
             header_timeout: check.limit(timeouts.and_then(|t| t.header.as_ref())),
             body_timeout: check.limit(timeouts.and_then(|t| t.body.as_ref())),
@@ -211,8 +197,14 @@ impl HttpRaw {
     fn connection_at(&self) -> Vec<(&'static str, At)> {
         let timeouts = self.timeouts.as_ref();
         let limits = self.limits.as_ref();
+        let tls = self.tls.as_ref();
         let at = |found: Option<At>| found.unwrap_or_default();
         vec![
+            ("tls", at(tls.map(|t| t.at))),
+            (
+                "tls.min_version",
+                at(tls.and_then(|t| t.min_version.as_ref()).map(|l| l.at)),
+            ),
             ("protocols", at(self.protocols.as_ref().map(|l| l.at))),
             (
                 "trusted_proxies",
@@ -270,6 +262,11 @@ impl ConnectionSpec {
     /// The keys in which two differ.
     pub fn differences(&self, other: &ConnectionSpec) -> Vec<&'static str> {
         let pairs = [
+            ("tls", self.tls.is_some() != other.tls.is_some()),
+            (
+                "tls.min_version",
+                self.tls.is_some() && other.tls.is_some() && self.tls != other.tls,
+            ),
             ("protocols", (self.h1, self.h2) != (other.h1, other.h2)),
             (
                 "trusted_proxies",
@@ -301,6 +298,40 @@ impl ConnectionSpec {
             .map(|(key, _)| key)
             .collect()
     }
+}
+
+/// The addresses that a list names, `:80` being two.
+pub(super) fn addresses(list: &List<String>, check: &mut Checker<'_>) -> Vec<(ListenAddr, At)> {
+    let mut out: Vec<(ListenAddr, At)> = Vec::new();
+    let mut seen = HashSet::new();
+    for item in list.iter() {
+        if !cfg!(unix) && item.starts_with("unix:") {
+            check
+                .findings
+                .error(item.at, "there are no unix sockets on this system");
+            continue;
+        }
+        let parsed = ListenAddr::parse_all(item, check.base);
+        let Some(all) = check.take(item.at, parsed) else {
+            continue;
+        };
+        let two = all.len() > 1;
+        for addr in all {
+            if two && addr.is_v6() && !check.has_ipv6 {
+                check.findings.warning(
+                    item.at,
+                    format!("{addr} is left out: there is no IPv6 here"),
+                );
+            } else if seen.insert(addr.clone()) {
+                out.push((addr, item.at));
+            } else {
+                check
+                    .findings
+                    .error(item.at, format!("the address {addr} is listed twice"));
+            }
+        }
+    }
+    out
 }
 
 /// A server is found by its name, for which a regular expression has no order.

@@ -4,6 +4,7 @@ use super::super::decode::{Limit, List, Map, section, words};
 use super::super::runtime::OnChange;
 use super::super::scalar::{Size, Span};
 use super::Scheme;
+use super::tls::TlsRaw;
 
 /// Keys of filters, which servers and routes will share.
 const FILTERS: &[&str] = &[
@@ -33,8 +34,10 @@ section! {
         hosts: List<String>,
         /// `false`: checked, but not there.
         enabled: bool = true,
-        /// HTTP versions it speaks; `h2` is with prior knowledge.
+        /// HTTP versions it speaks: over TLS by ALPN, in cleartext `h2` is with prior knowledge.
         protocols: List<Protocol> = ["h1", "h2"],
+        /// Makes it HTTPS.
+        tls: TlsRaw,
         /// CIDRs whose `X-Forwarded-*` and `Forwarded` are believed.
         trusted_proxies: List<String> = [],
         /// How long clients may take.
@@ -54,7 +57,7 @@ section! {
         /// For requests that no route takes: send the client elsewhere.
         redirect: RedirectRaw,
     }
-    later = [FILTERS, &["tls", "proxy_protocol", "error_pages", "files", "tcp"]];
+    later = [FILTERS, &["proxy_protocol", "error_pages", "files", "tcp"]];
 }
 
 section! {
