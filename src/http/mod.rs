@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::config::http::{ConnectionSpec, HttpSpec};
-use crate::config::scalar::{HostPattern, Pattern};
+use crate::config::scalar::HostPattern;
 use crate::upstream::Upstream;
 use action::Action;
 use route::{Head, Routes, domains_above};
@@ -39,7 +39,6 @@ pub struct Entry {
     servers: Vec<Server>,
     exact: HashMap<Box<str>, usize>,
     below: HashMap<Box<str>, usize>,
-    regex: Vec<(Pattern, usize)>,
     /// The server without `hosts`.
     default: Option<usize>,
     definitions: OnceLock<HashSet<u64>>,
@@ -82,7 +81,6 @@ impl Entry {
             servers: Vec::with_capacity(specs.len()),
             exact: HashMap::new(),
             below: HashMap::new(),
-            regex: Vec::new(),
             default: None,
             definitions: OnceLock::new(),
         };
@@ -96,7 +94,8 @@ impl Entry {
                     HostPattern::Below(name) => {
                         _ = entry.below.insert(name.as_str().into(), number)
                     }
-                    HostPattern::Regex(pattern) => entry.regex.push((pattern.clone(), number)),
+                    // `hosts` takes none: the document was refused.
+                    HostPattern::Regex(_) => {}
                 }
             }
             if spec.hosts.is_empty() {
@@ -129,8 +128,8 @@ impl Entry {
         all.contains(&definition)
     }
 
-    /// The server for `host` (lower case, without port): exact, then the longest domain it lies below, then a pattern,
-    /// then the one without `hosts`. Nothing falls through from one to another; no server is a 404.
+    /// The server for `host` (lower case, without port): exact, then the longest domain it lies below, then the
+    /// one without `hosts`. Nothing falls through from one to another; no server is a 404.
     pub fn server(&self, host: &str) -> Option<&Server> {
         let number = self.server_number(host)?;
         self.servers.get(number)
@@ -150,11 +149,7 @@ impl Entry {
         {
             return Some(*number);
         }
-        self.regex
-            .iter()
-            .find(|(pattern, _)| pattern.regex.is_match(host))
-            .map(|(_, number)| *number)
-            .or(self.default)
+        self.default
     }
 }
 
