@@ -156,7 +156,7 @@ pub fn set_forwarded(
     host: Option<&Host>,
     scheme: Scheme,
 ) {
-    let peer = connection.peer_text.clone();
+    let peer = connection.peer_text();
     let previous = if connection.trusted {
         joined(headers, &X_FORWARDED_FOR)
     } else {

@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+use super::framing::Framing;
 use super::io::Watched;
 use super::streams::{Owner, Streams};
 use super::timers::{Event, Watch};
@@ -37,8 +38,11 @@ pub struct Listener {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Of the first read: as a rule a whole head, so that choosing the protocol costs no extra call to the system.
 const FIRST_READ: usize = 2048;
-/// How long, and for how many bytes, a closed connection is read on so that our last answer is not lost to a reset.
-const LAST_READ: (Duration, usize) = (Duration::from_secs(2), 1024 * 1024);
+/// How long a closed connection is read on so that our last answer is not lost to a reset: while its client sends, and
+/// in all. Nothing of it is kept, so its bytes are not counted.
+const LAST_SILENCE: Duration = Duration::from_secs(2);
+const LAST_BUFFER: usize = 16 * 1024;
+const LAST_READ: Duration = Duration::from_secs(10);
 /// How long the answer to a head that never ended may take to leave.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 /// Bytes of an HTTP/1 read or write buffer, if no larger head is allowed. Also the bound of a head that never ends.
@@ -76,7 +80,8 @@ pub async fn serve<S>(
     let Some((protocol, prefix)) = choose(&mut stream, &connection, &mut watch).await else {
         return;
     };
-    let io = Watched::new(stream, prefix, connection.clone());
+    let framing = (protocol == Protocol::Http1).then(Framing::new);
+    let io = Watched::new(stream, prefix, connection.clone(), framing);
     match protocol {
         Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
         Protocol::Http2 => serve_http2(io, listener, connection, watch).await,
@@ -143,12 +148,15 @@ fn begin(
 ) -> impl Future<Output = Answer> + Send + use<> {
     let serving = listener.slot.pin();
     let flight = serving.generation.begin(listener.slot.binding);
-    let begun = connection.begin(!request.body().is_end_stream());
     let progress = Arc::new(Progress::new(flight, streams.is_some()));
-    match streams {
-        Some(streams) => streams.announce(progress.clone()),
-        None => connection.set_current(progress.clone()),
-    }
+    let current = match streams {
+        Some(streams) => {
+            streams.announce(progress.clone());
+            None
+        }
+        None => Some(progress.clone()),
+    };
+    let begun = connection.begin(!request.body().is_end_stream(), current);
     let exchange = Exchange {
         progress,
         connection: connection.clone(),
@@ -231,18 +239,13 @@ async fn refuse_slow_head<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>)
 /// Reads what the client still sends after our side was shut down: closing with unread bytes would be a reset, and that
 /// may overtake our last answer.
 async fn read_away<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>) {
-    let (time, mut left) = LAST_READ;
+    // On the heap: the connection's task should not be larger for its last moment.
+    let mut buffer = vec![0; LAST_BUFFER];
     let read = async {
-        let mut buffer = [0; 4096];
-        while let Ok(size @ 1..) = io.read(&mut buffer).await {
-            let Some(rest) = left.checked_sub(size) else {
-                break;
-            };
-            left = rest;
-        }
+        while let Ok(Ok(1..)) = tokio::time::timeout(LAST_SILENCE, io.read(&mut buffer)).await {}
     };
     // Time over: it is closed as it is.
-    let _ = tokio::time::timeout(time, read).await;
+    let _ = tokio::time::timeout(LAST_READ, read).await;
 }
 
 async fn serve_http2<S>(
