@@ -31,14 +31,20 @@ use route::{Head, Routes, domains_above};
 /// Contents of the files a document names, read at prepare.
 pub type Files = HashMap<PathBuf, Bytes>;
 
+/// The hash of what a document names. Whoever sends a request can only look keys up, never add any, so that it need not
+/// be a secret one.
+pub(crate) type Quick = foldhash::fast::FixedState;
+/// By host or path.
+pub(crate) type ByName<T> = HashMap<Box<str>, T, Quick>;
+
 /// What one generation does behind one bound address: all servers that share it. Shared by the workers.
 #[derive(Debug)]
 pub struct Entry {
     /// Shared with its connections, which outlive the entry.
     pub connection: Arc<ConnectionSpec>,
     servers: Vec<Server>,
-    exact: HashMap<Box<str>, usize>,
-    below: HashMap<Box<str>, usize>,
+    exact: ByName<usize>,
+    below: ByName<usize>,
     /// The server without `hosts`.
     default: Option<usize>,
     definitions: OnceLock<HashSet<u64>>,
@@ -79,8 +85,8 @@ impl Entry {
                     .map_or_else(unlimited, |spec| spec.connection.clone()),
             ),
             servers: Vec::with_capacity(specs.len()),
-            exact: HashMap::new(),
-            below: HashMap::new(),
+            exact: ByName::default(),
+            below: ByName::default(),
             default: None,
             definitions: OnceLock::new(),
         };
