@@ -25,14 +25,16 @@ enum Step {
     Lost([u8; 4]),
 }
 
-impl Framing {
+impl Default for Framing {
     /// At the beginning of a connection.
-    pub fn new() -> Framing {
+    fn default() -> Framing {
         Framing {
             step: Step::Head(HeadScan::default()),
         }
     }
+}
 
+impl Framing {
     /// Follows `bytes` to the beginning of the next message and returns how many that are: what is read at once then
     /// never holds parts of two heads. `between`: no request is in progress and the body of the last one was read.
     pub fn follow(
@@ -266,7 +268,7 @@ mod tests {
         let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         let post = "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n";
         let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
-        let mut framing = Framing::new();
+        let mut framing = Framing::default();
         let mut follow = |text: &str, between: bool| {
             let mut shown = None;
             let size = framing.follow(text.as_bytes(), between, |marks| shown = Some(marks));
@@ -320,7 +322,7 @@ mod tests {
                 bytes.extend_from_slice(b"\r\n");
                 bytes.extend(std::iter::repeat_n(b'\n', body.unwrap_or(0)));
             }
-            let mut framing = Framing::new();
+            let mut framing = Framing::default();
             let (mut at, mut ends, mut sizes) = (0, 0, sizes.into_iter().cycle());
             while at < bytes.len() {
                 let end = bytes.len().min(at + sizes.next().unwrap_or(1));
