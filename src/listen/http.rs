@@ -44,8 +44,8 @@ const FIRST_READ: usize = 2048;
 /// How long a closed connection is read on so that our last answer is not lost to a reset: while its client sends, and
 /// in all. Nothing of it is kept, so its bytes are not counted.
 const LAST_SILENCE: Duration = Duration::from_secs(2);
-const LAST_BUFFER: usize = 16 * 1024;
 const LAST_READ: Duration = Duration::from_secs(10);
+const LAST_BUFFER: usize = 16 * 1024;
 /// How long the answer to a head that never ended may take to leave.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 /// Bytes of an HTTP/1 read or write buffer, if no larger head is allowed. Also the bound of a head that never ends.

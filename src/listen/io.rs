@@ -78,26 +78,33 @@ impl<S: AsyncRead + Unpin> Watched<S> {
     /// shut down side for a client that has gone away, or (with `half_close`) notice neither that nor a reset. What
     /// comes is kept for hyper. Always ready, but for its error.
     fn poll_probe(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.ended || !self.prefix.is_empty() || !self.connection.may_probe() {
+        if self.ended || self.prefix.len() >= HELD || !self.connection.may_probe() {
             return Poll::Ready(Ok(()));
         }
-        let mut room = [std::mem::MaybeUninit::uninit(); PROBE];
-        let mut buffer = ReadBuf::uninit(&mut room);
-        match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
-            Poll::Pending => {}
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
-                self.ended = true;
-                self.connection.set_half_closed();
+        while self.prefix.len() < HELD {
+            let mut room = [std::mem::MaybeUninit::uninit(); PROBE];
+            let mut buffer = ReadBuf::uninit(&mut room);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Pending => break,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                    self.ended = true;
+                    self.connection.set_half_closed();
+                    break;
+                }
+                Poll::Ready(Ok(())) => {
+                    self.prefix = [&self.prefix, buffer.filled()].concat().into();
+                }
             }
-            Poll::Ready(Ok(())) => self.prefix = Bytes::copy_from_slice(buffer.filled()),
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// Bytes of a pipelined request that are taken from the system while another is answered.
+/// Bytes of pipelined requests that are taken from the system at once while another is answered.
 const PROBE: usize = 512;
+/// With so many of them held no more are taken: such a client is missed only when its answer is written.
+const HELD: usize = 4096;
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(

@@ -424,10 +424,15 @@ fn an_extra_answer_of_the_origin_never_reaches_another_client() {
 fn a_client_that_goes_away_ends_its_request_at_the_origin() {
     let origin = Origin::start("A");
     let (gate, to) = proxied(&origin);
-    for verb in ["hang", "infinite"] {
+    // The last with another request behind it, which is not its turn yet.
+    for (verb, more) in [
+        ("hang", ""),
+        ("infinite", ""),
+        ("hang", "GET /id HTTP/1.1\r\nhost: x\r\n\r\n"),
+    ] {
         let (before, broken) = (origin.requests(), origin.broken());
         let mut conn = Conn::open(to).unwrap();
-        conn.send(format!("GET /{verb} HTTP/1.1\r\nhost: x\r\n\r\n"))
+        conn.send(format!("GET /{verb} HTTP/1.1\r\nhost: x\r\n\r\n{more}"))
             .unwrap();
         until("the request at the origin", || {
             (origin.requests() > before).then_some(())
