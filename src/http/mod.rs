@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::config::http::{ConnectionSpec, HttpSpec};
-use crate::config::scalar::{HostPattern, Pattern};
+use crate::config::scalar::HostPattern;
 use crate::tls;
 use crate::upstream::Upstream;
 use action::Action;
@@ -31,6 +31,12 @@ use route::{Head, Routes, domains_above};
 
 /// Contents of the files a document names, read at prepare.
 pub type Files = HashMap<PathBuf, Bytes>;
+
+/// The hash of what a document names. Whoever sends a request can only look keys up, never add any, so that it need not
+/// be a secret one.
+pub(crate) type Quick = foldhash::fast::FixedState;
+/// By host or path.
+pub(crate) type ByName<T> = HashMap<Box<str>, T, Quick>;
 
 /// What one generation does behind one bound address: all servers that share it. Shared by the workers.
 #[derive(Debug)]
@@ -40,9 +46,8 @@ pub struct Entry {
     /// `None`: cleartext.
     tls: Option<Arc<tls::Server>>,
     servers: Vec<Server>,
-    exact: HashMap<Box<str>, usize>,
-    below: HashMap<Box<str>, usize>,
-    regex: Vec<(Pattern, usize)>,
+    exact: ByName<usize>,
+    below: ByName<usize>,
     /// The server without `hosts`.
     default: Option<usize>,
     definitions: OnceLock<HashSet<u64>>,
@@ -91,9 +96,8 @@ impl Entry {
             ),
             tls: None,
             servers: Vec::with_capacity(specs.len()),
-            exact: HashMap::new(),
-            below: HashMap::new(),
-            regex: Vec::new(),
+            exact: ByName::default(),
+            below: ByName::default(),
             default: None,
             definitions: OnceLock::new(),
         };
@@ -107,7 +111,8 @@ impl Entry {
                     HostPattern::Below(name) => {
                         _ = entry.below.insert(name.as_str().into(), number)
                     }
-                    HostPattern::Regex(pattern) => entry.regex.push((pattern.clone(), number)),
+                    // `hosts` takes none: the document was refused.
+                    HostPattern::Regex(_) => {}
                 }
             }
             if spec.hosts.is_empty() {
@@ -168,8 +173,8 @@ impl Entry {
         all.contains(&definition)
     }
 
-    /// The server for `host` (lower case, without port): exact, then the longest domain it lies below, then a pattern,
-    /// then the one without `hosts`. Nothing falls through from one to another; no server is a 404.
+    /// The server for `host` (lower case, without port): exact, then the longest domain it lies below, then the
+    /// one without `hosts`. Nothing falls through from one to another; no server is a 404.
     pub fn server(&self, host: &str) -> Option<&Server> {
         let number = self.server_number(host)?;
         self.servers.get(number)
@@ -189,11 +194,7 @@ impl Entry {
         {
             return Some(*number);
         }
-        self.regex
-            .iter()
-            .find(|(pattern, _)| pattern.regex.is_match(host))
-            .map(|(_, number)| *number)
-            .or(self.default)
+        self.default
     }
 }
 

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::http::{self, Listener};
 use super::tls;
+use crate::config::http::ConnectionSpec;
 use crate::config::scalar::ListenAddr;
+use crate::generation::EpochGuard;
 use crate::http::Secure;
 use crate::metrics::WorkerCounters;
 use crate::net::{self, Peer, Stream};
@@ -256,36 +258,52 @@ impl Acceptor {
             tracing::debug!(%peer, address = %self.binding.address, "connection limit reached");
             return;
         }
+        let guard = self.listener.slot.epoch().join();
         let secure = serving.entry.secure();
+        let spec = limits.clone();
         match stream {
-            Stream::Tcp(stream) => self.spawn(stream, peer, secure, held),
+            Stream::Tcp(stream) => self.start(stream, peer, secure, spec, guard, held),
             #[cfg(unix)]
-            Stream::Unix(stream) => self.spawn(stream, peer, secure, held),
+            Stream::Unix(stream) => self.start(stream, peer, secure, spec, guard, held),
         }
     }
 
-    fn spawn<S>(&self, stream: S, peer: Peer, secure: Option<Secure>, held: Held)
-    where
+    fn start<S>(
+        &self,
+        stream: S,
+        peer: Peer,
+        secure: Option<Secure>,
+        spec: Arc<ConnectionSpec>,
+        guard: EpochGuard,
+        held: Held,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let guard = self.listener.slot.epoch().join();
         let (listener, local) = (self.listener.clone(), self.binding.address.tcp());
-        // Owned by its epoch (told to finish, cut at the deadline) and by the worker's runtime.
-        tokio::spawn(async move {
-            let connection = async {
-                match secure {
-                    // Boxed: cleartext connections are not to pay for the room a handshake needs.
-                    Some(secure) => {
-                        Box::pin(tls::serve(stream, peer, local, secure, listener, guard)).await
-                    }
-                    None => http::serve(stream, peer, local, listener, guard).await,
-                }
-            };
-            if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
-                WorkerCounters::add(&held.listener.worker.counters.panics);
-                tracing::error!(%peer, "a connection's task panicked; only that connection ended");
-            }
-            drop(held);
-        });
+        match secure {
+            // Two kinds of task, so that a cleartext connection has no room for a handshake.
+            Some(secure) => spawn(
+                tls::serve(stream, peer, local, listener, secure, guard),
+                peer,
+                held,
+            ),
+            None => spawn(
+                http::serve(stream, peer, local, listener, spec, guard),
+                peer,
+                held,
+            ),
+        }
     }
+}
+
+/// Runs a connection in a task of its own: owned by its epoch (told to finish, cut at the deadline) and by the worker's
+/// runtime.
+fn spawn(connection: impl Future<Output = ()> + Send + 'static, peer: Peer, held: Held) {
+    tokio::spawn(async move {
+        if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
+            WorkerCounters::add(&held.listener.worker.counters.panics);
+            tracing::error!(%peer, "a connection's task panicked; only that connection ended");
+        }
+        drop(held);
+    });
 }

@@ -24,8 +24,8 @@ pub async fn serve<S>(
     stream: S,
     peer: Peer,
     local: Option<SocketAddr>,
-    secure: Secure,
     listener: Arc<Listener>,
+    secure: Secure,
     guard: EpochGuard,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

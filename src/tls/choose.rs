@@ -39,6 +39,11 @@ impl Chooser {
         chooser
     }
 
+    #[cfg(test)]
+    pub(super) fn at(&self, index: usize) -> &Arc<Certificate> {
+        &self.all[index]
+    }
+
     /// Those for `name` (lower case); empty: none is.
     fn named(&self, name: &str) -> &[usize] {
         if let Some(found) = self.exact.get(name) {
