@@ -517,13 +517,13 @@ fn secrets_are_redacted_kept_and_read() {
 
 #[test]
 fn what_is_not_built_is_refused_at_its_own_place() {
-    let text = "include = ['x']\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = {}\nrate_limit = {}\nfiles = 'x'\n\
+    let text = "include = ['x']\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\nrate_limit = {}\nfiles = 'x'\n\
                 [tcp.x]\n[upstreams.u]\nhealth = {}\ntargets = [{ address = '127.0.0.1:1', backup = true }]\n";
     let found = errors(text);
     for key in [
         "/include: `include`",
         "/http/web/protocols/0: `h3`",
-        "/http/web/tls: `tls`",
+        "/http/web/tls/acme: `acme`",
         "/http/web/rate_limit: `rate_limit`",
         "/http/web/files: `files`",
         "/tcp: `tcp`",

@@ -23,4 +23,5 @@ mod samples;
 mod scale;
 mod sockets;
 mod swap_load;
+mod tls;
 mod tour;

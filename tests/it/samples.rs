@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::kit::process::{Base, spawn};
-use crate::kit::{Gate, free_port};
+use crate::kit::{Gate, free_port, tls};
 
 fn samples() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
@@ -95,14 +95,20 @@ fn every_sample_starts_and_answers() {
             runtime: String::new(),
         };
         let gate = Gate::adopt(child, output, base, dir);
-        let mut listens = Vec::new();
-        addresses(&gate.now().json()["http"], &mut listens);
-        for address in &listens {
-            let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
-            let to = SocketAddr::from(([127, 0, 0, 1], port));
-            // Its origins are not there: an answer is an answer.
-            let answer = crate::kit::get(to, "localhost", "/");
-            assert!(answer.status >= 200, "{}: {address}", sample.display());
+        let now = gate.now().json();
+        for server in now["http"].as_object().unwrap().values() {
+            let mut listens = Vec::new();
+            addresses(server, &mut listens);
+            for address in &listens {
+                let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
+                let to = SocketAddr::from(([127, 0, 0, 1], port));
+                // Its origins are not there: an answer is an answer.
+                let answer = match server.get("tls") {
+                    Some(_) => tls::Client::new().get(to, "localhost", "/"),
+                    None => crate::kit::get(to, "localhost", "/"),
+                };
+                assert!(answer.status >= 200, "{}: {address}", sample.display());
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! An HTTP/2 client with prior knowledge over hyper, with a spy on the wire that counts GOAWAY and RST_STREAM.
+//! An HTTP/2 client over hyper, with prior knowledge or over a stream that has chosen it, with a spy on the wire that counts GOAWAY and RST_STREAM.
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +34,13 @@ impl H2 {
     pub(crate) async fn open(to: SocketAddr) -> H2 {
         let stream = TcpStream::connect(to).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        H2::over(stream).await
+    }
+
+    pub(crate) async fn over<S>(stream: S) -> H2
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let frames = Arc::new(Frames::default());
         let spy = Spy {
             inner: stream,
@@ -92,15 +99,15 @@ pub(crate) async fn send(
 }
 
 /// Reads frame heads as they pass.
-struct Spy {
-    inner: TcpStream,
+struct Spy<S> {
+    inner: S,
     frames: Arc<Frames>,
     head: [u8; 9],
     have: usize,
     skip: usize,
 }
 
-impl Spy {
+impl<S> Spy<S> {
     fn look(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let skip = self.skip.min(bytes.len());
@@ -125,7 +132,7 @@ impl Spy {
     }
 }
 
-impl AsyncRead for Spy {
+impl<S: AsyncRead + Unpin> AsyncRead for Spy<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -138,7 +145,7 @@ impl AsyncRead for Spy {
     }
 }
 
-impl AsyncWrite for Spy {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Spy<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -12,6 +12,7 @@ pub(crate) mod origin;
 pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod raw;
+pub(crate) mod tls;
 
 pub(crate) use admin::{Answer, Call};
 pub(crate) use origin::Origin;

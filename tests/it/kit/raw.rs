@@ -8,8 +8,8 @@ use super::PATIENCE;
 
 /// One connection, as client or (in [`super::origin`]) as server.
 #[derive(Debug)]
-pub(crate) struct Conn {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Conn<S = TcpStream> {
+    pub(crate) stream: S,
     buf: Vec<u8>,
 }
 
@@ -123,6 +123,16 @@ impl Conn {
             stream,
             buf: Vec::new(),
         })
+    }
+}
+
+impl<S: Read + Write> Conn<S> {
+    /// Over a stream that has its time limits.
+    pub(crate) fn with(stream: S) -> Conn<S> {
+        Conn {
+            stream,
+            buf: Vec::new(),
+        }
     }
 
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
