@@ -121,7 +121,7 @@ section! {
         host: List<String>,
         /// Decoded paths: `/v1/*` is `/v1` and all below, `/v1*` all that begins so, without `*` exactly that.
         path: List<String>,
-        /// Request methods.
+        /// Request methods: `GET`, or `~^P` for all that begin with P. Left out: every method.
         method: List<String>,
         /// Header fields; `*` for any value, `abc*` for all that begins so.
         header: Map<List<String>>,
