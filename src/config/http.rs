@@ -17,7 +17,7 @@ use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
-pub use check::Checked;
+pub use check::{Checked, RouteAt};
 pub use raw::{HttpRaw, RouteRaw};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
@@ -80,7 +80,7 @@ pub struct RouteSpec {
 pub struct MatchSpec {
     pub host: Vec<HostPattern>,
     pub path: Vec<PathPattern>,
-    pub method: Vec<Method>,
+    pub method: Vec<MethodPattern>,
     /// Each named field must hold one of its values.
     pub header: Vec<(HeaderName, Vec<TextPattern>)>,
     pub cookie: Vec<(String, Vec<TextPattern>)>,
@@ -96,6 +96,23 @@ pub struct MatchSpec {
 pub enum Scheme {
     Http,
     Https,
+}
+
+/// A request method; methods have a case.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MethodPattern {
+    Exact(Method),
+    /// `~^P`: a regular expression, unanchored.
+    Regex(Pattern),
+}
+
+impl MethodPattern {
+    pub fn matches(&self, method: &Method) -> bool {
+        match self {
+            MethodPattern::Exact(exact) => exact == method,
+            MethodPattern::Regex(pattern) => pattern.regex.is_match(method.as_str()),
+        }
+    }
 }
 
 /// A path, compared decoded (but `%2F`) and without dot segments.
