@@ -120,3 +120,38 @@ impl Snapshot {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::Format;
+    use crate::document::Context;
+    use bytes::Bytes;
+
+    #[tokio::test]
+    async fn a_changed_file_renews_the_entries_that_use_it_and_no_other() {
+        let text = "[http.a]\nlisten = '127.0.0.1:1'\nrespond.file = 'a'\n\
+                    [http.b]\nlisten = '127.0.0.1:2'\nrespond.file = 'b'\n";
+        let context = Context {
+            base: "/base".into(),
+            running: None,
+        };
+        let document = Document::parse(text.as_bytes(), Format::Toml, &context)
+            .unwrap()
+            .document;
+        let files = |a: &'static str| {
+            [("/base/a", a), ("/base/b", "same")]
+                .map(|(path, text)| (PathBuf::from(path), Bytes::from_static(text.as_bytes())))
+                .into()
+        };
+        let shared = Arc::new(Shared::new(tokio::runtime::Handle::current(), 1));
+        let old = Snapshot::build(&document, files("old"), &shared, None);
+        let new = Snapshot::build(&document, files("new"), &shared, Some((&document, &old)));
+        let kept = old
+            .entries
+            .iter()
+            .map(|(key, entry)| Arc::ptr_eq(entry, &new.entries[key]));
+        assert_eq!(kept.collect::<Vec<_>>(), [false, true]);
+    }
+}
