@@ -76,7 +76,7 @@ pub struct RouteSpec {
 }
 
 /// Conditions of a route: every non-empty list must hold, a list holds when any item does.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct MatchSpec {
     pub host: Vec<HostPattern>,
     pub path: Vec<PathPattern>,
@@ -92,14 +92,14 @@ pub struct MatchSpec {
     pub not: Option<Box<MatchSpec>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
     Http,
     Https,
 }
 
 /// A request method; methods have a case.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum MethodPattern {
     Exact(Method),
     /// `~^P`: a regular expression, unanchored.
@@ -116,7 +116,7 @@ impl MethodPattern {
 }
 
 /// A path, compared decoded (but `%2F`) and without dot segments.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PathPattern {
     /// `/v1`: exactly that.
     Exact(String),
@@ -129,7 +129,7 @@ pub enum PathPattern {
 }
 
 /// A value of a header, cookie or query key.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum TextPattern {
     /// `*`: present, whatever it holds.
     Any,

@@ -19,7 +19,11 @@ pub(super) fn warn(server: &Checked, check: &mut Checker<'_>) {
     let routes = &server.spec.routes;
     let sites = Sites::new(&server.spec.hosts);
     let mut taken = Taken::default();
-    let mut same: HashMap<String, usize> = HashMap::new();
+    #[expect(
+        clippy::mutable_key_type,
+        reason = "patterns are hashed by their text, never by the caches of their matchers"
+    )]
+    let mut same: HashMap<&MatchSpec, usize> = HashMap::new();
     for (index, (route, at)) in routes.iter().zip(&server.routes_at).enumerate() {
         let hosts = &route.matcher.host;
         if !hosts.is_empty() && hosts.iter().all(|host| sites.lack(host)) {
@@ -32,10 +36,10 @@ pub(super) fn warn(server: &Checked, check: &mut Checker<'_>) {
                 .help("add them there, or take the route out");
             continue;
         }
-        let key = (!is_plain(&route.matcher)).then(|| format!("{:?}", route.matcher));
+        let key = (!is_plain(&route.matcher)).then_some(&route.matcher);
         let earlier = taken
             .by(&route.matcher)
-            .or_else(|| key.as_ref().and_then(|k| same.get(k).copied()));
+            .or_else(|| key.and_then(|k| same.get(k).copied()));
         match earlier {
             Some(first) => {
                 let name = routes[first]

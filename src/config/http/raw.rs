@@ -48,11 +48,11 @@ section! {
         /// What happens to a long flow whose own definition a swap changed or removed; left out: as `[runtime]` says.
         on_change: OnChange,
         /// For requests that no route takes: pass them on to an upstream.
-        proxy: ProxyRaw,
+        proxy: Box<ProxyRaw>,
         /// For requests that no route takes: answer them from here.
-        respond: RespondRaw,
+        respond: Box<RespondRaw>,
         /// For requests that no route takes: send the client elsewhere.
-        redirect: RedirectRaw,
+        redirect: Box<RedirectRaw>,
     }
     later = [FILTERS, &["tls", "proxy_protocol", "error_pages", "files", "tcp"]];
 }
@@ -101,13 +101,13 @@ section! {
         /// `false`: checked, but not there.
         enabled: bool = true,
         /// Every given condition must hold; a list holds when any item does. Left out: every request.
-        matcher as "match": MatchRaw,
+        matcher as "match": Box<MatchRaw>,
         /// Pass the request on to an upstream.
-        proxy: ProxyRaw,
+        proxy: Box<ProxyRaw>,
         /// Answer from here.
-        respond: RespondRaw,
+        respond: Box<RespondRaw>,
         /// Send the client elsewhere.
-        redirect: RedirectRaw,
+        redirect: Box<RedirectRaw>,
         /// Largest request body; overrides the server's.
         body_limit: Limit<Size>,
     }
