@@ -10,7 +10,8 @@ use super::args::{Check, Run};
 use super::file::{Text, find_config};
 use super::{Exit, complain, draw, print};
 use crate::app::{self, App, StartError};
-use crate::document::{Context, Document, Refused};
+use crate::config::Diagnostic;
+use crate::document::{Context, Document, Parsed, Refused};
 use crate::log;
 use crate::supervisor::SwapRecord;
 
@@ -126,11 +127,13 @@ pub(crate) fn check(check: &Check) -> Exit {
     let (errors, warnings, exit) = match Document::parse(&text.bytes, text.format, &context) {
         Ok(parsed) => {
             let refused = check.strict && !parsed.warnings.is_empty();
-            (
-                vec![],
-                parsed.warnings,
-                if refused { Exit::Invalid } else { Exit::Done },
-            )
+            let missing = missing_files(&parsed);
+            let exit = match (refused, missing.is_empty()) {
+                (true, _) => Exit::Invalid,
+                (false, false) => Exit::NotPrepared,
+                (false, true) => Exit::Done,
+            };
+            (missing, parsed.warnings, exit)
         }
         Err(Refused::Syntax(errors)) => (errors, vec![], Exit::Invalid),
         Err(Refused::Invalid { errors, warnings }) => (errors, warnings, Exit::Invalid),
@@ -143,6 +146,22 @@ pub(crate) fn check(check: &Check) -> Exit {
         (_, count) => complain(&draw::summary(&text.name, count)),
     }
     exit
+}
+
+/// The files that a document names and that a start would miss. Nothing is read: a FIFO may have no writer yet.
+fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
+    let named = parsed.document.file_pointers().into_iter();
+    named
+        .filter_map(|(path, pointer)| {
+            let why = match std::fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() => "is a folder, not a file".to_owned(),
+                Ok(_) => return None,
+                Err(error) => error.to_string(),
+            };
+            let message = format!("{}: {why}", path.display());
+            Some(parsed.locate(&pointer, message, None))
+        })
+        .collect()
 }
 
 /// Prints the JSON Schema of the configuration.

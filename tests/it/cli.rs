@@ -80,6 +80,27 @@ fn check_is_quiet_and_zero_for_a_good_file() {
 }
 
 #[test]
+fn check_tells_of_files_that_a_start_would_miss() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.toml");
+    let contents = "[http.web]\nlisten = \"127.0.0.1:8080\"\nrespond.file = \"page.html\"\n";
+    std::fs::write(&file, contents).unwrap();
+    let check = || evergate(&["check", "-c", file.to_str().unwrap()]);
+    let output = check();
+    let drawn = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{drawn}");
+    assert!(
+        drawn.contains("a.toml:3:") && drawn.contains("page.html"),
+        "{drawn}"
+    );
+    std::fs::create_dir(dir.path().join("page.html")).unwrap();
+    assert_eq!(check().status.code(), Some(5));
+    std::fs::remove_dir(dir.path().join("page.html")).unwrap();
+    std::fs::write(dir.path().join("page.html"), "x").unwrap();
+    assert_eq!(check().status.code(), Some(0));
+}
+
+#[test]
 fn an_empty_file_is_valid_and_a_warning() {
     let dir = tempfile::tempdir().unwrap();
     for (name, contents) in [("empty.toml", "# nothing yet\n"), ("empty.json", "{}")] {
