@@ -91,6 +91,12 @@ impl Text {
         })
     }
 
+    /// A file that somebody else has read already, for its lines only. Nothing but a regular file: a FIFO would wait, or
+    /// take away what is written for another reader.
+    pub(crate) fn again(path: &Path) -> Option<Text> {
+        path.is_file().then(|| Text::read(path).ok()).flatten()
+    }
+
     pub(crate) fn content_type(&self) -> &'static str {
         match self.format {
             Format::Toml => "application/toml",
