@@ -14,6 +14,7 @@ use crate::config::Diagnostic;
 use crate::document::{Context, Document, Parsed, Refused};
 use crate::log;
 use crate::supervisor::SwapRecord;
+use crate::supervisor::event::Kind;
 
 /// Runs until stopped.
 pub(crate) fn run(run: Run) -> Exit {
@@ -33,6 +34,11 @@ pub(crate) fn run(run: Run) -> Exit {
             return Exit::Other;
         }
     };
+    // The newest of the first kind is the only one: nothing else starts a process.
+    let swaps = app.handle().swaps();
+    if let Some(boot) = swaps.iter().find(|swap| swap.kind == Kind::Boot) {
+        findings(config.as_deref(), boot);
+    }
     if !run.quiet {
         announce(config.as_deref(), &app);
     }
@@ -66,25 +72,23 @@ fn announce(config: Option<&Path>, app: &App) {
 
 /// Shows why the first configuration was refused.
 fn refused(config: Option<&Path>, record: &SwapRecord) -> Exit {
-    let text = match config {
-        Some(path) => Text::read(path).map(|text| (text.name, text.bytes)).ok(),
-        None => Some(("welcome.toml".to_owned(), app::WELCOME.as_bytes().to_vec())),
-    };
-    let (name, bytes) = text.unwrap_or_else(|| {
-        (
-            config
-                .map(|path| path.display().to_string())
-                .unwrap_or_default(),
-            vec![],
-        )
-    });
-    draw::findings(&name, &bytes, &record.errors, &record.warnings);
+    findings(config, record);
     let detail = record
         .detail
         .as_deref()
         .unwrap_or("the configuration was refused");
     complain(&draw::summary(detail, record.errors.len()));
     Exit::of_status(record.status.unwrap_or(500))
+}
+
+/// Draws what the start has found in the configuration.
+fn findings(config: Option<&Path>, record: &SwapRecord) {
+    let name = config.map_or("welcome.toml".into(), |path| path.display().to_string());
+    let bytes = match config {
+        Some(path) => Text::again(path).map(|text| text.bytes).unwrap_or_default(),
+        None => app::WELCOME.as_bytes().to_vec(),
+    };
+    draw::findings(&name, &bytes, &record.errors, &record.warnings);
 }
 
 /// Log lines go to standard error: `RUST_LOG`, else info (warnings with `--quiet`). What is returned writes the last ones.
