@@ -147,7 +147,8 @@ pub(crate) fn check(check: &Check) -> Exit {
     match (exit, errors.len()) {
         (Exit::Done, _) => print(&format!("{}: ok\n", text.name)),
         (_, 0) => complain(&format!("{}: a warning refuses (--strict)", text.name)),
-        (_, count) => complain(&draw::summary(&text.name, count)),
+        (_, 1) => complain(&format!("{}: 1 error", text.name)),
+        (_, count) => complain(&format!("{}: {count} errors", text.name)),
     }
     exit
 }
