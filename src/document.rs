@@ -188,7 +188,7 @@ impl Document {
             })
             .collect();
         for server in &servers {
-            reach::warn(&server.spec.routes, &server.routes_at, check);
+            reach::warn(server, check);
         }
         references.warn_unused(check);
         upstreams.append(&mut references.implicit);

@@ -1,18 +1,24 @@
 //! What needs no running process: `run`, `check`, `schema`.
 
+use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tracing_subscriber::EnvFilter;
 
 use super::args::{Check, Run};
 use super::file::{Text, find_config};
 use super::{Exit, complain, draw, print};
 use crate::app::{self, App, StartError};
-use crate::document::{Context, Document, Refused};
+use crate::config::Diagnostic;
+use crate::document::{Context, Document, Parsed, Refused};
 use crate::log;
 use crate::supervisor::SwapRecord;
+use crate::supervisor::event::Kind;
+use crate::tls;
+use crate::tls::store::{self, Material};
 
 /// Runs until stopped.
 pub(crate) fn run(run: Run) -> Exit {
@@ -32,6 +38,11 @@ pub(crate) fn run(run: Run) -> Exit {
             return Exit::Other;
         }
     };
+    // The newest of the first kind is the only one: nothing else starts a process.
+    let swaps = app.handle().swaps();
+    if let Some(boot) = swaps.iter().find(|swap| swap.kind == Kind::Boot) {
+        findings(config.as_deref(), boot);
+    }
     if !run.quiet {
         announce(config.as_deref(), &app);
     }
@@ -65,25 +76,23 @@ fn announce(config: Option<&Path>, app: &App) {
 
 /// Shows why the first configuration was refused.
 fn refused(config: Option<&Path>, record: &SwapRecord) -> Exit {
-    let text = match config {
-        Some(path) => Text::read(path).map(|text| (text.name, text.bytes)).ok(),
-        None => Some(("welcome.toml".to_owned(), app::WELCOME.as_bytes().to_vec())),
-    };
-    let (name, bytes) = text.unwrap_or_else(|| {
-        (
-            config
-                .map(|path| path.display().to_string())
-                .unwrap_or_default(),
-            vec![],
-        )
-    });
-    draw::findings(&name, &bytes, &record.errors, &record.warnings);
+    findings(config, record);
     let detail = record
         .detail
         .as_deref()
         .unwrap_or("the configuration was refused");
     complain(&draw::summary(detail, record.errors.len()));
     Exit::of_status(record.status.unwrap_or(500))
+}
+
+/// Draws what the start has found in the configuration.
+fn findings(config: Option<&Path>, record: &SwapRecord) {
+    let name = config.map_or("welcome.toml".into(), |path| path.display().to_string());
+    let bytes = match config {
+        Some(path) => Text::again(path).map(|text| text.bytes).unwrap_or_default(),
+        None => app::WELCOME.as_bytes().to_vec(),
+    };
+    draw::findings(&name, &bytes, &record.errors, &record.warnings);
 }
 
 /// Log lines go to standard error: `RUST_LOG`, else info (warnings with `--quiet`). What is returned writes the last ones.
@@ -125,12 +134,20 @@ pub(crate) fn check(check: &Check) -> Exit {
     };
     let (errors, warnings, exit) = match Document::parse(&text.bytes, text.format, &context) {
         Ok(parsed) => {
-            let refused = check.strict && !parsed.warnings.is_empty();
-            (
-                vec![],
-                parsed.warnings,
-                if refused { Exit::Invalid } else { Exit::Done },
-            )
+            let mut missing = missing_files(&parsed);
+            let mut warnings = parsed.warnings.clone();
+            if missing.is_empty() {
+                let (errors, more) = judge_certificates(&parsed);
+                missing.extend(errors);
+                warnings.extend(more);
+            }
+            let refused = check.strict && !warnings.is_empty();
+            let exit = match (refused, missing.is_empty()) {
+                (true, _) => Exit::Invalid,
+                (false, false) => Exit::NotPrepared,
+                (false, true) => Exit::Done,
+            };
+            (missing, warnings, exit)
         }
         Err(Refused::Syntax(errors)) => (errors, vec![], Exit::Invalid),
         Err(Refused::Invalid { errors, warnings }) => (errors, warnings, Exit::Invalid),
@@ -140,9 +157,82 @@ pub(crate) fn check(check: &Check) -> Exit {
     match (exit, errors.len()) {
         (Exit::Done, _) => print(&format!("{}: ok\n", text.name)),
         (_, 0) => complain(&format!("{}: a warning refuses (--strict)", text.name)),
-        (_, count) => complain(&draw::summary(&text.name, count)),
+        (_, 1) => complain(&format!("{}: 1 error", text.name)),
+        (_, count) => complain(&format!("{}: {count} errors", text.name)),
     }
     exit
+}
+
+/// The files and folders that a document names and that a start would miss. Nothing is read: a FIFO may have no writer
+/// yet.
+fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
+    let folders = parsed
+        .document
+        .folder_pointers()
+        .into_iter()
+        .map(|(path, pointer)| (path, pointer, true));
+    let files = parsed
+        .document
+        .file_pointers()
+        .into_iter()
+        .map(|(path, pointer)| (path, pointer, false));
+    files
+        .chain(folders)
+        .filter_map(|(path, pointer, folder)| {
+            let why = match std::fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() == folder => return None,
+                Ok(_) if folder => "is no folder".to_owned(),
+                Ok(_) => "is a folder, not a file".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let message = format!("{}: {why}", path.display());
+            Some(parsed.locate(&pointer, message, None))
+        })
+        .collect()
+}
+
+/// Errors and warnings of the certificates that a document names. Where one of their files is no regular one (a FIFO may
+/// have no writer yet), a start will tell.
+fn judge_certificates(parsed: &Parsed) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+    let document = &parsed.document;
+    let mut named = document.certificate_pointers();
+    for (folder, pointer) in document.folder_pointers() {
+        match store::pairs(&folder) {
+            Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
+            Err(error) => {
+                let message = format!("{}: {error}", folder.display());
+                return (vec![parsed.locate(&pointer, message, None)], vec![]);
+            }
+        }
+    }
+    let mut files = HashMap::new();
+    for (path, pointer) in named {
+        if !std::fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
+            return (vec![], vec![]);
+        }
+        match std::fs::read(&path) {
+            Ok(text) => drop(files.insert(path, Bytes::from(text))),
+            Err(error) => {
+                let message = format!("{}: {error}", path.display());
+                return (vec![parsed.locate(&pointer, message, None)], vec![]);
+            }
+        }
+    }
+    let located = |faults: Vec<store::Fault>| {
+        let place = |f: store::Fault| parsed.locate(&f.pointer, f.message, f.help.map(Into::into));
+        faults.into_iter().map(place).collect()
+    };
+    let shared = match tls::Shared::new() {
+        Ok(shared) => shared,
+        Err(error) => {
+            let message = format!("TLS is not possible here: {error}");
+            return (vec![parsed.locate("", message, None)], vec![]);
+        }
+    };
+    match Material::load(document.http.values(), &files, None, &shared) {
+        Ok((_, warnings)) => (vec![], located(warnings)),
+        Err(errors) => (located(errors), vec![]),
+    }
 }
 
 /// Prints the JSON Schema of the configuration.

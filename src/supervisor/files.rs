@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::tls::store::is_certificate;
-
-/// Largest file a document may name, and the largest document.
-pub(super) const MAX: u64 = 16 * 1024 * 1024;
+use crate::config::MAX_BYTES;
+use crate::tls::store;
 
 /// Reads `path` whole. Cancel-safe: dropping it leaves nothing behind but, for a regular file, one read that ends.
 ///
@@ -40,9 +38,9 @@ pub(super) async fn read(path: &Path) -> io::Result<Bytes> {
                 "is not a regular file",
             ));
         }
-        let mut bytes = Vec::with_capacity(meta.len().min(MAX) as usize);
+        let mut bytes = Vec::with_capacity(meta.len().min(MAX_BYTES as u64) as usize);
         std::fs::File::open(&path)?
-            .take(MAX + 1)
+            .take(MAX_BYTES as u64 + 1)
             .read_to_end(&mut bytes)?;
         check_size(bytes.len())?;
         Ok(bytes.into())
@@ -51,46 +49,19 @@ pub(super) async fn read(path: &Path) -> io::Result<Bytes> {
     .map_err(io::Error::other)?
 }
 
-/// Certificates that a folder may hold.
-const MAX_PAIRS: usize = 10_000;
-
-/// The paths of every `NAME.crt` in `folder` and of the `NAME.key` that goes with it.
+/// [`store::pairs`] on a thread that may wait.
 ///
 /// # Errors
-/// Those of the system, and ones with a plain sentence for a certificate without its key and for a folder with more
-/// than 10,000 of them.
+/// As there.
 pub(super) async fn pairs(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let folder = folder.to_owned();
-    tokio::task::spawn_blocking(move || {
-        let mut all = Vec::new();
-        for entry in std::fs::read_dir(&folder)? {
-            let cert = entry?.path();
-            if !is_certificate(&cert) {
-                continue;
-            }
-            let key = cert.with_extension("key");
-            if !key.exists() {
-                let name = cert.file_name().unwrap_or_default().display();
-                return Err(io::Error::other(format!(
-                    "{name} has no key: there is no {}",
-                    key.display()
-                )));
-            }
-            if all.len() >= 2 * MAX_PAIRS {
-                return Err(io::Error::other(format!(
-                    "more than {MAX_PAIRS} certificates"
-                )));
-            }
-            all.extend([cert, key]);
-        }
-        Ok(all)
-    })
-    .await
-    .map_err(io::Error::other)?
+    tokio::task::spawn_blocking(move || store::pairs(&folder))
+        .await
+        .map_err(io::Error::other)?
 }
 
 fn check_size(len: usize) -> io::Result<()> {
-    if len as u64 > MAX {
+    if len > MAX_BYTES {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
             "is larger than 16 MiB",

@@ -2,6 +2,7 @@
 //! before anything of the generation can be seen, and is said with its place.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -111,6 +112,12 @@ impl Material {
         } else {
             Err(loader.errors)
         }
+    }
+
+    /// True if a server has the same certificates here and there.
+    pub fn same(&self, other: &Material, server: &str) -> bool {
+        let (here, there) = (self.of(server), other.of(server));
+        here.len() == there.len() && here.iter().zip(there).all(|(a, b)| Arc::ptr_eq(a, b))
     }
 
     /// Those of a server, in the document's order.
@@ -349,8 +356,38 @@ impl Certificate {
     }
 }
 
-/// True for a file of a folder of certificates that holds one.
-pub fn is_certificate(path: &Path) -> bool {
+/// Certificates that a folder may hold.
+const MAX_PAIRS: usize = 10_000;
+
+/// The paths of every `NAME.crt` in `folder` and of the `NAME.key` that goes with it. Blocks.
+///
+/// # Errors
+/// Those of the system, and ones with a plain sentence for a certificate without its key and for a folder with more
+/// than 10,000 of them.
+pub fn pairs(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let cert = entry?.path();
+        if !is_certificate(&cert) {
+            continue;
+        }
+        let key = cert.with_extension("key");
+        if !key.exists() {
+            let (cert, key) = (cert.file_name(), key.file_name());
+            let [cert, key] =
+                [cert, key].map(|name| name.unwrap_or_default().display().to_string());
+            return Err(io::Error::other(format!("{cert} is there without {key}")));
+        }
+        if all.len() >= 2 * MAX_PAIRS {
+            let message = format!("holds more than {MAX_PAIRS} certificates");
+            return Err(io::Error::other(message));
+        }
+        all.extend([cert, key]);
+    }
+    Ok(all)
+}
+
+fn is_certificate(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "crt")
 }
 

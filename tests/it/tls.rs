@@ -222,7 +222,10 @@ fn a_folder_holds_certificates_that_come_and_go() {
     let refused = gate.reload(&document);
     let problem = refused.problem(409, "not-prepared");
     let message = problem["errors"][0]["message"].as_str().unwrap();
-    assert!(message.contains("two.crt has no key"), "{problem}");
+    assert!(
+        message.contains("two.crt is there without two.key"),
+        "{problem}"
+    );
     std::fs::remove_file(certs.join("two.crt")).unwrap();
     gate.reload_ok(&document);
     assert_eq!(given("two.test"), one.der);
@@ -266,6 +269,30 @@ fn a_bad_pair_is_refused_with_its_place_and_nothing_changes() {
         "{}",
         answer.text()
     );
+}
+
+#[test]
+fn check_judges_certificates_without_a_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pair, other) = (Pair::new(&["a.test"]), Pair::new(&["a.test"]));
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("evergate.toml", &site(local(1), "", "x"));
+    write("site.crt", &pair.cert);
+    let check = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_evergate"))
+            .args(["check", "-c"])
+            .arg(dir.path().join("evergate.toml"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    for (key, code, word) in [(&other.key, 5, "is not the key of"), (&pair.key, 0, "")] {
+        write("site.key", key);
+        let (status, text) = check();
+        assert_eq!(status, Some(code), "{text}");
+        assert!(text.contains(word), "{text}");
+    }
 }
 
 #[test]

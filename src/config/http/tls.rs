@@ -313,7 +313,7 @@ impl Checked {
             listen_at,
             routes_at: Vec::new(),
             redirect: Vec::new(),
-            connection_at: self.connection_at.clone(),
+            settings_at: self.settings_at,
         })
     }
 }
