@@ -45,7 +45,7 @@ pub fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<
             .chain(&spec.fallback);
         actions.filter_map(|action| match action {
             ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
-            ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
+            ActionSpec::Files(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
         })
     })
 }

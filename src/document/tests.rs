@@ -517,7 +517,7 @@ fn secrets_are_redacted_kept_and_read() {
 
 #[test]
 fn what_is_not_built_is_refused_at_its_own_place() {
-    let text = "include = ['x']\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = {}\nrate_limit = {}\nfiles = 'x'\n\
+    let text = "include = ['x']\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = {}\nrate_limit = {}\ntcp = 'x'\n\
                 [tcp.x]\n[upstreams.u]\nhealth = {}\ntargets = [{ address = '127.0.0.1:1', backup = true }]\n";
     let found = errors(text);
     for key in [
@@ -525,7 +525,7 @@ fn what_is_not_built_is_refused_at_its_own_place() {
         "/http/web/protocols/0: `h3`",
         "/http/web/tls: `tls`",
         "/http/web/rate_limit: `rate_limit`",
-        "/http/web/files: `files`",
+        "/http/web/tcp: `tcp`",
         "/tcp: `tcp`",
         "/upstreams/u/health: `health`",
         "/upstreams/u/targets/0/backup: `backup`",
@@ -730,6 +730,9 @@ fn any_document() -> impl Strategy<Value = serde_json::Value> {
         "proxy",
         "respond",
         "redirect",
+        "files",
+        "root",
+        "try",
         "match",
         "path",
         "targets",
@@ -790,6 +793,9 @@ fn valid_document() -> impl Strategy<Value = serde_json::Value> {
             |(body, status)| serde_json::json!({ "respond": { "body": body, "status": status } })
         ),
         Just(serde_json::json!({ "redirect": "https://{host}{uri}" })),
+        "[a-z]{1,8}".prop_map(
+            |root| serde_json::json!({ "files": { "root": root, "try": ["{path}", "/index.html"] } })
+        ),
     ];
     let conditions = prop_oneof![
         "[a-z/]{0,8}".prop_map(|path| serde_json::json!({ "path": format!("/{path}") })),

@@ -178,6 +178,14 @@ async fn handle(
         Kind::Respond(respond) => {
             local(respond.respond(&vars(&parts)), &context, body, expectation).await
         }
+        Kind::Files(files) => {
+            let flight = &exchange.progress.flight;
+            let response = match files.respond(&vars(&parts), flight).await {
+                Ok(response) => response,
+                Err(error) => error::respond(&error),
+            };
+            local(response, &context, body, expectation).await
+        }
         Kind::Redirect(redirect) => {
             local(redirect.respond(&vars(&parts)), &context, body, expectation).await
         }
