@@ -68,7 +68,15 @@ pub async fn serve(
             close: true,
         }
     });
-    if is_head && let Some(length) = response.body_mut().suppress() {
+    // A 304 tells of another response's content, a 204 has none: a length of 0 would be wrong (RFC 9110 section 8.6).
+    let has_length = !matches!(
+        response.status(),
+        StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT
+    );
+    if is_head
+        && let Some(length) = response.body_mut().suppress()
+        && has_length
+    {
         response
             .headers_mut()
             .entry(CONTENT_LENGTH)

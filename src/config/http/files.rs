@@ -109,7 +109,8 @@ pub(super) fn files(raw: &Loc<FilesRaw>, check: &mut Checker<'_>) -> Option<File
         return None;
     }
     Some(FilesSpec {
-        root: check.base.join(&root.value),
+        // One way of writing it: what equals must look equal.
+        root: check.base.join(&root.value).components().collect(),
         index: index.into_iter().map(|(name, _)| name).collect(),
         browse: is_on(&raw.browse),
         tries: tries.into_iter().map(|(template, _)| template).collect(),

@@ -15,8 +15,6 @@ use super::stat::{Kind, Stat};
 
 /// Links that one path may lead through.
 const MAX_LINKS: usize = 40;
-/// Tries while names are being moved about under a lookup.
-const TRIES: usize = 4;
 
 /// How an open may go about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,6 +250,9 @@ mod linux {
     use rustix::fs::{AtFlags, ResolveFlags, StatxFlags};
 
     use super::*;
+
+    /// Tries while names are being moved about under a lookup.
+    const TRIES: usize = 4;
 
     /// The system has no `openat2` (before Linux 5.6), or a sandbox forbids it.
     static MISSING: AtomicBool = AtomicBool::new(false);
