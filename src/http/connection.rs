@@ -1,12 +1,12 @@
 //! What a client connection is doing, shared by its I/O (which runs the timers) and its requests (which begin and end
-//! on it). One allocation per connection; every field that a request touches is behind one uncontended lock.
+//! on it). One allocation per connection; what changes with its requests is behind one lock, uncontended on HTTP/1.
 //!
 //! The timers themselves are in `listen::timers`. Here only *which* of them runs is known: a connection is new, awaits
 //! a head, reads one, or is busy with requests.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Wake;
 use std::time::Duration;
 
@@ -43,16 +43,12 @@ pub struct Connection {
     /// The peer is one of `trusted_proxies`: what it says about its own client is believed.
     pub trusted: bool,
     /// The peer's address as it stands in `X-Forwarded-For`: `unknown` if it has none.
-    pub(super) peer_text: HeaderValue,
+    peer_text: OnceLock<HeaderValue>,
     /// True for HTTP/2, where streams end on tasks of their own and must wake the connection.
     multiplexed: AtomicBool,
     finishing: AtomicBool,
     unread: AtomicBool,
     state: Mutex<State>,
-    /// HTTP/1: the request in progress.
-    current: Mutex<Option<Arc<Progress>>>,
-    /// The last `Forwarded` element for this peer, by the host it names: it changes seldom on a connection.
-    forwarded: Mutex<Option<(Box<[u8]>, HeaderValue)>>,
     /// Set when a timer or a token of the connection's driver fired.
     signal: AtomicBool,
     driver: AtomicWaker,
@@ -75,6 +71,10 @@ struct State {
     /// The client has shut down its side while its request was in progress.
     half_closed: bool,
     head: HeadMarks,
+    /// HTTP/1: the request in progress.
+    current: Option<Arc<Progress>>,
+    /// The last `Forwarded` element for this peer, by the host it names: it changes seldom on a connection.
+    forwarded: Option<(Box<[u8]>, HeaderValue)>,
 }
 
 impl State {
@@ -146,9 +146,7 @@ impl Connection {
             peer,
             local,
             trusted,
-            peer_text: peer
-                .ip()
-                .map_or(HeaderValue::from_static("unknown"), client::address_value),
+            peer_text: OnceLock::new(),
             spec,
             worker,
             multiplexed: AtomicBool::new(false),
@@ -165,17 +163,27 @@ impl Connection {
                 finished: None,
                 half_closed: false,
                 head: HeadMarks::default(),
+                current: None,
+                forwarded: None,
             }),
-            current: Mutex::new(None),
-            forwarded: Mutex::new(None),
             signal: AtomicBool::new(false),
             driver: AtomicWaker::new(),
         }
     }
 
-    /// A request's head is complete. `has_body`: more of it may follow.
-    pub fn begin(&self, has_body: bool) -> Begun {
+    /// The peer as it stands in `X-Forwarded-For`.
+    pub(super) fn peer_text(&self) -> HeaderValue {
+        let make = || {
+            let unknown = HeaderValue::from_static("unknown");
+            self.peer.ip().map_or(unknown, client::address_value)
+        };
+        self.peer_text.get_or_init(make).clone()
+    }
+
+    /// A request's head is complete. `has_body`: more of it may follow. `current` is told to [`Connection::poll_cut`].
+    pub fn begin(&self, has_body: bool, current: Option<Arc<Progress>>) -> Begun {
         let mut state = self.state.lock();
+        state.current = current;
         state.phase = Phase::Busy;
         state.since = None;
         state.open += 1;
@@ -195,6 +203,11 @@ impl Connection {
     /// The body of the request in progress was read to its end, so that the next byte begins a head.
     pub fn body_read(&self) {
         self.state.lock().clean = true;
+    }
+
+    /// HTTP/1: true if nothing of the request in progress is still to be read.
+    pub fn is_body_read(&self) -> bool {
+        self.state.lock().is_clean()
     }
 
     /// HTTP/1: where the body of the request in progress, read elsewhere, will say that it has ended.
@@ -227,14 +240,14 @@ impl Connection {
         }
     }
 
-    /// The value `make` made last for `host`, or one made now.
+    /// The value `make` made last for `host`, or one made now. `make` must not ask the connection for its state.
     pub(super) fn forwarded(
         &self,
         host: &[u8],
         make: impl FnOnce() -> Option<HeaderValue>,
     ) -> Option<HeaderValue> {
-        let mut last = self.forwarded.lock();
-        if let Some((of, value)) = &*last
+        let last = &mut self.state.lock().forwarded;
+        if let Some((of, value)) = last
             && **of == *host
         {
             return Some(value.clone());
@@ -248,33 +261,26 @@ impl Connection {
     pub fn end(&self) {
         let mut state = self.state.lock();
         state.open = state.open.saturating_sub(1);
-        if state.open == 0 {
-            state.phase = Phase::Idle;
-            state.since = None;
-            drop(state);
-            if self.multiplexed.load(Ordering::Relaxed) {
-                self.driver.wake();
-            } else {
-                // This runs inside the driver's own poll: nobody to wake.
-                *self.current.lock() = None;
-            }
+        if state.open > 0 {
+            return;
         }
-    }
-
-    /// HTTP/1: the request that began.
-    pub fn set_current(&self, progress: Arc<Progress>) {
-        *self.current.lock() = Some(progress);
+        state.phase = Phase::Idle;
+        state.since = None;
+        state.current = None;
+        drop(state);
+        // On HTTP/1 this runs inside the driver's own poll: nobody to wake.
+        if self.multiplexed.load(Ordering::Relaxed) {
+            self.driver.wake();
+        }
     }
 
     /// HTTP/1: ready when the request in progress must end now and its client takes nothing, so that its own body is
     /// not asked.
     pub fn poll_cut(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
-        if !self.state.lock().blocked {
-            return std::task::Poll::Pending;
-        }
-        match &*self.current.lock() {
-            Some(progress) => progress.flight.poll_cut(cx),
-            None => std::task::Poll::Pending,
+        let state = self.state.lock();
+        match &state.current {
+            Some(progress) if state.blocked => progress.flight.poll_cut(cx),
+            _ => std::task::Poll::Pending,
         }
     }
 
@@ -316,20 +322,17 @@ impl Connection {
         self.unread.load(Ordering::Relaxed)
     }
 
-    /// Bytes came. True if they belong to a head that began at a known place, with whether they are its first.
-    pub fn received(&self) -> Option<FirstBytes> {
+    /// Bytes came. True if they are the first since the last request, all of which was read.
+    pub fn received(&self) -> bool {
         let mut state = self.state.lock();
-        match state.phase {
-            Phase::Busy => None,
-            Phase::Head => state.is_clean().then_some(FirstBytes(false)),
-            // Without an end of head there is nothing to time on HTTP/2: its idle time runs on.
-            Phase::New | Phase::Idle if self.multiplexed.load(Ordering::Relaxed) => None,
-            Phase::New | Phase::Idle => {
-                state.phase = Phase::Head;
-                state.since = None;
-                state.is_clean().then_some(FirstBytes(true))
-            }
+        // Without an end of head there is nothing to time on HTTP/2: its idle time runs on.
+        let first = matches!(state.phase, Phase::New | Phase::Idle)
+            && !self.multiplexed.load(Ordering::Relaxed);
+        if first {
+            state.phase = Phase::Head;
+            state.since = None;
         }
+        first && state.is_clean()
     }
 
     /// What the head that is being read shows.
@@ -403,10 +406,6 @@ impl Wake for Connection {
         self.driver.wake();
     }
 }
-
-/// Bytes of a head; true if it begins with them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FirstBytes(pub bool);
 
 fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
     match (a, b) {

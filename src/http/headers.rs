@@ -6,10 +6,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, TE, TRAILER, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use super::connection::Connection;
@@ -20,9 +17,6 @@ use crate::upstream::error::{Error, Kind};
 pub static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Our name in `Via`.
 const PSEUDONYM: &str = "evergate";
@@ -44,51 +38,39 @@ pub fn strip_request(headers: &mut HeaderMap, trusted: bool) -> Wishes {
     let wishes = Wishes {
         trailers: lists_token(headers, &TE, "trailers"),
     };
-    strip_hop_by_hop(headers);
-    headers.remove(&HTTP2_SETTINGS);
-    headers.remove(PROXY_AUTHORIZATION);
-    let mut drop_names: Vec<HeaderName> = Vec::new();
-    for name in headers.keys() {
-        let text = name.as_str();
-        let dropped = match text.as_bytes() {
-            b"proxy" => true,
-            [b'x', b'-', ..]
-                if !trusted && (text.starts_with("x-forwarded-") || text == "x-real-ip") =>
-            {
-                true
-            }
-            bytes => memchr::memchr(b'_', bytes).is_some(),
-        };
-        if dropped {
-            drop_names.push(name.clone());
-        }
-    }
-    for name in &drop_names {
-        headers.remove(name);
-    }
-    if !trusted {
-        headers.remove(FORWARDED);
-    }
+    strip(headers, |name| match name {
+        "proxy" | "proxy-authorization" | "http2-settings" => true,
+        "forwarded" | "x-real-ip" => !trusted,
+        _ if name.starts_with("x-forwarded-") => !trusted,
+        _ => memchr::memchr(b'_', name.as_bytes()).is_some(),
+    });
     wishes
 }
 
 /// Takes from a response what was meant for this hop only.
 pub fn strip_response(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
-    headers.remove(PROXY_AUTHENTICATE);
+    strip(headers, |name| name == "proxy-authenticate");
 }
 
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+/// Takes away the hop-by-hop fields and those that `drops`. One walk over what is there: most messages have none of them,
+/// so that looking each one up would cost more.
+fn strip(headers: &mut HeaderMap, drops: impl Fn(&str) -> bool) {
+    let mut dropped: Vec<HeaderName> = Vec::new();
+    let mut connection = false;
+    for name in headers.keys() {
+        match name.as_str() {
+            "connection" => connection = true,
+            "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade" => {
+                dropped.push(name.clone());
+            }
+            text if drops(text) => dropped.push(name.clone()),
+            _ => {}
+        }
+    }
+    if connection {
         strip_named_by_connection(headers);
     }
-    for name in [
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &TE,
-        &TRANSFER_ENCODING,
-        &UPGRADE,
-    ] {
+    for name in &dropped {
         headers.remove(name);
     }
 }
@@ -156,7 +138,7 @@ pub fn set_forwarded(
     host: Option<&Host>,
     scheme: Scheme,
 ) {
-    let peer = connection.peer_text.clone();
+    let peer = connection.peer_text();
     let previous = if connection.trusted {
         joined(headers, &X_FORWARDED_FOR)
     } else {
@@ -183,7 +165,12 @@ pub fn set_forwarded(
         headers.insert(&X_FORWARDED_HOST, host.value().clone());
     }
     let make = |before: Option<&str>| text_value(forwarded_element(before, connection, host));
-    let value = match joined(headers, &FORWARDED).filter(|_| connection.trusted) {
+    let previous = if connection.trusted {
+        joined(headers, &FORWARDED)
+    } else {
+        None
+    };
+    let value = match previous {
         Some(before) => make(Some(&before)),
         None => connection.forwarded(host.map_or(&[], |h| h.value().as_bytes()), || make(None)),
     };

@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::config::http::{ConnectionSpec, HttpSpec};
-use crate::config::scalar::{HostPattern, Pattern};
+use crate::config::scalar::HostPattern;
 use crate::upstream::Upstream;
 use action::Action;
 use route::{Head, Routes, domains_above};
@@ -31,15 +31,20 @@ use route::{Head, Routes, domains_above};
 /// Contents of the files a document names, read at prepare.
 pub type Files = HashMap<PathBuf, Bytes>;
 
+/// The hash of what a document names. Whoever sends a request can only look keys up, never add any, so that it need not
+/// be a secret one.
+pub(crate) type Quick = foldhash::fast::FixedState;
+/// By host or path.
+pub(crate) type ByName<T> = HashMap<Box<str>, T, Quick>;
+
 /// What one generation does behind one bound address: all servers that share it. Shared by the workers.
 #[derive(Debug)]
 pub struct Entry {
     /// Shared with its connections, which outlive the entry.
     pub connection: Arc<ConnectionSpec>,
     servers: Vec<Server>,
-    exact: HashMap<Box<str>, usize>,
-    below: HashMap<Box<str>, usize>,
-    regex: Vec<(Pattern, usize)>,
+    exact: ByName<usize>,
+    below: ByName<usize>,
     /// The server without `hosts`.
     default: Option<usize>,
     definitions: OnceLock<HashSet<u64>>,
@@ -80,9 +85,8 @@ impl Entry {
                     .map_or_else(unlimited, |spec| spec.connection.clone()),
             ),
             servers: Vec::with_capacity(specs.len()),
-            exact: HashMap::new(),
-            below: HashMap::new(),
-            regex: Vec::new(),
+            exact: ByName::default(),
+            below: ByName::default(),
             default: None,
             definitions: OnceLock::new(),
         };
@@ -96,7 +100,8 @@ impl Entry {
                     HostPattern::Below(name) => {
                         _ = entry.below.insert(name.as_str().into(), number)
                     }
-                    HostPattern::Regex(pattern) => entry.regex.push((pattern.clone(), number)),
+                    // `hosts` takes none: the document was refused.
+                    HostPattern::Regex(_) => {}
                 }
             }
             if spec.hosts.is_empty() {
@@ -129,8 +134,8 @@ impl Entry {
         all.contains(&definition)
     }
 
-    /// The server for `host` (lower case, without port): exact, then the longest domain it lies below, then a pattern,
-    /// then the one without `hosts`. Nothing falls through from one to another; no server is a 404.
+    /// The server for `host` (lower case, without port): exact, then the longest domain it lies below, then the
+    /// one without `hosts`. Nothing falls through from one to another; no server is a 404.
     pub fn server(&self, host: &str) -> Option<&Server> {
         let number = self.server_number(host)?;
         self.servers.get(number)
@@ -150,11 +155,7 @@ impl Entry {
         {
             return Some(*number);
         }
-        self.regex
-            .iter()
-            .find(|(pattern, _)| pattern.regex.is_match(host))
-            .map(|(_, number)| *number)
-            .or(self.default)
+        self.default
     }
 }
 

@@ -1,8 +1,11 @@
 //! The phases of a request, in order, in one function. The order is part of what they promise: nothing is routed that
 //! was not admitted, nothing is sent that is over its limit.
 
+use std::future::{Future as _, poll_fn};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -26,20 +29,29 @@ use crate::upstream::error::Error;
 /// Bytes of a request body that are read and thrown away so that the connection can go on after an answer that did not
 /// need it. A longer one ends the connection.
 const DISCARD: u64 = 64 * 1024;
+/// How long that may take in all, unless `timeouts.body` is less.
+pub(crate) const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// A response on its way out.
 struct Handled {
     response: Response<ResponseBody>,
     /// HTTP/1: the connection can't take another request after this.
     close: bool,
+    /// What must be read away first, if the connection is to go on.
+    unread: Option<Incoming>,
 }
 
 impl Handled {
-    fn failed(error: &Error, close: bool) -> Handled {
+    fn answered(response: Response<ResponseBody>, close: bool) -> Handled {
         Handled {
-            response: error::respond(error),
+            response,
             close,
+            unread: None,
         }
+    }
+
+    fn failed(error: &Error, close: bool) -> Handled {
+        Handled::answered(error::respond(error), close)
     }
 }
 
@@ -52,21 +64,22 @@ pub async fn serve(
 ) -> Answer {
     let http1 = request.version() < Version::HTTP_2;
     let is_head = request.method() == Method::HEAD;
+    let has_body = !request.body().is_end_stream();
     let counters = &exchange.connection.worker.counters;
     WorkerCounters::add(&counters.requests);
     // A panic costs this request only. What it may have left half done is its own: nothing is shared mutably.
     let handled = AssertUnwindSafe(handle(&exchange, begun, &serving, request))
         .catch_unwind()
         .await;
+    // What is left needs no routes: a slow client must not keep those of an old generation in memory.
+    drop(serving);
     let Handled {
         mut response,
         close,
+        unread,
     } = handled.unwrap_or_else(|_| {
         WorkerCounters::add(&counters.panics);
-        Handled {
-            response: error::plain(StatusCode::INTERNAL_SERVER_ERROR),
-            close: true,
-        }
+        Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true)
     });
     // A 304 tells of another response's content, a 204 has none: a length of 0 would be wrong (RFC 9110 section 8.6).
     let has_length = !matches!(
@@ -83,7 +96,14 @@ pub async fn serve(
             .or_insert_with(|| HeaderValue::from(length));
     }
     let connection = &exchange.connection;
-    if http1 && (close || begun.last || connection.is_finishing()) {
+    if let Some(body) = unread
+        && discard(body, &exchange).await
+    {
+        connection.body_read();
+    }
+    // An answer that comes before all of the body was read ends the connection: nobody will read the rest.
+    let half_read = || has_body && !connection.is_body_read();
+    if http1 && (close || begun.last || connection.is_finishing() || half_read()) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -104,7 +124,7 @@ async fn handle(
     // hyper's offer to upgrade: nothing here takes it.
     parts.extensions.clear();
     let uri = std::mem::take(&mut parts.uri);
-    let has_body = !body.is_end_stream();
+    let http1 = parts.version < Version::HTTP_2;
 
     // Admission.
     let context = match RequestContext::admit(connection, &mut parts, &uri, begun.head) {
@@ -130,10 +150,7 @@ async fn handle(
                 response.body_mut().suppress();
                 response.headers_mut().clear();
             }
-            return Handled {
-                response,
-                close: has_body,
-            };
+            return Handled::answered(response, false);
         }
         Err(error) => return Handled::failed(&error, true),
     }
@@ -143,21 +160,19 @@ async fn handle(
     let Some(server) = entry.server(context.host_name()) else {
         return local(
             error::plain(StatusCode::NOT_FOUND),
-            &context,
             body,
             expectation,
-        )
-        .await;
+            http1,
+        );
     };
     let (route, action) = server.find(&context.head(&parts));
     let Some(action) = action else {
         return local(
             error::plain(StatusCode::NOT_FOUND),
-            &context,
             body,
             expectation,
-        )
-        .await;
+            http1,
+        );
     };
     exchange.progress.flight.define(action.definition);
 
@@ -183,19 +198,17 @@ async fn handle(
         generation: serving.generation.id,
     };
     match &action.kind {
-        Kind::Respond(respond) => {
-            local(respond.respond(&vars(&parts)), &context, body, expectation).await
-        }
+        Kind::Respond(respond) => local(respond.respond(&vars(&parts)), body, expectation, http1),
         Kind::Files(files) => {
             let flight = &exchange.progress.flight;
             let response = match files.respond(&vars(&parts), flight).await {
                 Ok(response) => response,
                 Err(error) => error::respond(&error),
             };
-            local(response, &context, body, expectation).await
+            local(response, body, expectation, http1)
         }
         Kind::Redirect(redirect) => {
-            local(redirect.respond(&vars(&parts)), &context, body, expectation).await
+            local(redirect.respond(&vars(&parts)), body, expectation, http1)
         }
         Kind::Proxy(proxy) => {
             let inbound = Inbound {
@@ -213,67 +226,54 @@ async fn handle(
                 )
                 .await
             {
-                Ok(response) => Handled {
-                    response,
-                    close: false,
-                },
-                // Part of the body may be read, part not: the next request's start is lost.
-                Err(error) => Handled::failed(&error, has_body),
+                Ok(response) => Handled::answered(response, false),
+                Err(error) => Handled::failed(&error, false),
             }
         }
     }
 }
 
-/// An answer of our own, which needs no request body: reads a small one away so that the connection goes on, ends the
-/// connection for any other.
-async fn local(
+/// An answer of our own, which needs no request body: a small one is read away so that the connection goes on, any other
+/// ends it. An HTTP/2 stream ends alone.
+fn local(
     response: Response<ResponseBody>,
-    context: &RequestContext<'_>,
     body: Incoming,
     expectation: Expectation,
+    http1: bool,
 ) -> Handled {
-    if body.is_end_stream() || context.version == Version::HTTP_2 {
-        // An HTTP/2 stream ends alone.
-        return Handled {
-            response,
-            close: false,
-        };
-    }
     let small = body
         .size_hint()
         .exact()
         .is_none_or(|length| length <= DISCARD);
     // A client that waits for 100 Continue has sent nothing yet, and must not be asked for it now.
-    let done = expectation == Expectation::None
-        && small
-        && discard(body, context.connection.spec.body_timeout).await;
-    if done {
-        context.connection.body_read();
-    }
+    let wanted = http1 && small && !body.is_end_stream() && expectation == Expectation::None;
     Handled {
         response,
-        close: !done,
+        close: false,
+        unread: wanted.then_some(body),
     }
 }
 
-/// True if the body ended within [`DISCARD`] bytes, each piece within `timeout`.
-async fn discard(mut body: Incoming, timeout: Option<Duration>) -> bool {
-    let mut left = DISCARD;
-    loop {
-        let next = match timeout {
-            Some(timeout) => tokio::time::timeout(timeout, body.frame()).await.ok(),
-            None => Some(body.frame().await),
-        };
-        match next {
-            None | Some(Some(Err(_))) => return false,
-            Some(None) => return true,
-            Some(Some(Ok(frame))) => {
-                let size = frame.data_ref().map_or(0, |data| data.len() as u64);
-                match left.checked_sub(size) {
-                    Some(rest) => left = rest,
-                    None => return false,
-                }
-            }
+/// True if the body ended within [`DISCARD`] bytes and [`DISCARD_TIME`], before the request was cut.
+async fn discard(mut body: Incoming, exchange: &Exchange) -> bool {
+    let read = async {
+        let mut left = DISCARD;
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            let size = frame.data_ref().map_or(0, |data| data.len() as u64);
+            let Some(rest) = left.checked_sub(size) else {
+                return false;
+            };
+            left = rest;
         }
-    }
+        true
+    };
+    let limit = exchange.connection.spec.body_timeout;
+    let limit = limit.map_or(DISCARD_TIME, |limit| limit.min(DISCARD_TIME));
+    let mut read = pin!(tokio::time::timeout(limit, read));
+    poll_fn(|cx| match exchange.progress.flight.poll_cut(cx) {
+        Poll::Ready(()) => Poll::Ready(false),
+        Poll::Pending => read.as_mut().poll(cx).map(|done| done.unwrap_or(false)),
+    })
+    .await
 }

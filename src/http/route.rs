@@ -5,12 +5,11 @@
 //! ascending lists of route numbers, and walks them merged in the document's order, checking each candidate in full.
 //! So the index may offer too much but never too little, and order decides alone.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
 use http::{HeaderMap, Method};
 
-use super::text;
+use super::{ByName, text};
 use crate::config::http::{MatchSpec, PathPattern, Scheme, TextPattern};
 use crate::config::scalar::HostPattern;
 
@@ -36,8 +35,8 @@ const SPLIT: usize = 8;
 #[derive(Debug)]
 pub struct Routes {
     matchers: Vec<MatchSpec>,
-    exact: HashMap<Box<str>, Paths>,
-    below: HashMap<Box<str>, Paths>,
+    exact: ByName<Paths>,
+    below: ByName<Paths>,
     any: Paths,
 }
 
@@ -50,10 +49,10 @@ struct Paths {
 
 #[derive(Debug, Default)]
 struct Split {
-    exact: HashMap<Box<str>, Vec<u32>>,
+    exact: ByName<Vec<u32>>,
     /// By the path that the request's must equal or lie below.
-    below: HashMap<Box<str>, Vec<u32>>,
-    prefix: HashMap<Box<str>, Vec<u32>>,
+    below: ByName<Vec<u32>>,
+    prefix: ByName<Vec<u32>>,
     /// Lengths of the keys of `prefix`, ascending.
     prefix_lengths: Vec<usize>,
 }
@@ -61,8 +60,8 @@ struct Split {
 impl Routes {
     /// Indexes `matchers`, whose order is the routes' order.
     pub fn new(matchers: Vec<MatchSpec>) -> Routes {
-        let mut exact: HashMap<Box<str>, Vec<u32>> = HashMap::new();
-        let mut below: HashMap<Box<str>, Vec<u32>> = HashMap::new();
+        let mut exact: ByName<Vec<u32>> = ByName::default();
+        let mut below: ByName<Vec<u32>> = ByName::default();
         let mut any: Vec<u32> = Vec::new();
         for (number, matcher) in (0u32..).zip(&matchers) {
             if matcher.host.is_empty()
@@ -249,7 +248,7 @@ impl<'a> Lists<'a> {
 pub fn matches(spec: &MatchSpec, head: &Head<'_>) -> bool {
     any_or_empty(&spec.host, |p| host_matches(p, head.host))
         && any_or_empty(&spec.path, |p| path_matches(p, head.path))
-        && any_or_empty(&spec.method, |m| m == head.method)
+        && any_or_empty(&spec.method, |m| m.matches(head.method))
         && any_or_empty(&spec.scheme, |s| *s == head.scheme)
         && any_or_empty(&spec.remote, |net| {
             head.remote.is_some_and(|remote| net.contains(&remote))

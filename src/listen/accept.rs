@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::http::{self, Listener};
+use crate::config::http::ConnectionSpec;
 use crate::config::scalar::ListenAddr;
 use crate::metrics::WorkerCounters;
 use crate::net::{self, Peer, Stream};
@@ -254,14 +255,15 @@ impl Acceptor {
             tracing::debug!(%peer, address = %self.binding.address, "connection limit reached");
             return;
         }
+        let spec = limits.clone();
         match stream {
-            Stream::Tcp(stream) => self.spawn(stream, peer, held),
+            Stream::Tcp(stream) => self.spawn(stream, peer, spec, held),
             #[cfg(unix)]
-            Stream::Unix(stream) => self.spawn(stream, peer, held),
+            Stream::Unix(stream) => self.spawn(stream, peer, spec, held),
         }
     }
 
-    fn spawn<S>(&self, stream: S, peer: Peer, held: Held)
+    fn spawn<S>(&self, stream: S, peer: Peer, spec: Arc<ConnectionSpec>, held: Held)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -269,7 +271,7 @@ impl Acceptor {
         let (listener, local) = (self.listener.clone(), self.binding.address.tcp());
         // Owned by its epoch (told to finish, cut at the deadline) and by the worker's runtime.
         tokio::spawn(async move {
-            let connection = http::serve(stream, peer, local, listener, guard);
+            let connection = http::serve(stream, peer, local, listener, spec, guard);
             if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
                 WorkerCounters::add(&held.listener.worker.counters.panics);
                 tracing::error!(%peer, "a connection's task panicked; only that connection ended");

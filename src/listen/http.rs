@@ -1,6 +1,8 @@
 //! A cleartext HTTP connection: the first bytes choose HTTP/1 or HTTP/2 under a deadline, then hyper speaks it and the
 //! timers watch. hyper's own timer would count header and idle time together and end without an answer, so it is off.
 
+use std::future::poll_fn;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -13,11 +15,13 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
+use super::framing::Framing;
 use super::io::Watched;
 use super::streams::{Owner, Streams};
 use super::timers::{Event, Watch};
+use crate::config::http::ConnectionSpec;
 use crate::generation::{EpochGuard, Slot};
 use crate::http::body::{Answer, Exchange};
 use crate::http::connection::{Connection, Expired};
@@ -37,8 +41,11 @@ pub struct Listener {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Of the first read: as a rule a whole head, so that choosing the protocol costs no extra call to the system.
 const FIRST_READ: usize = 2048;
-/// How long, and for how many bytes, a closed connection is read on so that our last answer is not lost to a reset.
-const LAST_READ: (Duration, usize) = (Duration::from_secs(2), 1024 * 1024);
+/// How long a closed connection is read on so that our last answer is not lost to a reset: while its client sends, and
+/// in all. Nothing of it is kept, so its bytes are not counted.
+const LAST_SILENCE: Duration = Duration::from_secs(2);
+const LAST_READ: Duration = Duration::from_secs(10);
+const LAST_BUFFER: usize = 16 * 1024;
 /// How long the answer to a head that never ended may take to leave.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 /// Bytes of an HTTP/1 read or write buffer, if no larger head is allowed. Also the bound of a head that never ends.
@@ -53,7 +60,7 @@ const PENDING_RESETS: usize = 20;
 /// Streams that we had to reset for the client's errors (CVE-2025-8671); more is a GOAWAY.
 const LOCAL_RESETS: usize = 100;
 
-/// Serves one accepted connection to its end. The caller holds permits and counts, catches panics.
+/// Serves one accepted connection to its end, under `spec`. The caller holds permits and counts, catches panics.
 ///
 /// Ends early when `guard.epoch.cut` is cancelled; finishes kindly when `guard.epoch.finish` is: the next HTTP/1
 /// response says `Connection: close`, an idle HTTP/1 connection lingers for `IDLE_LINGER`, HTTP/2 sends GOAWAY.
@@ -62,21 +69,22 @@ pub async fn serve<S>(
     peer: Peer,
     local: Option<SocketAddr>,
     listener: Arc<Listener>,
+    spec: Arc<ConnectionSpec>,
     guard: EpochGuard,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let spec = listener.slot.pin().entry.connection.clone();
     let connection = Arc::new(Connection::new(peer, local, spec, listener.worker.clone()));
     if guard.epoch.finish.is_cancelled() {
         // Accepted from the queue of an address that goes: its first response says so already.
         connection.finish();
     }
-    let mut watch = Watch::new(connection.clone(), &guard.epoch);
-    let Some((protocol, prefix)) = choose(&mut stream, &connection, &mut watch).await else {
+    let mut watch = pin!(Watch::new(connection.clone(), &guard.epoch));
+    let Some((protocol, prefix)) = choose(&mut stream, &connection, watch.as_mut()).await else {
         return;
     };
-    let io = Watched::new(stream, prefix, connection.clone());
+    let framing = (protocol == Protocol::Http1).then(Framing::default);
+    let io = Watched::new(stream, prefix, connection.clone(), framing);
     match protocol {
         Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
         Protocol::Http2 => serve_http2(io, listener, connection, watch).await,
@@ -94,14 +102,14 @@ enum Protocol {
 async fn choose<S: AsyncRead + Unpin>(
     stream: &mut S,
     connection: &Connection,
-    watch: &mut Watch<'_>,
+    mut watch: Pin<&mut Watch<'_>>,
 ) -> Option<(Protocol, Bytes)> {
     let (http1, http2) = (connection.spec.h1, connection.spec.h2);
     if !http2 {
         // hyper knows the preface and ends the connection.
         return http1.then(|| (Protocol::Http1, Bytes::new()));
     }
-    let mut first = Vec::with_capacity(FIRST_READ);
+    let mut first = Vec::new();
     loop {
         let common = first
             .iter()
@@ -114,21 +122,30 @@ async fn choose<S: AsyncRead + Unpin>(
         if common < first.len() {
             return http1.then(|| (Protocol::Http1, Bytes::from(first)));
         }
-        let mut read = pin!(stream.read_buf(&mut first));
-        let came = std::future::poll_fn(|cx| match read.as_mut().poll(cx) {
-            Poll::Ready(read) => Poll::Ready(read.ok()),
-            Poll::Pending => match watch.poll(cx) {
+        let came = poll_fn(|cx| {
+            // Read aside, so that only as much memory is held as came.
+            let mut room = [MaybeUninit::uninit(); FIRST_READ];
+            let mut buffer = ReadBuf::uninit(&mut room);
+            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) => {
+                    first.extend_from_slice(buffer.filled());
+                    return Poll::Ready(!buffer.filled().is_empty());
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending => {}
+            }
+            match watch.as_mut().poll(cx) {
                 // It has the linger to say what it came for.
                 Poll::Ready(Event::Finish) => {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Poll::Ready(Event::Cut | Event::Expired(_)) => Poll::Ready(None),
+                Poll::Ready(Event::Cut | Event::Expired(_)) => Poll::Ready(false),
                 Poll::Pending => Poll::Pending,
-            },
+            }
         })
         .await;
-        if came.is_none_or(|size| size == 0) {
+        if !came {
             return None;
         }
     }
@@ -143,12 +160,15 @@ fn begin(
 ) -> impl Future<Output = Answer> + Send + use<> {
     let serving = listener.slot.pin();
     let flight = serving.generation.begin(listener.slot.binding);
-    let begun = connection.begin(!request.body().is_end_stream());
     let progress = Arc::new(Progress::new(flight, streams.is_some()));
-    match streams {
-        Some(streams) => streams.announce(progress.clone()),
-        None => connection.set_current(progress.clone()),
-    }
+    let current = match streams {
+        Some(streams) => {
+            streams.announce(progress.clone());
+            None
+        }
+        None => Some(progress.clone()),
+    };
+    let begun = connection.begin(!request.body().is_end_stream(), current);
     let exchange = Exchange {
         progress,
         connection: connection.clone(),
@@ -160,7 +180,7 @@ async fn serve_http1<S>(
     io: Watched<S>,
     listener: Arc<Listener>,
     connection: Arc<Connection>,
-    mut watch: Watch<'_>,
+    mut watch: Pin<&mut Watch<'_>>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -179,10 +199,10 @@ async fn serve_http1<S>(
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(io), service);
     let ended = loop {
-        let step = std::future::poll_fn(|cx| match Pin::new(&mut serving).poll(cx) {
+        let step = poll_fn(|cx| match Pin::new(&mut serving).poll(cx) {
             Poll::Ready(result) => Poll::Ready(Ok(result)),
             Poll::Pending if connection.poll_cut(cx).is_ready() => Poll::Ready(Err(Event::Cut)),
-            Poll::Pending => watch.poll(cx).map(Err),
+            Poll::Pending => watch.as_mut().poll(cx).map(Err),
         })
         .await;
         match step {
@@ -231,25 +251,20 @@ async fn refuse_slow_head<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>)
 /// Reads what the client still sends after our side was shut down: closing with unread bytes would be a reset, and that
 /// may overtake our last answer.
 async fn read_away<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>) {
-    let (time, mut left) = LAST_READ;
+    // On the heap: the connection's task should not be larger for its last moment.
+    let mut buffer = vec![0; LAST_BUFFER];
     let read = async {
-        let mut buffer = [0; 4096];
-        while let Ok(size @ 1..) = io.read(&mut buffer).await {
-            let Some(rest) = left.checked_sub(size) else {
-                break;
-            };
-            left = rest;
-        }
+        while let Ok(Ok(1..)) = tokio::time::timeout(LAST_SILENCE, io.read(&mut buffer)).await {}
     };
     // Time over: it is closed as it is.
-    let _ = tokio::time::timeout(time, read).await;
+    let _ = tokio::time::timeout(LAST_READ, read).await;
 }
 
 async fn serve_http2<S>(
     io: Watched<S>,
     listener: Arc<Listener>,
     connection: Arc<Connection>,
-    mut watch: Watch<'_>,
+    mut watch: Pin<&mut Watch<'_>>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -273,7 +288,7 @@ async fn serve_http2<S>(
         .serve_connection(TokioIo::new(io), service);
     let mut closing = false;
     let ended = loop {
-        let step = std::future::poll_fn(|cx| {
+        let step = poll_fn(|cx| {
             let polled = Pin::new(&mut serving).poll(cx);
             streams.reap();
             match polled {
@@ -288,7 +303,7 @@ async fn serve_http2<S>(
                 }
                 Poll::Pending => {}
             }
-            watch.poll(cx).map(Err)
+            watch.as_mut().poll(cx).map(Err)
         })
         .await;
         match step {

@@ -1,5 +1,6 @@
 //! How bytes arrive: accept loops and what is spoken on a connection.
 pub mod accept;
+pub mod framing;
 pub mod http;
 pub mod io;
 pub mod streams;

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFuture;
 
@@ -23,18 +24,22 @@ pub enum Event {
     Expired(Expired),
 }
 
-/// Watches for [`Event`]s beside the connection's own work.
-pub struct Watch<'a> {
-    connection: Arc<Connection>,
-    pub epoch: &'a Epoch,
-    /// Sets the connection's signal and wakes the driver.
-    waker: Waker,
-    finish: Option<Pin<Box<WaitForCancellationFuture<'a>>>>,
-    cut: Pin<Box<WaitForCancellationFuture<'a>>>,
-    sleep: Option<Pin<Box<Sleep>>>,
-    /// When `sleep` will fire; `None`: it has, or was never set.
-    armed: Option<Instant>,
-    started: bool,
+pin_project! {
+    /// Watches for [`Event`]s beside the connection's own work.
+    pub struct Watch<'a> {
+        connection: Arc<Connection>,
+        pub epoch: &'a Epoch,
+        // Sets the connection's signal and wakes the driver.
+        waker: Waker,
+        #[pin]
+        finish: Option<WaitForCancellationFuture<'a>>,
+        #[pin]
+        cut: WaitForCancellationFuture<'a>,
+        sleep: Option<Pin<Box<Sleep>>>,
+        // When `sleep` will fire; `None`: it has, or was never set.
+        armed: Option<Instant>,
+        started: bool,
+    }
 }
 
 impl<'a> Watch<'a> {
@@ -43,8 +48,8 @@ impl<'a> Watch<'a> {
             waker: Waker::from(connection.clone()),
             connection,
             epoch,
-            finish: Some(Box::pin(epoch.finish.cancelled())),
-            cut: Box::pin(epoch.cut.cancelled()),
+            finish: Some(epoch.finish.cancelled()),
+            cut: epoch.cut.cancelled(),
             sleep: None,
             armed: None,
             started: false,
@@ -53,13 +58,12 @@ impl<'a> Watch<'a> {
 
     /// Ready when something happened. Call it after the connection's own work, when that is pending: deadlines are
     /// stamped here.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    pub fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Event> {
         self.connection.register(cx);
-        if self.connection.take_signal() || !self.started {
-            self.started = true;
-            if let Poll::Ready(event) = self.poll_signalled() {
-                return Poll::Ready(event);
-            }
+        if (self.connection.take_signal() || !self.started)
+            && let Poll::Ready(event) = self.as_mut().poll_signalled()
+        {
+            return Poll::Ready(event);
         }
         while let Some((at, expired)) = self.connection.deadline() {
             match self.armed {
@@ -69,41 +73,44 @@ impl<'a> Watch<'a> {
                 None if at <= Instant::now() => return Poll::Ready(Event::Expired(expired)),
                 None => {}
             }
-            self.arm(at);
+            self.as_mut().arm(at);
         }
         Poll::Pending
     }
 
-    fn poll_signalled(&mut self) -> Poll<Event> {
-        let mut cx = Context::from_waker(&self.waker);
-        if self.cut.as_mut().poll(&mut cx).is_ready() {
+    fn poll_signalled(self: Pin<&mut Self>) -> Poll<Event> {
+        let mut this = self.project();
+        let mut cx = Context::from_waker(this.waker);
+        *this.started = true;
+        if this.cut.poll(&mut cx).is_ready() {
             return Poll::Ready(Event::Cut);
         }
-        if let Some(sleep) = &mut self.sleep
-            && self.armed.is_some()
+        if let Some(sleep) = this.sleep
+            && this.armed.is_some()
             && sleep.as_mut().poll(&mut cx).is_ready()
         {
-            self.armed = None;
+            *this.armed = None;
         }
-        if let Some(finish) = &mut self.finish
-            && finish.as_mut().poll(&mut cx).is_ready()
+        if let Some(finish) = this.finish.as_mut().as_pin_mut()
+            && finish.poll(&mut cx).is_ready()
         {
-            self.finish = None;
-            self.connection.finish();
+            this.finish.set(None);
+            this.connection.finish();
             return Poll::Ready(Event::Finish);
         }
         Poll::Pending
     }
 
-    fn arm(&mut self, at: Instant) {
-        let sleep = match &mut self.sleep {
+    fn arm(self: Pin<&mut Self>, at: Instant) {
+        let this = self.project();
+        let sleep = match this.sleep {
             Some(sleep) => {
                 sleep.as_mut().reset(at);
                 sleep
             }
             none => none.insert(Box::pin(tokio::time::sleep_until(at))),
         };
-        let mut cx = Context::from_waker(&self.waker);
-        self.armed = sleep.as_mut().poll(&mut cx).is_pending().then_some(at);
+        let mut cx = Context::from_waker(this.waker);
+        *this.armed = sleep.as_mut().poll(&mut cx).is_pending().then_some(at);
     }
 }

@@ -198,7 +198,46 @@ fn an_early_answer_reaches_the_client_and_the_next_request_works() {
         .unwrap();
     let answer = conn.response().unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (403, "early"));
+    assert_eq!(answer.header("connection"), Some("close"));
     drop(conn);
+    assert_eq!(get(to, "x", "/id").text(), "A /id");
+}
+
+/// The client sends on, far more than any buffer holds, and reads only then: it must be neither reset nor left in doubt
+/// whether the connection goes on.
+#[test]
+fn an_early_answer_outlives_a_long_upload() {
+    const UPLOAD: usize = 32 << 20;
+    let origin = Origin::start("A");
+    let (_gate, to) = proxied(&origin);
+    for framing in ["content-length: 33554432", "transfer-encoding: chunked"] {
+        let mut conn = Conn::open(to).unwrap();
+        conn.send(format!(
+            "POST /early HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n"
+        ))
+        .unwrap();
+        let piece = "y".repeat(1 << 16);
+        let piece = if framing.starts_with('t') {
+            format!("10000\r\n{piece}\r\n")
+        } else {
+            piece
+        };
+        for at in 0..UPLOAD >> 16 {
+            if let Err(error) = conn.send(&piece) {
+                panic!("{framing}: reset after {at} pieces: {error}");
+            }
+        }
+        let answer = conn.response().unwrap();
+        assert_eq!(
+            (
+                answer.status,
+                answer.text().as_str(),
+                answer.header("connection")
+            ),
+            (403, "early", Some("close"))
+        );
+        assert!(conn.closed());
+    }
     assert_eq!(get(to, "x", "/id").text(), "A /id");
 }
 
@@ -297,6 +336,8 @@ fn failing_origins_are_named_in_proxy_status() {
         ("empty", 502, "connection_terminated"),
         ("hang", 504, "http_response_timeout"),
         ("unasked-101", 502, "http_"),
+        ("both-lengths", 502, "http_protocol_error"),
+        ("other-coding", 502, "http_protocol_error"),
     ] {
         let answer = get(to, "x", &format!("/{verb}"));
         assert_eq!(answer.status, status, "{verb}: {}", answer.text());
@@ -385,10 +426,15 @@ fn an_extra_answer_of_the_origin_never_reaches_another_client() {
 fn a_client_that_goes_away_ends_its_request_at_the_origin() {
     let origin = Origin::start("A");
     let (gate, to) = proxied(&origin);
-    for verb in ["hang", "infinite"] {
+    // The last with another request behind it, which is not its turn yet.
+    for (verb, more) in [
+        ("hang", ""),
+        ("infinite", ""),
+        ("hang", "GET /id HTTP/1.1\r\nhost: x\r\n\r\n"),
+    ] {
         let (before, broken) = (origin.requests(), origin.broken());
         let mut conn = Conn::open(to).unwrap();
-        conn.send(format!("GET /{verb} HTTP/1.1\r\nhost: x\r\n\r\n"))
+        conn.send(format!("GET /{verb} HTTP/1.1\r\nhost: x\r\n\r\n{more}"))
             .unwrap();
         until("the request at the origin", || {
             (origin.requests() > before).then_some(())

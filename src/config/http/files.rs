@@ -61,7 +61,7 @@ pub struct FilesSpec {
     pub cache_control: Option<HeaderValue>,
 }
 
-pub(super) fn files(raw: &Loc<FilesRaw>, check: &mut Checker<'_>) -> Option<FilesSpec> {
+pub(super) fn files(raw: &Loc<Box<FilesRaw>>, check: &mut Checker<'_>) -> Option<FilesSpec> {
     let is_on = |flag: &Option<Loc<bool>>| flag.as_ref().is_some_and(|f| f.value);
     let index = check.each(raw.index.as_ref(), index_name);
     let tries = check.each(raw.tries.as_ref(), candidate);

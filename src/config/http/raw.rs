@@ -48,13 +48,13 @@ section! {
         /// What happens to a long flow whose own definition a swap changed or removed; left out: as `[runtime]` says.
         on_change: OnChange,
         /// For requests that no route takes: pass them on to an upstream.
-        proxy: ProxyRaw,
+        proxy: Box<ProxyRaw>,
         /// For requests that no route takes: serve the files of a folder.
-        files: FilesRaw,
+        files: Box<FilesRaw>,
         /// For requests that no route takes: answer them from here.
-        respond: RespondRaw,
+        respond: Box<RespondRaw>,
         /// For requests that no route takes: send the client elsewhere.
-        redirect: RedirectRaw,
+        redirect: Box<RedirectRaw>,
     }
     later = [FILTERS, &["tls", "proxy_protocol", "error_pages", "tcp"]];
 }
@@ -103,15 +103,15 @@ section! {
         /// `false`: checked, but not there.
         enabled: bool = true,
         /// Every given condition must hold; a list holds when any item does. Left out: every request.
-        matcher as "match": MatchRaw,
+        matcher as "match": Box<MatchRaw>,
         /// Pass the request on to an upstream.
-        proxy: ProxyRaw,
+        proxy: Box<ProxyRaw>,
         /// Serve the files of a folder.
-        files: FilesRaw,
+        files: Box<FilesRaw>,
         /// Answer from here.
-        respond: RespondRaw,
+        respond: Box<RespondRaw>,
         /// Send the client elsewhere.
-        redirect: RedirectRaw,
+        redirect: Box<RedirectRaw>,
         /// Largest request body; overrides the server's.
         body_limit: Limit<Size>,
     }
@@ -125,7 +125,7 @@ section! {
         host: List<String>,
         /// Decoded paths: `/v1/*` is `/v1` and all below, `/v1*` all that begins so, without `*` exactly that.
         path: List<String>,
-        /// Request methods.
+        /// Request methods: `GET`, or `~^P` for all that begin with P. Left out: every method.
         method: List<String>,
         /// Header fields; `*` for any value, `abc*` for all that begins so.
         header: Map<List<String>>,

@@ -6,10 +6,10 @@ pub mod respond;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
-use super::Files;
+use super::{Files, Quick};
 use crate::config::http::ActionSpec;
 use crate::config::scalar::TargetAddr;
 use crate::upstream::Upstream;
@@ -61,12 +61,9 @@ impl Action {
     }
 }
 
-/// The definition of a request once its target is known.
+/// The definition of a request once its target is known. Per request, so by the quick hash.
 pub fn with_target(definition: u64, target: &TargetAddr) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    definition.hash(&mut hasher);
-    target.hash(&mut hasher);
-    hasher.finish()
+    Quick::default().hash_one((definition, target))
 }
 
 /// Equal for equal (server, action), within this process. By the spec's `Debug` form: it shows every field, also those

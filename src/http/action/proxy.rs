@@ -139,7 +139,9 @@ impl Proxy {
             fields.insert(CONNECTION, HeaderValue::from_static("te"));
         }
         let body = if body.is_end_stream() {
-            fields.remove(EXPECT);
+            if expectation == Expectation::Continue {
+                fields.remove(EXPECT);
+            }
             RequestBody::empty()
         } else {
             if !fields.contains_key(CONTENT_LENGTH) {

@@ -9,6 +9,7 @@ use super::*;
 use crate::config::http::{ConnectionSpec, HttpSpec};
 use crate::generation::{Generation, Serving};
 use crate::http::Files;
+use crate::http::pipeline::DISCARD_TIME;
 use crate::http::test_kit::{server, spec, worker};
 
 fn entry(spec: &HttpSpec) -> Arc<Entry> {
@@ -35,9 +36,17 @@ impl Client {
     fn connect(listener: &Arc<Listener>) -> Client {
         let (io, theirs) = tokio::io::duplex(256 * 1024);
         let guard = listener.slot.epoch().join();
+        let spec = listener.slot.pin().entry.connection.clone();
         let peer: std::net::SocketAddr = "192.0.2.1:50000".parse().unwrap();
         let local = Some("192.0.2.2:80".parse().unwrap());
-        let served = tokio::spawn(serve(theirs, peer.into(), local, listener.clone(), guard));
+        let served = tokio::spawn(serve(
+            theirs,
+            peer.into(),
+            local,
+            listener.clone(),
+            spec,
+            guard,
+        ));
         Client { io, served }
     }
 
@@ -361,7 +370,8 @@ async fn a_connection_accepted_from_a_retired_queue_is_served_and_told() {
     listener.slot.finish_epoch();
     io.write_all(GET.as_bytes()).await.unwrap();
     let peer = crate::net::Peer::Unix;
-    let served = tokio::spawn(serve(theirs, peer, None, listener.clone(), guard));
+    let spec = listener.slot.pin().entry.connection.clone();
+    let served = tokio::spawn(serve(theirs, peer, None, listener.clone(), spec, guard));
     let mut answer = String::new();
     io.read_to_string(&mut answer).await.unwrap();
     assert!(
@@ -451,6 +461,114 @@ async fn the_next_request_sees_the_new_generation() {
     listener.slot.adopt(serving);
     client.send(GET).await;
     client.read_until("goodbye").await;
+    client.ended().await;
+}
+
+/// Sends all of `text` at once, shuts its side and returns what comes back.
+async fn answers_to(text: &str) -> String {
+    let listener = listener(spec());
+    let mut client = Client::connect(&listener);
+    client.send(text).await;
+    client.io.shutdown().await.unwrap();
+    let answers = client.rest().await;
+    client.ended().await;
+    answers
+}
+
+#[tokio::test]
+async fn a_pipelined_request_is_looked_at_like_any_other() {
+    let bad = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let fixed = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    for before in [GET, fixed, &GET.repeat(3), &[GET, fixed, fixed].concat()] {
+        let answers = answers_to(&format!("{before}{bad}")).await;
+        let good = before.matches("HTTP/1.1").count();
+        assert_eq!(
+            (
+                answers.matches("HTTP/1.1 200 ").count(),
+                answers.matches("HTTP/1.1 400 ").count()
+            ),
+            (good, 1),
+            "{before:?}: {answers:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_pipelined_head_in_two_pieces_is_not_taken_for_another() {
+    let chunked =
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let fixed = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    let tail = "erer: http://x/#f\r\n\r\n";
+    for before in [GET, fixed, chunked] {
+        let listener = listener(spec());
+        let mut client = Client::connect(&listener);
+        client
+            .send(&format!("{before}GET / HTTP/1.1\r\nHost: a\r\nRef"))
+            .await;
+        client.read_until("hello").await;
+        client.send(tail).await;
+        let answer = client.read_until("hello").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{before:?}: {answer}");
+        // In step again.
+        client.send("GET /#f HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let answer = client.rest().await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{before:?}: {answer}");
+        client.ended().await;
+    }
+}
+
+/// A body of a byte now and then, which is only thrown away.
+async fn drip(client: &mut Client) {
+    client
+        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n")
+        .await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        client.send("x").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_wants_is_waited_for_only_so_long() {
+    let listener = listener(spec());
+    let mut client = Client::connect(&listener);
+    let begun = tokio::time::Instant::now();
+    drip(&mut client).await;
+    let mut first = [0; 1];
+    loop {
+        tokio::select! {
+            read = client.io.read(&mut first) => { assert_eq!(read.unwrap(), 1); break }
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+        client.send("x").await;
+    }
+    assert!(begun.elapsed() <= DISCARD_TIME + Duration::from_secs(1));
+    let answer = client.rest().await;
+    assert!(
+        answer.contains("connection: close\r\n") && answer.ends_with("hello"),
+        "{answer}"
+    );
+    client.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_wants_keeps_no_routes_and_can_be_cut() {
+    let listener = listener(spec());
+    let old = listener.slot.pin();
+    let (routes, generation) = (Arc::downgrade(&old.entry), old.generation.clone());
+    drop(old);
+    let mut client = Client::connect(&listener);
+    drip(&mut client).await;
+    listener.slot.adopt(Serving {
+        entry: entry(&server("web", spec(), "goodbye")),
+        generation: Generation::new(2),
+    });
+    assert_eq!(routes.strong_count(), 0);
+    let begun = tokio::time::Instant::now();
+    assert_eq!(generation.settle(|_, _| None), 1);
+    let answer = client.read_until("hello").await;
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+    assert_eq!(begun.elapsed().as_secs(), 0);
     client.ended().await;
 }
 
