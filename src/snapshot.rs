@@ -154,4 +154,17 @@ mod tests {
             .map(|(key, entry)| Arc::ptr_eq(entry, &new.entries[key]));
         assert_eq!(kept.collect::<Vec<_>>(), [false, true]);
     }
+
+    #[test]
+    fn a_port_that_the_kernel_chooses_belongs_to_its_place() {
+        let text = b"[http.web]\nlisten = ['127.0.0.1:0', '127.0.0.1:0']\nrespond = ''\n";
+        let context = Context {
+            base: "/".into(),
+            running: None,
+        };
+        let parsed = Document::parse(text, Format::Toml, &context).unwrap();
+        let keys = bindings(&parsed.document).into_keys();
+        let owners: Vec<_> = keys.filter_map(|key| key.owner).collect();
+        assert_eq!(owners, [("web".into(), 0), ("web".into(), 1)]);
+    }
 }
