@@ -73,7 +73,7 @@ impl super::Parsed {
 }
 
 impl Document {
-    /// The JSON Pointer of an address of a server (an index into [`HttpSpec::listen`]).
+    /// The JSON Pointer of an address of a server (an index into its `listen`).
     pub fn listen_pointer(&self, server: &str, index: usize) -> String {
         let pointer = format!("/http/{server}/listen");
         let Some(listen) = self.http.get(server).map(|s| &s.listen[..]) else {
