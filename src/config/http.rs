@@ -3,6 +3,7 @@
 
 mod action;
 mod check;
+mod files;
 mod matcher;
 mod raw;
 
@@ -18,6 +19,7 @@ use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
 pub use check::{Checked, RouteAt};
+pub use files::{FileCoding, FilesRaw, FilesSpec};
 pub use raw::{HttpRaw, RouteRaw};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
@@ -142,6 +144,7 @@ pub enum TextPattern {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ActionSpec {
     Proxy(ProxySpec),
+    Files(FilesSpec),
     Respond(RespondSpec),
     Redirect(RedirectSpec),
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Document;
 use crate::config::findings::Findings;
-use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
+use crate::config::http::{ActionSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::config::{Diagnostic, Format, format};
 
@@ -73,7 +73,7 @@ impl super::Parsed {
 }
 
 impl Document {
-    /// The JSON Pointer of an address of a server (an index into [`HttpSpec::listen`]).
+    /// The JSON Pointer of an address of a server (an index into its `listen`).
     pub fn listen_pointer(&self, server: &str, index: usize) -> String {
         let pointer = format!("/http/{server}/listen");
         let Some(listen) = self.http.get(server).map(|s| &s.listen[..]) else {
@@ -103,6 +103,28 @@ impl Document {
 
     /// The files whose contents are part of the configuration, each with the JSON Pointer of its path.
     pub fn file_pointers(&self) -> Vec<(PathBuf, String)> {
+        self.action_pointers(|action| match action {
+            ActionSpec::Respond(respond) => match &respond.body {
+                RespondBody::File(path) => Some((path, "respond/file")),
+                RespondBody::Template(_) => None,
+            },
+            ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
+        })
+    }
+
+    /// The folders that are served, each with the JSON Pointer of its path.
+    pub fn folder_pointers(&self) -> Vec<(PathBuf, String)> {
+        self.action_pointers(|action| match action {
+            ActionSpec::Files(files) => Some((&files.root, "files/root")),
+            ActionSpec::Proxy(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
+        })
+    }
+
+    /// Of every action of which `path` knows one: the path and where it is written.
+    fn action_pointers(
+        &self,
+        path: impl Fn(&ActionSpec) -> Option<(&PathBuf, &'static str)>,
+    ) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
         for (name, server) in &self.http {
             let written = self
@@ -115,16 +137,12 @@ impl Document {
                 .enumerate()
                 .filter(|(_, route)| is_enabled(route));
             for ((index, _), route) in enabled.zip(&server.routes) {
-                out.extend(file(&route.action).map(|f| {
-                    (
-                        f.clone(),
-                        format!("/http/{name}/routes/{index}/respond/file"),
-                    )
+                out.extend(path(&route.action).map(|(path, key)| {
+                    (path.clone(), format!("/http/{name}/routes/{index}/{key}"))
                 }));
             }
-            out.extend(
-                fallback_file(server).map(|f| (f.clone(), format!("/http/{name}/respond/file"))),
-            );
+            let fallback = server.fallback.as_ref().and_then(&path);
+            out.extend(fallback.map(|(path, key)| (path.clone(), format!("/http/{name}/{key}"))));
         }
         out
     }
@@ -135,18 +153,4 @@ fn is_enabled(route: &serde_json::Value) -> bool {
         .get("enabled")
         .and_then(serde_json::Value::as_bool)
         .unwrap_or(true)
-}
-
-fn file(action: &ActionSpec) -> Option<&PathBuf> {
-    match action {
-        ActionSpec::Respond(respond) => match &respond.body {
-            RespondBody::File(path) => Some(path),
-            RespondBody::Template(_) => None,
-        },
-        ActionSpec::Proxy(_) | ActionSpec::Redirect(_) => None,
-    }
-}
-
-fn fallback_file(server: &HttpSpec) -> Option<&PathBuf> {
-    server.fallback.as_ref().and_then(file)
 }
