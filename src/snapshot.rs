@@ -48,7 +48,7 @@ fn actions_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a ActionSpec
 pub fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<str>> {
     actions_of(specs).filter_map(|action| match action {
         ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
-        ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
+        ActionSpec::Files(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
     })
 }
 
@@ -59,7 +59,7 @@ fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
             RespondBody::File(path) => Some(path),
             RespondBody::Template(_) => None,
         },
-        ActionSpec::Proxy(_) | ActionSpec::Redirect(_) => None,
+        ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
     })
 }
 
@@ -187,5 +187,18 @@ mod tests {
             .iter()
             .map(|(key, entry)| Arc::ptr_eq(entry, &new.entries[key]));
         assert_eq!(kept.collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn a_port_that_the_kernel_chooses_belongs_to_its_place() {
+        let text = b"[http.web]\nlisten = ['127.0.0.1:0', '127.0.0.1:0']\nrespond = ''\n";
+        let context = Context {
+            base: "/".into(),
+            running: None,
+        };
+        let parsed = Document::parse(text, Format::Toml, &context).unwrap();
+        let keys = bindings(&parsed.document).into_keys();
+        let owners: Vec<_> = keys.filter_map(|key| key.owner).collect();
+        assert_eq!(owners, [("web".into(), 0), ("web".into(), 1)]);
     }
 }

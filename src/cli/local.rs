@@ -166,22 +166,18 @@ pub(crate) fn check(check: &Check) -> Exit {
 /// The files and folders that a document names and that a start would miss. Nothing is read: a FIFO may have no writer
 /// yet.
 fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
-    let folders = parsed
-        .document
-        .folder_pointers()
-        .into_iter()
-        .map(|(path, pointer)| (path, pointer, true));
-    let files = parsed
-        .document
-        .file_pointers()
-        .into_iter()
-        .map(|(path, pointer)| (path, pointer, false));
-    files
-        .chain(folders)
+    let document = &parsed.document;
+    let of = |named: Vec<(PathBuf, String)>, folder| {
+        let all = named.into_iter();
+        all.map(move |(path, pointer)| (path, pointer, folder))
+    };
+    of(document.file_pointers(), false)
+        .chain(of(document.folder_pointers(), true))
+        .chain(of(document.certificate_folders(), true))
         .filter_map(|(path, pointer, folder)| {
             let why = match std::fs::metadata(&path) {
                 Ok(meta) if meta.is_dir() == folder => return None,
-                Ok(_) if folder => "is no folder".to_owned(),
+                Ok(_) if folder => "is not a folder".to_owned(),
                 Ok(_) => "is a folder, not a file".to_owned(),
                 Err(error) => error.to_string(),
             };
@@ -196,7 +192,7 @@ fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
 fn judge_certificates(parsed: &Parsed) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
     let document = &parsed.document;
     let mut named = document.certificate_pointers();
-    for (folder, pointer) in document.folder_pointers() {
+    for (folder, pointer) in document.certificate_folders() {
         match store::pairs(&folder) {
             Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
             Err(error) => {

@@ -3,6 +3,7 @@
 
 mod action;
 mod check;
+mod files;
 mod matcher;
 mod raw;
 mod tls;
@@ -19,6 +20,7 @@ use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
 pub use check::{Checked, RouteAt};
+pub use files::{FileCoding, FilesRaw, FilesSpec};
 pub use raw::{HttpRaw, RouteRaw};
 pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};
 
@@ -148,6 +150,7 @@ pub enum TextPattern {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ActionSpec {
     Proxy(ProxySpec),
+    Files(FilesSpec),
     Respond(RespondSpec),
     Redirect(RedirectSpec),
 }

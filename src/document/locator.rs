@@ -75,7 +75,7 @@ impl super::Parsed {
 }
 
 impl Document {
-    /// The JSON Pointer of an address of a server (an index into [`HttpSpec::listen`]).
+    /// The JSON Pointer of an address of a server (an index into its `listen`).
     pub fn listen_pointer(&self, server: &str, index: usize) -> String {
         let pointer = match redirects_to(server).filter(|to| self.http.contains_key(*to)) {
             Some(to) => format!("/http/{to}/tls/redirect_http"),
@@ -108,6 +108,30 @@ impl Document {
 
     /// The files whose contents are part of the configuration, each with the JSON Pointer of its path.
     pub fn file_pointers(&self) -> Vec<(PathBuf, String)> {
+        let mut out = self.action_pointers(|action| match action {
+            ActionSpec::Respond(respond) => match &respond.body {
+                RespondBody::File(path) => Some((path, "respond/file")),
+                RespondBody::Template(_) => None,
+            },
+            ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
+        });
+        out.extend(self.certificate_pointers());
+        out
+    }
+
+    /// The folders that are served, each with the JSON Pointer of its path.
+    pub fn folder_pointers(&self) -> Vec<(PathBuf, String)> {
+        self.action_pointers(|action| match action {
+            ActionSpec::Files(files) => Some((&files.root, "files/root")),
+            ActionSpec::Proxy(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
+        })
+    }
+
+    /// Of every action of which `path` knows one: the path and where it is written.
+    fn action_pointers(
+        &self,
+        path: impl Fn(&ActionSpec) -> Option<(&PathBuf, &'static str)>,
+    ) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
         for (name, server) in &self.http {
             let written = self
@@ -120,18 +144,13 @@ impl Document {
                 .enumerate()
                 .filter(|(_, route)| is_enabled(route));
             for ((index, _), route) in enabled.zip(&server.routes) {
-                out.extend(file(&route.action).map(|f| {
-                    (
-                        f.clone(),
-                        format!("/http/{name}/routes/{index}/respond/file"),
-                    )
+                out.extend(path(&route.action).map(|(path, key)| {
+                    (path.clone(), format!("/http/{name}/routes/{index}/{key}"))
                 }));
             }
-            out.extend(
-                fallback_file(server).map(|f| (f.clone(), format!("/http/{name}/respond/file"))),
-            );
+            let fallback = server.fallback.as_ref().and_then(&path);
+            out.extend(fallback.map(|(path, key)| (path.clone(), format!("/http/{name}/{key}"))));
         }
-        out.extend(self.certificate_pointers());
         out
     }
 
@@ -152,7 +171,7 @@ impl Document {
     }
 
     /// The folders of certificates, each with the JSON Pointer of its path.
-    pub fn folder_pointers(&self) -> Vec<(PathBuf, String)> {
+    pub fn certificate_folders(&self) -> Vec<(PathBuf, String)> {
         let all = self.http.iter().flat_map(|(name, s)| certificates(name, s));
         all.filter_map(|(pointer, certificate)| match certificate {
             CertificateSpec::Folder(path) => Some((path.clone(), format!("{pointer}/dir"))),
@@ -176,18 +195,4 @@ fn is_enabled(route: &serde_json::Value) -> bool {
         .get("enabled")
         .and_then(serde_json::Value::as_bool)
         .unwrap_or(true)
-}
-
-fn file(action: &ActionSpec) -> Option<&PathBuf> {
-    match action {
-        ActionSpec::Respond(respond) => match &respond.body {
-            RespondBody::File(path) => Some(path),
-            RespondBody::Template(_) => None,
-        },
-        ActionSpec::Proxy(_) | ActionSpec::Redirect(_) => None,
-    }
-}
-
-fn fallback_file(server: &HttpSpec) -> Option<&PathBuf> {
-    server.fallback.as_ref().and_then(file)
 }

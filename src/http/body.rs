@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::action::files::body::FileBody;
 use super::connection::Connection;
 use super::progress::Progress;
 use crate::upstream::error::{Error, Kind};
@@ -47,6 +48,7 @@ pub enum Content {
     Empty,
     Full(Bytes),
     Upstream(UpstreamBody),
+    File(FileBody),
 }
 
 impl From<Bytes> for Content {
@@ -97,6 +99,11 @@ impl ResponseBody {
             Content::Empty => Some(0),
             // Has no content of its own in answer to HEAD.
             Content::Upstream(_) => None,
+            Content::File(file) => {
+                let length = usize::try_from(file.left()).ok();
+                self.content = Content::Empty;
+                length
+            }
         }
     }
 }
@@ -110,7 +117,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        if let Content::Upstream(_) = this.content
+        if let Content::Upstream(_) | Content::File(_) = this.content
             && let Some(exchange) = &this.exchange
             && exchange.progress.flight.poll_cut(cx).is_ready()
         {
@@ -130,6 +137,13 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(Frame::data(piece))))
             }
             Content::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Content::File(file) => file.poll_piece(cx).map(|piece| {
+                let piece = piece?.map(Frame::data).map_err(|error| {
+                    let detail = format!("a file while it was sent: {error}");
+                    Error::us(Kind::ProxyInternalError, detail)
+                });
+                Some(piece)
+            }),
         };
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
@@ -142,6 +156,7 @@ impl Body for ResponseBody {
             Content::Empty => true,
             Content::Full(_) => false,
             Content::Upstream(body) => body.is_end_stream(),
+            Content::File(file) => file.left() == 0,
         }
     }
 
@@ -150,6 +165,7 @@ impl Body for ResponseBody {
             Content::Empty => SizeHint::with_exact(0),
             Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Content::Upstream(body) => body.size_hint(),
+            Content::File(file) => SizeHint::with_exact(file.left()),
         }
     }
 }

@@ -81,7 +81,15 @@ pub async fn serve(
         WorkerCounters::add(&counters.panics);
         Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true)
     });
-    if is_head && let Some(length) = response.body_mut().suppress() {
+    // A 304 tells of another response's content, a 204 has none: a length of 0 would be wrong (RFC 9110 section 8.6).
+    let has_length = !matches!(
+        response.status(),
+        StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT
+    );
+    if is_head
+        && let Some(length) = response.body_mut().suppress()
+        && has_length
+    {
         response
             .headers_mut()
             .entry(CONTENT_LENGTH)
@@ -201,6 +209,14 @@ async fn handle(
     };
     match &action.kind {
         Kind::Respond(respond) => local(respond.respond(&vars(&parts)), body, expectation, http1),
+        Kind::Files(files) => {
+            let flight = &exchange.progress.flight;
+            let response = match files.respond(&vars(&parts), flight).await {
+                Ok(response) => response,
+                Err(error) => error::respond(&error),
+            };
+            local(response, body, expectation, http1)
+        }
         Kind::Redirect(redirect) => {
             local(redirect.respond(&vars(&parts)), body, expectation, http1)
         }

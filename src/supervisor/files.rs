@@ -60,6 +60,22 @@ pub(super) async fn pairs(folder: &Path) -> io::Result<Vec<PathBuf>> {
         .map_err(io::Error::other)?
 }
 
+/// Sees that `path` is a folder whose files can be reached.
+///
+/// # Errors
+/// Those of the system, and one with a plain sentence for anything but a folder.
+pub(super) async fn folder(path: &Path) -> io::Result<()> {
+    let meta = tokio::fs::metadata(path).await?;
+    if !meta.is_dir() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotADirectory,
+            "is not a folder",
+        ));
+    }
+    // Needs the right to enter it, not to list it.
+    tokio::fs::metadata(path.join(".")).await.map(drop)
+}
+
 fn check_size(len: usize) -> io::Result<()> {
     if len > MAX_BYTES {
         return Err(io::Error::new(
@@ -99,6 +115,7 @@ mod tests {
         let path = folder.path().join("a");
         std::fs::write(&path, "text").unwrap();
         assert_eq!(read(&path).await.unwrap(), "text");
+        assert!(super::folder(folder.path()).await.is_ok() && super::folder(&path).await.is_err());
         assert_eq!(
             read(folder.path()).await.unwrap_err().kind(),
             io::ErrorKind::IsADirectory

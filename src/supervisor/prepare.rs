@@ -149,6 +149,7 @@ impl Supervisor {
         let timeout = document.runtime.prepare_timeout;
         let deadline = Instant::now() + timeout;
         let files = load(&parsed, deadline, timeout).await?;
+        look_for_folders(&parsed, deadline, timeout).await?;
         if request.kind == Kind::Reload
             && let Some(current) = &self.current
             && *current.document == *document
@@ -497,7 +498,7 @@ async fn parse(
 /// Reads every file the document names, all at once.
 async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<Files, Rejection> {
     let (mut named, mut errors) = (parsed.document.file_pointers(), Vec::new());
-    for (folder, pointer) in parsed.document.folder_pointers() {
+    for (folder, pointer) in parsed.document.certificate_folders() {
         let listed = tokio::time::timeout_at(deadline, files::pairs(&folder)).await;
         match listed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
@@ -528,6 +529,32 @@ async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<F
     }
     if errors.is_empty() {
         Ok(files)
+    } else {
+        Err(Rejection::with(409, "not-prepared", errors))
+    }
+}
+
+/// Sees that every folder to be served is one.
+async fn look_for_folders(
+    parsed: &Parsed,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<(), Rejection> {
+    let named = parsed.document.folder_pointers();
+    let looks = named.into_iter().map(|(path, pointer)| async move {
+        let error = match tokio::time::timeout_at(deadline, files::folder(&path)).await {
+            Ok(Ok(())) => return None,
+            Ok(Err(error)) => format!("{}: {error}", path.display()),
+            Err(_) => format!(
+                "{}: could not be looked at within `prepare_timeout` ({timeout:?})",
+                path.display()
+            ),
+        };
+        Some(parsed.locate(&pointer, error, None))
+    });
+    let errors: Vec<_> = join_all(looks).await.into_iter().flatten().collect();
+    if errors.is_empty() {
+        Ok(())
     } else {
         Err(Rejection::with(409, "not-prepared", errors))
     }

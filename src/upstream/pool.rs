@@ -86,8 +86,7 @@ impl Target {
         self.shards.iter().map(here).sum()
     }
 
-    /// Open connections, idle ones included; the whole process. An idle one that its origin has ended counts until the
-    /// next check-out or sweep looks at it.
+    /// Open connections, idle ones included; the whole process.
     pub fn connections(&self) -> usize {
         self.open.load(Ordering::Acquire)
     }
@@ -140,7 +139,7 @@ impl Shard {
         let mut busy = Vec::new();
         let found = loop {
             // One at a time: no lock is held while a connection is looked at.
-            let Some(mut one) = self.pool.lock().idle.pop() else {
+            let Some(one) = self.pool.lock().idle.pop() else {
                 break None;
             };
             match one.connection.state() {
@@ -230,8 +229,8 @@ impl Lease {
     }
 
     /// Puts the connection back, if it still lives and there is room.
-    pub(super) fn give_back(mut self) {
-        if self.connection.rest() != State::Closed {
+    pub(super) fn give_back(self) {
+        if self.connection.state() != State::Closed {
             self.shard.give_back(self.connection, self.keep);
         }
     }

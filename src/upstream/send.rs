@@ -239,9 +239,6 @@ async fn exchange(
         Some(Ok(response)) => {
             if let Some(sent) = sent {
                 sent.gate.shut();
-                if !sent.ended() {
-                    connection.detach();
-                }
             }
             Ok(response)
         }

@@ -12,6 +12,7 @@ mod admin;
 mod cli;
 mod contract;
 mod drain;
+mod files;
 mod headers;
 mod held_back;
 mod limits;

@@ -52,12 +52,7 @@ fn every_sample_starts_and_answers() {
 
         // A copy of the folder, with ports of our own.
         let dir = tempfile::tempdir().unwrap();
-        for entry in std::fs::read_dir(sample.parent().unwrap()).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_file() {
-                std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-            }
-        }
+        copy(sample.parent().unwrap(), dir.path());
         // Longest first, so that `:80` does not eat the head of `:8080`; marks first, so that no new port is moved again.
         let mut ports = ports_of(&text);
         ports.sort_by_key(|p| std::cmp::Reverse(p.len()));
@@ -109,6 +104,19 @@ fn every_sample_starts_and_answers() {
                 };
                 assert!(answer.status >= 200, "{}: {address}", sample.display());
             }
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).unwrap();
         }
     }
 }

@@ -8,12 +8,14 @@ use super::super::scalar::Wrong;
 use super::super::template::{Part, Template};
 use super::super::tree::At;
 use super::super::upstream::{References, base_path};
+use super::files::files;
 use super::raw::{ProxyRaw, RedirectRaw, RespondRaw};
-use super::{ActionSpec, HostHeader, ProxySpec, RedirectSpec, RespondBody, RespondSpec};
+use super::{ActionSpec, FilesRaw, HostHeader, ProxySpec, RedirectSpec, RespondBody, RespondSpec};
 
 /// The action keys of a server or a route.
 pub(super) struct Actions<'r> {
     pub(super) proxy: Option<&'r Loc<Box<ProxyRaw>>>,
+    pub(super) files: Option<&'r Loc<Box<FilesRaw>>>,
     pub(super) respond: Option<&'r Loc<Box<RespondRaw>>>,
     pub(super) redirect: Option<&'r Loc<Box<RedirectRaw>>>,
 }
@@ -32,6 +34,7 @@ const FRAMING: [&str; 7] = [
 impl Actions<'_> {
     pub(super) fn count(&self) -> usize {
         usize::from(self.proxy.is_some())
+            + usize::from(self.files.is_some())
             + usize::from(self.respond.is_some())
             + usize::from(self.redirect.is_some())
     }
@@ -46,6 +49,7 @@ impl Actions<'_> {
         if self.count() > 1 {
             let given = [
                 self.proxy.map(|p| ("proxy", p.at)),
+                self.files.map(|f| ("files", f.at)),
                 self.respond.map(|r| ("respond", r.at)),
                 self.redirect.map(|r| ("redirect", r.at)),
             ];
@@ -64,6 +68,10 @@ impl Actions<'_> {
             .proxy
             .and_then(|p| proxy(p, live, references, check))
             .map(ActionSpec::Proxy);
+        let files = self
+            .files
+            .and_then(|f| files(f, check))
+            .map(ActionSpec::Files);
         let respond = self
             .respond
             .and_then(|r| respond(r, check))
@@ -72,7 +80,7 @@ impl Actions<'_> {
             .redirect
             .and_then(|r| redirect(r, check))
             .map(ActionSpec::Redirect);
-        proxy.or(respond).or(redirect)
+        proxy.or(files).or(respond).or(redirect)
     }
 }
 

@@ -71,6 +71,7 @@ impl HttpRaw {
         let (hosts, hosts_at) = different_hosts(hosts, check).into_iter().unzip();
         let actions = action::Actions {
             proxy: self.proxy.as_ref(),
+            files: self.files.as_ref(),
             respond: self.respond.as_ref(),
             redirect: self.redirect.as_ref(),
         };
@@ -392,18 +393,19 @@ fn route(
     };
     let actions = action::Actions {
         proxy: raw.proxy.as_ref(),
+        files: raw.files.as_ref(),
         respond: raw.respond.as_ref(),
         redirect: raw.redirect.as_ref(),
     };
     let spoiled = raw
         .spoiled
         .iter()
-        .any(|key| matches!(*key, "proxy" | "respond" | "redirect"));
+        .any(|key| matches!(*key, "proxy" | "files" | "respond" | "redirect"));
     if actions.count() == 0 && !spoiled {
         check
             .findings
             .error(raw.at, "a route needs an action")
-            .help("one of `proxy`, `respond` and `redirect`");
+            .help("one of `proxy`, `files`, `respond` and `redirect`");
     }
     let action: Option<ActionSpec> = actions.spec(live, references, check);
     Some(RouteSpec {

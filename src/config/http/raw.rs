@@ -3,8 +3,8 @@
 use super::super::decode::{Limit, List, Map, section, words};
 use super::super::runtime::OnChange;
 use super::super::scalar::{Size, Span};
-use super::Scheme;
 use super::tls::TlsRaw;
+use super::{FilesRaw, Scheme};
 
 /// Keys of filters, which servers and routes will share.
 const FILTERS: &[&str] = &[
@@ -52,12 +52,14 @@ section! {
         on_change: OnChange,
         /// For requests that no route takes: pass them on to an upstream.
         proxy: Box<ProxyRaw>,
+        /// For requests that no route takes: serve the files of a folder.
+        files: Box<FilesRaw>,
         /// For requests that no route takes: answer them from here.
         respond: Box<RespondRaw>,
         /// For requests that no route takes: send the client elsewhere.
         redirect: Box<RedirectRaw>,
     }
-    later = [FILTERS, &["proxy_protocol", "error_pages", "files", "tcp"]];
+    later = [FILTERS, &["proxy_protocol", "error_pages", "tcp"]];
 }
 
 section! {
@@ -107,6 +109,8 @@ section! {
         matcher as "match": Box<MatchRaw>,
         /// Pass the request on to an upstream.
         proxy: Box<ProxyRaw>,
+        /// Serve the files of a folder.
+        files: Box<FilesRaw>,
         /// Answer from here.
         respond: Box<RespondRaw>,
         /// Send the client elsewhere.
@@ -114,7 +118,7 @@ section! {
         /// Largest request body; overrides the server's.
         body_limit: Limit<Size>,
     }
-    later = [FILTERS, &["files", "tcp", "on_change"]];
+    later = [FILTERS, &["tcp", "on_change"]];
 }
 
 section! {

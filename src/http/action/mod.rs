@@ -1,5 +1,6 @@
 //! What a route does. Compiled from its spec, so that a request finds fixed texts and values ready.
 
+pub mod files;
 pub mod proxy;
 pub mod respond;
 
@@ -24,6 +25,7 @@ pub struct Action {
 #[derive(Debug)]
 pub enum Kind {
     Proxy(proxy::Proxy),
+    Files(files::StaticFiles),
     Respond(respond::Respond),
     Redirect(respond::Redirect),
 }
@@ -37,6 +39,7 @@ impl Action {
     ) -> Action {
         let kind = match spec {
             ActionSpec::Proxy(spec) => Kind::Proxy(proxy::Proxy::build(spec, upstreams)),
+            ActionSpec::Files(spec) => Kind::Files(files::StaticFiles::build(spec)),
             ActionSpec::Respond(spec) => Kind::Respond(respond::Respond::build(spec, files)),
             ActionSpec::Redirect(spec) => Kind::Redirect(respond::Redirect::build(spec)),
         };
@@ -50,7 +53,7 @@ impl Action {
     pub fn definitions(&self) -> impl Iterator<Item = u64> {
         let upstream = match &self.kind {
             Kind::Proxy(proxy) => proxy.upstream.as_ref(),
-            Kind::Respond(_) | Kind::Redirect(_) => None,
+            Kind::Files(_) | Kind::Respond(_) | Kind::Redirect(_) => None,
         };
         let targets = upstream.into_iter().flat_map(|upstream| upstream.targets());
         std::iter::once(self.definition)
