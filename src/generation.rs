@@ -18,8 +18,9 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// One generation on one worker.
+/// One generation on one worker. On cache lines of its own, for one thread makes those of all workers back to back.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Generation {
     /// Counts from 1 over the life of the process.
     pub id: u64,
@@ -28,8 +29,15 @@ pub struct Generation {
 
 #[derive(Debug, Default)]
 struct Flights {
-    slots: Vec<Option<Arc<Shared>>>,
+    places: Vec<Place>,
     free: Vec<usize>,
+}
+
+/// A flight, or room for one: what a flight shares stays where it was and serves the next one.
+#[derive(Debug)]
+struct Place {
+    shared: Arc<Shared>,
+    taken: bool,
 }
 
 /// The part of a flight that the worker sees.
@@ -40,8 +48,20 @@ struct Shared {
     definition: AtomicU64,
     cut: AtomicBool,
     waker: AtomicWaker,
-    /// Where it is listed now: moves when the flight outlives its generation.
-    home: Mutex<(Arc<Generation>, usize)>,
+    /// Where it is listed since it outlived a generation. Written under the lock of the one that it leaves.
+    moved: Mutex<Option<(Arc<Generation>, usize)>>,
+}
+
+impl Shared {
+    fn new(binding: u32) -> Shared {
+        Shared {
+            binding,
+            definition: AtomicU64::new(0),
+            cut: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+            moved: Mutex::new(None),
+        }
+    }
 }
 
 impl Generation {
@@ -55,45 +75,32 @@ impl Generation {
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         let flights = self.flights.lock();
-        flights.slots.len() - flights.free.len()
+        flights.places.len() - flights.free.len()
     }
 
     /// Begins a request behind `binding`.
     pub fn begin(self: &Arc<Self>, binding: u32) -> Flight {
-        let mut flights = self.flights.lock();
-        let index = flights.free.pop().unwrap_or(flights.slots.len());
-        let shared = Arc::new(Shared {
-            binding,
-            definition: AtomicU64::new(0),
-            cut: AtomicBool::new(false),
-            waker: AtomicWaker::new(),
-            home: Mutex::new((self.clone(), index)),
-        });
-        if index == flights.slots.len() {
-            flights.slots.push(Some(shared.clone()));
-        } else {
-            flights.slots[index] = Some(shared.clone());
+        let (index, shared) = self.flights.lock().begin(binding);
+        Flight {
+            shared,
+            generation: self.clone(),
+            index,
         }
-        drop(flights);
-        Flight { shared }
     }
 
     /// The drain deadline: each flight is asked by `heir(binding, definition)`. One that gets a generation moves
     /// there; the others are told to end. Returns how many were told to.
     pub fn settle(self: &Arc<Self>, heir: impl Fn(u32, u64) -> Option<Arc<Generation>>) -> usize {
-        let all: Vec<Arc<Shared>> = self
-            .flights
-            .lock()
-            .slots
-            .iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let all: Vec<(usize, Arc<Shared>)> = {
+            let flights = self.flights.lock();
+            let taken = flights.places.iter().enumerate().filter(|(_, p)| p.taken);
+            taken.map(|(i, p)| (i, p.shared.clone())).collect()
+        };
         let mut cut = 0;
-        for shared in all {
+        for (index, shared) in all {
             let definition = shared.definition.load(Ordering::Acquire);
             match heir(shared.binding, definition) {
-                Some(next) if definition != 0 => shared.move_to(self, &next),
+                Some(next) if definition != 0 => self.hand_over(index, shared, &next),
                 _ => {
                     cut += 1;
                     shared.cut.store(true, Ordering::Release);
@@ -104,43 +111,81 @@ impl Generation {
         cut
     }
 
-    fn insert(&self, shared: Arc<Shared>) -> usize {
+    /// Ends a flight; false if it is not here any more.
+    fn end(&self, index: usize, shared: &Arc<Shared>) -> bool {
         let mut flights = self.flights.lock();
-        match flights.free.pop() {
-            Some(index) => {
-                flights.slots[index] = Some(shared);
-                index
-            }
-            None => {
-                flights.slots.push(Some(shared));
-                flights.slots.len() - 1
-            }
+        let here = flights.holds(index, shared);
+        if here {
+            flights.leave(index);
         }
+        here
     }
 
-    fn remove(&self, index: usize) {
+    /// Moves a flight to `next`, unless it has ended meanwhile. Locks are taken from the older generation to the newer.
+    fn hand_over(&self, index: usize, shared: Arc<Shared>, next: &Arc<Generation>) {
+        if next.id <= self.id {
+            return;
+        }
         let mut flights = self.flights.lock();
-        flights.slots[index] = None;
-        flights.free.push(index);
-        if flights.free.len() == flights.slots.len() {
-            // Empty: a burst's table is not kept for the life of the generation.
-            if flights.slots.len() > 64 {
-                *flights = Flights::default();
-            }
+        if flights.holds(index, &shared) {
+            let place = next.flights.lock().insert(shared.clone());
+            *shared.moved.lock() = Some((next.clone(), place));
+            // The place must not keep what now belongs to the other one.
+            flights.places[index].shared = Arc::new(Shared::new(0));
+            flights.leave(index);
         }
     }
 }
 
-impl Shared {
-    fn move_to(self: &Arc<Self>, from: &Arc<Generation>, next: &Arc<Generation>) {
-        let mut home = self.home.lock();
-        // `usize::MAX`: the flight ended between the listing and now.
-        if home.1 == usize::MAX || !Arc::ptr_eq(&home.0, from) {
-            return;
+impl Flights {
+    fn begin(&mut self, binding: u32) -> (usize, Arc<Shared>) {
+        let Some(index) = self.free.pop() else {
+            let shared = Arc::new(Shared::new(binding));
+            return (self.insert(shared.clone()), shared);
+        };
+        let place = &mut self.places[index];
+        place.taken = true;
+        match Arc::get_mut(&mut place.shared) {
+            Some(last) => {
+                last.binding = binding;
+                *last.definition.get_mut() = 0;
+                *last.cut.get_mut() = false;
+            }
+            // A settling still looks at it, or the last flight is just about to let go.
+            None => place.shared = Arc::new(Shared::new(binding)),
         }
-        let index = next.insert(self.clone());
-        let old = std::mem::replace(&mut *home, (next.clone(), index));
-        old.0.remove(old.1);
+        (index, place.shared.clone())
+    }
+
+    fn insert(&mut self, shared: Arc<Shared>) -> usize {
+        let place = Place {
+            shared,
+            taken: true,
+        };
+        match self.free.pop() {
+            Some(index) => {
+                self.places[index] = place;
+                index
+            }
+            None => {
+                self.places.push(place);
+                self.places.len() - 1
+            }
+        }
+    }
+
+    fn holds(&self, index: usize, shared: &Arc<Shared>) -> bool {
+        let place = self.places.get(index);
+        place.is_some_and(|p| p.taken && Arc::ptr_eq(&p.shared, shared))
+    }
+
+    fn leave(&mut self, index: usize) {
+        self.places[index].taken = false;
+        self.free.push(index);
+        // Empty: a burst's table is not kept for the life of the generation.
+        if self.free.len() == self.places.len() && self.places.len() > 64 {
+            *self = Flights::default();
+        }
     }
 }
 
@@ -148,6 +193,9 @@ impl Shared {
 #[derive(Debug)]
 pub struct Flight {
     shared: Arc<Shared>,
+    /// Where it began.
+    generation: Arc<Generation>,
+    index: usize,
 }
 
 impl Flight {
@@ -174,14 +222,28 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        let mut home = self.shared.home.lock();
-        let index = std::mem::replace(&mut home.1, usize::MAX);
-        home.0.remove(index);
+        // The place is used again: it must not keep the task's memory.
+        self.shared.waker.take();
+        if self.generation.end(self.index, &self.shared) {
+            return;
+        }
+        // It moved, perhaps once more while we look.
+        loop {
+            let moved = self.shared.moved.lock().clone();
+            match moved {
+                Some((generation, index)) if !generation.end(index, &self.shared) => {}
+                _ => break,
+            }
+        }
+        // The place it has left may be used again.
+        *self.shared.moved.lock() = None;
     }
 }
 
-/// What one worker serves behind one address, of which generation.
+/// What one worker serves behind one address, of which generation. Every request counts a reference to it: on cache
+/// lines of its own.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Serving<T> {
     /// The big part, shared by the workers.
     pub entry: Arc<T>,
@@ -235,6 +297,7 @@ impl<T> Slot<T> {
 
 /// The connections accepted under one set of connection-level settings.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Epoch {
     /// Cancelled: say so on the next response (`Connection: close`, GOAWAY), linger a little, then end.
     pub finish: CancellationToken,
@@ -306,6 +369,59 @@ mod tests {
         assert!(nameless.poll_cut(&mut cx).is_ready());
         drop((stays, goes, nameless));
         assert_eq!((old.in_flight(), new.in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn a_place_is_used_again_with_nothing_of_its_last_flight() {
+        let old = Generation::new(1);
+        let new = Generation::new(2);
+        let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+        let first = old.begin(1);
+        first.define(42);
+        assert_eq!(old.settle(|_, _| None), 1);
+        assert!(first.poll_cut(&mut cx).is_ready());
+        drop(first);
+        let second = old.begin(2);
+        assert!(second.poll_cut(&mut cx).is_pending());
+        // It has no definition of its own yet.
+        assert_eq!(old.settle(|_, _| Some(new.clone())), 1);
+        drop(second);
+        assert_eq!((old.in_flight(), new.in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn a_flight_that_moved_twice_ends_where_it_is_and_frees_its_generations() {
+        let chain = [1, 2, 3].map(Generation::new);
+        let flight = chain[0].begin(7);
+        flight.define(42);
+        for (from, to) in [(0, 1), (1, 2)] {
+            assert_eq!(chain[from].settle(|_, _| Some(chain[to].clone())), 0);
+        }
+        let next = chain[0].begin(8);
+        assert_eq!(chain.each_ref().map(|g| g.in_flight()), [1, 0, 1]);
+        drop(flight);
+        assert_eq!(chain.each_ref().map(|g| g.in_flight()), [1, 0, 0]);
+        drop(next);
+        // Nothing that is left behind in a table holds a generation.
+        let again = chain[2].begin(9);
+        drop(again);
+        assert!(chain.iter().all(|g| Arc::strong_count(g) == 1));
+    }
+
+    #[test]
+    fn flights_may_end_while_they_are_moved() {
+        for _ in 0..50 {
+            let chain = [1, 2, 3].map(Generation::new);
+            let flights: Vec<Flight> = (0..40).map(|_| chain[0].begin(7)).collect();
+            flights.iter().for_each(|f| f.define(42));
+            std::thread::scope(|scope| {
+                scope.spawn(|| drop(flights));
+                chain[0].settle(|_, _| Some(chain[1].clone()));
+                chain[1].settle(|_, _| Some(chain[2].clone()));
+            });
+            assert_eq!(chain.each_ref().map(|g| g.in_flight()), [0, 0, 0]);
+            assert!(chain.iter().all(|g| Arc::strong_count(g) == 1));
+        }
     }
 
     #[test]

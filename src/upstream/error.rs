@@ -11,16 +11,13 @@ use ::http::StatusCode;
 pub enum Kind {
     DnsTimeout,
     DnsError,
-    DestinationNotFound,
     DestinationUnavailable,
     ConnectionRefused,
     ConnectionTerminated,
     ConnectionTimeout,
     ConnectionReadTimeout,
-    ConnectionWriteTimeout,
     ConnectionLimitReached,
     HttpRequestError,
-    HttpRequestDenied,
     HttpProtocolError,
     HttpResponseIncomplete,
     HttpResponseTimeout,
@@ -36,16 +33,13 @@ impl Kind {
         match self {
             Kind::DnsTimeout => "dns_timeout",
             Kind::DnsError => "dns_error",
-            Kind::DestinationNotFound => "destination_not_found",
             Kind::DestinationUnavailable => "destination_unavailable",
             Kind::ConnectionRefused => "connection_refused",
             Kind::ConnectionTerminated => "connection_terminated",
             Kind::ConnectionTimeout => "connection_timeout",
             Kind::ConnectionReadTimeout => "connection_read_timeout",
-            Kind::ConnectionWriteTimeout => "connection_write_timeout",
             Kind::ConnectionLimitReached => "connection_limit_reached",
             Kind::HttpRequestError => "http_request_error",
-            Kind::HttpRequestDenied => "http_request_denied",
             Kind::HttpProtocolError => "http_protocol_error",
             Kind::HttpResponseIncomplete => "http_response_incomplete",
             Kind::HttpResponseTimeout => "http_response_timeout",
@@ -61,10 +55,9 @@ impl Kind {
     pub fn status(self) -> StatusCode {
         match self {
             Kind::HttpRequestError => StatusCode::BAD_REQUEST,
-            Kind::HttpRequestDenied => StatusCode::FORBIDDEN,
-            Kind::DestinationNotFound
-            | Kind::ProxyConfigurationError
-            | Kind::ProxyInternalError => StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::ProxyConfigurationError | Kind::ProxyInternalError => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Kind::DnsError
             | Kind::ConnectionRefused
             | Kind::ConnectionTerminated
@@ -78,7 +71,6 @@ impl Kind {
             Kind::DnsTimeout
             | Kind::ConnectionTimeout
             | Kind::ConnectionReadTimeout
-            | Kind::ConnectionWriteTimeout
             | Kind::HttpResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -234,16 +226,13 @@ mod tests {
         let table = [
             (DnsTimeout, "dns_timeout", 504),
             (DnsError, "dns_error", 502),
-            (DestinationNotFound, "destination_not_found", 500),
             (DestinationUnavailable, "destination_unavailable", 503),
             (ConnectionRefused, "connection_refused", 502),
             (ConnectionTerminated, "connection_terminated", 502),
             (ConnectionTimeout, "connection_timeout", 504),
             (ConnectionReadTimeout, "connection_read_timeout", 504),
-            (ConnectionWriteTimeout, "connection_write_timeout", 504),
             (ConnectionLimitReached, "connection_limit_reached", 503),
             (HttpRequestError, "http_request_error", 400),
-            (HttpRequestDenied, "http_request_denied", 403),
             (HttpProtocolError, "http_protocol_error", 502),
             (HttpResponseIncomplete, "http_response_incomplete", 502),
             (HttpResponseTimeout, "http_response_timeout", 504),

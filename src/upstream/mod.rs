@@ -3,12 +3,15 @@
 //! An [`Upstream`] is one generation's view: weights, policy, timeouts, pool sizes. Its [`Target`]s are leased by identity and
 //! keep their connections and counts across generations. Nothing here knows of routes or reloads.
 //!
-//! The hot path is [`Upstream::send`]: with an idle connection at hand it takes two locks that only this worker takes
-//! (the balancer's turn, the pool's shard) and reads no clock but for the response timer.
+//! The hot path is [`Upstream::send`]: with an idle connection at hand it takes locks that only this worker takes (the
+//! balancer's turn if there is a choice, the pool's shard at check-out and again when the connection comes back), and
+//! reads the clock once for each timeout it has to wait under. Of what other workers write too, it touches the target's
+//! reference count.
 
 mod balance;
 pub mod body;
 mod connect;
+mod connection;
 pub mod error;
 mod pool;
 mod resolve;
@@ -17,6 +20,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod wire;
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,6 +34,7 @@ use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{Balance, PoolSpec, UpstreamSpec, UpstreamTimeouts};
 use crate::registry::Registry;
 use error::{Error, Kind};
+use pool::Round;
 pub use pool::{InFlight, Target, sweep};
 use resolve::{Lookup, LookupKey, Names, Resolver};
 pub use response::UpstreamBody;
@@ -44,6 +49,8 @@ pub struct Shared {
     pub control: tokio::runtime::Handle,
     /// Number of workers, hence of pool shards.
     pub workers: usize,
+    /// By worker; at least one.
+    rounds: Box<[Arc<Round>]>,
     names: Registry<(Arc<str>, u16), Names>,
     lookups: Registry<LookupKey, Lookup>,
     resolver: Arc<Resolver>,
@@ -64,6 +71,7 @@ impl Shared {
             targets: Registry::default(),
             control,
             workers,
+            rounds: (0..workers.max(1)).map(|_| Arc::default()).collect(),
             names: Registry::default(),
             lookups: Registry::default(),
             resolver,
@@ -127,7 +135,7 @@ struct Member {
 
 /// Where one worker stands in the round: on a cache line of its own.
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(align(128))]
 struct Turn {
     /// Credits of the smooth round robin; empty until the first pick.
     credits: Mutex<Vec<i64>>,
@@ -253,7 +261,7 @@ impl Member {
         let names = lookup.as_ref().map(|lookup| lookup.names.clone());
         let target = shared
             .targets
-            .lease(&key, || Target::new(key.clone(), shared.workers, names));
+            .lease(&key, || Target::new(key.clone(), &shared.rounds, names));
         let host = match address {
             // A socket has no authority; this is what clients of unix sockets commonly say.
             TargetAddr::Unix(_) => HeaderValue::from_static("localhost"),

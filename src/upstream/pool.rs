@@ -3,58 +3,87 @@
 //! The pool key is upstream, address and protocol (HTTP/1 only so far): a connection never serves another identity.
 //! Sizes and timeouts are not kept here: they come with each request from its generation, so they may change freely.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::connect::{Connection, Slot};
+use super::connection::{Connection, Slot, State};
 use super::resolve::Names;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
 
-/// A target's lasting part: in-flight count, idle connections by worker. Dropping it closes its idle connections.
+/// A target's lasting part: in-flight count, idle connections by worker. Dropping it closes its idle connections, but
+/// for those of a worker where a response is still under way: they close with that.
 #[derive(Debug)]
 pub struct Target {
     key: TargetKey,
-    in_flight: AtomicUsize,
-    /// Shared with the drivers, which must not keep the target alive.
+    /// Shared with the connections, which must not keep the target alive.
     open: Arc<AtomicUsize>,
-    shards: Box<[Shard]>,
+    shards: Box<[Arc<Shard>]>,
     names: Option<Arc<Names>>,
 }
 
-/// One worker's idle connections, the freshest last. On a cache line of its own, so that workers do not disturb each
-/// other.
+/// One worker's part of a target, allocated for itself and on cache lines of its own (adjacent lines are fetched in
+/// pairs), so that workers do not disturb each other.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Shard {
+    /// Requests that this worker has in flight.
+    in_flight: AtomicUsize,
+    pool: Mutex<Pool>,
+    address: TargetAddr,
+    /// The worker's list of shards to sweep.
+    round: Arc<Round>,
+}
+
 #[derive(Debug, Default)]
-#[repr(align(64))]
-struct Shard(Mutex<Vec<Idle>>);
+struct Pool {
+    /// The freshest last.
+    idle: Vec<Idle>,
+    /// It is on the worker's round, or about to be.
+    listed: bool,
+}
+
+/// The shards of one worker that have idle connections: all that its sweep looks at.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Round(Mutex<Vec<Weak<Shard>>>);
 
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    connection: Box<Connection>,
     timeout: Duration,
     /// When a sweep first saw it here. Giving back reads no clock; the price is up to one sweep more of life.
     seen: Option<Instant>,
 }
 
 impl Target {
-    pub(super) fn new(key: TargetKey, workers: usize, names: Option<Arc<Names>>) -> Target {
+    /// With a shard for each worker, which is one for each of `rounds`.
+    pub(super) fn new(key: TargetKey, rounds: &[Arc<Round>], names: Option<Arc<Names>>) -> Target {
+        let shard = |round: &Arc<Round>| {
+            Arc::new(Shard {
+                in_flight: AtomicUsize::new(0),
+                pool: Mutex::default(),
+                address: key.1.clone(),
+                round: round.clone(),
+            })
+        };
         Target {
-            key,
-            in_flight: AtomicUsize::new(0),
             open: Arc::default(),
-            shards: (0..workers.max(1)).map(|_| Shard::default()).collect(),
+            shards: rounds.iter().map(shard).collect(),
+            key,
             names,
         }
     }
 
     /// Requests in flight, over all generations and workers.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        let here = |shard: &Arc<Shard>| shard.in_flight.load(Ordering::Relaxed);
+        self.shards.iter().map(here).sum()
     }
 
     /// Open connections, idle ones included; the whole process.
@@ -64,7 +93,8 @@ impl Target {
 
     /// Idle connections; the whole process.
     pub fn idle(&self) -> usize {
-        self.shards.iter().map(|shard| shard.0.lock().len()).sum()
+        let here = |shard: &Arc<Shard>| shard.pool.lock().idle.len();
+        self.shards.iter().map(here).sum()
     }
 
     /// False while its name does not resolve.
@@ -89,56 +119,71 @@ impl Target {
         Slot::take(&self.open, limit)
     }
 
-    fn shard(&self, worker: usize) -> &Shard {
+    fn shard(&self, worker: usize) -> &Arc<Shard> {
         self.shards.get(worker).unwrap_or(&self.shards[0])
     }
 
     /// The freshest idle connection of this worker.
-    pub(super) fn check_out(&self, worker: usize) -> Option<Connection> {
+    pub(super) fn check_out(&self, worker: usize) -> Option<Box<Connection>> {
         self.shard(worker).check_out()
     }
 
     /// An idle connection of any worker: at the connection limit, others may hold what this one may not open.
-    pub(super) fn check_out_any(&self) -> Option<Connection> {
-        self.shards.iter().find_map(Shard::check_out)
+    pub(super) fn check_out_any(&self) -> Option<Box<Connection>> {
+        self.shards.iter().find_map(|shard| shard.check_out())
     }
 }
 
 impl Shard {
-    fn check_out(&self) -> Option<Connection> {
-        // Dropped after the lock: ending a connection wakes its driver.
-        let mut dead = Vec::new();
-        let mut idle = self.0.lock();
-        let mut at = idle.len();
-        while at > 0 {
-            at -= 1;
-            let sender = &idle[at].connection.sender;
-            if sender.is_ready() {
-                return Some(idle.remove(at).connection);
+    fn check_out(&self) -> Option<Box<Connection>> {
+        let mut busy = Vec::new();
+        let found = loop {
+            // One at a time: no lock is held while a connection is looked at.
+            let Some(mut one) = self.pool.lock().idle.pop() else {
+                break None;
+            };
+            match one.connection.state() {
+                State::Ready => break Some(one.connection),
+                State::Busy => busy.push(one),
+                State::Closed => {}
             }
-            // Neither ready nor closed: its last bytes are still on their way out; it is passed over.
-            if sender.is_closed() {
-                dead.push(idle.remove(at));
-            }
+        };
+        if !busy.is_empty() {
+            busy.reverse();
+            self.pool.lock().idle.append(&mut busy);
         }
-        None
+        found
     }
 
-    fn sweep(&self, now: Instant) {
-        let mut dead = Vec::new();
-        let mut idle = self.0.lock();
-        let mut at = 0;
-        while at < idle.len() {
-            let one = &mut idle[at];
-            let since = now.saturating_duration_since(*one.seen.get_or_insert(now));
-            if one.connection.sender.is_closed() || since >= one.timeout {
-                dead.push(idle.remove(at));
-            } else {
-                at += 1;
-            }
+    fn give_back(self: &Arc<Self>, connection: Box<Connection>, keep: Keep) {
+        let mut pool = self.pool.lock();
+        if pool.idle.len() >= keep.share {
+            drop(pool);
+            return;
         }
-        drop(idle);
-        drop(dead);
+        pool.idle.push(Idle {
+            connection,
+            timeout: keep.timeout,
+            seen: None,
+        });
+        if !std::mem::replace(&mut pool.listed, true) {
+            drop(pool);
+            self.round.0.lock().push(Arc::downgrade(self));
+        }
+    }
+
+    /// Closes what was idle for too long; true if anything is left.
+    fn sweep(&self, now: Instant) -> bool {
+        let mut idle = std::mem::take(&mut self.pool.lock().idle);
+        idle.retain_mut(|one| {
+            let since = now.saturating_duration_since(*one.seen.get_or_insert(now));
+            since < one.timeout && one.connection.state() != State::Closed
+        });
+        let mut pool = self.pool.lock();
+        idle.append(&mut pool.idle);
+        pool.idle = idle;
+        pool.listed = !pool.idle.is_empty();
+        pool.listed
     }
 }
 
@@ -164,33 +209,29 @@ impl Keep {
 /// A connection in use, and where it belongs afterwards. Dropping it closes the connection.
 #[derive(Debug)]
 pub(super) struct Lease {
-    pub(super) connection: Connection,
-    pub(super) target: Arc<Target>,
-    pub(super) keep: Keep,
+    pub(super) connection: Box<Connection>,
+    /// Of the worker whose runtime knows the connection.
+    shard: Arc<Shard>,
+    keep: Keep,
 }
 
 impl Lease {
+    pub(super) fn new(connection: Box<Connection>, target: &Target, keep: Keep) -> Lease {
+        Lease {
+            shard: target.shard(connection.home).clone(),
+            connection,
+            keep,
+        }
+    }
+
     pub(super) fn peer(&self) -> &TargetAddr {
-        self.target.address()
+        &self.shard.address
     }
 
     /// Puts the connection back, if it still lives and there is room.
-    pub(super) fn give_back(self) {
-        let Lease {
-            connection,
-            target,
-            keep,
-        } = self;
-        if connection.sender.is_closed() {
-            return;
-        }
-        let mut idle = target.shard(connection.home).0.lock();
-        if idle.len() < keep.share {
-            idle.push(Idle {
-                connection,
-                timeout: keep.timeout,
-                seen: None,
-            });
+    pub(super) fn give_back(mut self) {
+        if self.connection.rest() != State::Closed {
+            self.shard.give_back(self.connection, self.keep);
         }
     }
 }
@@ -199,29 +240,39 @@ impl Lease {
 #[derive(Debug)]
 pub struct InFlight {
     pub target: Arc<Target>,
+    worker: usize,
 }
 
 impl InFlight {
-    pub(super) fn begin(target: &Arc<Target>) -> InFlight {
-        target.in_flight.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn begin(target: &Arc<Target>, worker: usize) -> InFlight {
+        let count = &target.shard(worker).in_flight;
+        count.fetch_add(1, Ordering::Relaxed);
         InFlight {
             target: target.clone(),
+            worker,
         }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.target.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let count = &self.target.shard(self.worker).in_flight;
+        count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Closes this worker's pooled connections that were idle for too long. Called about once a second on the worker.
+/// Closes this worker's pooled connections that were idle for too long or have ended. Called about once a second on the
+/// worker; it takes only locks that this worker takes.
 pub fn sweep(shared: &Shared, worker: &WorkerContext) {
+    let Some(round) = shared.rounds.get(worker.index) else {
+        return;
+    };
+    let mut shards = std::mem::take(&mut *round.0.lock());
     let now = Instant::now();
-    for (_, target) in shared.targets.alive() {
-        target.shard(worker.index).sweep(now);
-    }
+    shards.retain(|shard| shard.upgrade().is_some_and(|shard| shard.sweep(now)));
+    let mut listed = round.0.lock();
+    shards.append(&mut listed);
+    *listed = shards;
 }
 
 #[cfg(test)]
@@ -241,7 +292,11 @@ mod tests {
 
     #[test]
     fn slots_stop_at_the_limit_and_come_back() {
-        let target = Target::new(("api".into(), TargetAddr::Unix("/x".into())), 2, None);
+        let target = Target::new(
+            ("api".into(), TargetAddr::Unix("/x".into())),
+            &[Arc::default()],
+            None,
+        );
         let first = target.slot(Some(2));
         let second = target.slot(Some(2));
         assert!(first.is_some() && second.is_some() && target.slot(Some(2)).is_none());

@@ -8,11 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::body::Progress;
 use super::error::{Error, Kind, chain};
 use super::pool::Lease;
-use super::timer::Timer;
 
 /// The response body as it comes from a target, with the idle limit between its pieces; a cut one is an error, never a
 /// clean end. It hands the connection back to the pool when it has ended.
@@ -26,7 +26,8 @@ pub struct UpstreamBody {
     /// The request's body, unless it was empty.
     sent: Option<Arc<Progress>>,
     limit: Option<Duration>,
-    timer: Timer,
+    /// While a piece is waited for: until when.
+    due: Option<Instant>,
 }
 
 impl UpstreamBody {
@@ -41,7 +42,7 @@ impl UpstreamBody {
             lease: Some(lease),
             sent,
             limit,
-            timer: Timer::default(),
+            due: None,
         };
         if body.incoming.is_end_stream() {
             body.release();
@@ -59,6 +60,34 @@ impl UpstreamBody {
         }
     }
 
+    /// The next piece, driving the connection until it comes or is late.
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let UpstreamBody {
+            incoming,
+            lease,
+            limit,
+            due,
+            ..
+        } = self;
+        let mut incoming = Pin::new(incoming);
+        let Some(lease) = lease else {
+            // All of it is here.
+            return incoming.poll_frame(cx).map_err(Cut::Broken);
+        };
+        let piece = lease.connection.poll(
+            cx,
+            |cx| incoming.as_mut().poll_frame(cx),
+            |passed| match (*limit, passed) {
+                (Some(limit), None) => Some(*due.get_or_insert_with(|| Instant::now() + limit)),
+                _ => None,
+            },
+        );
+        match ready!(piece) {
+            Some(piece) => Poll::Ready(piece.map(|piece| piece.map_err(Cut::Broken))),
+            None => Poll::Ready(Some(Err(Cut::Late(limit.unwrap_or_default())))),
+        }
+    }
+
     fn cut(&mut self, kind: Kind, why: String) -> Error {
         let peer = self
             .lease
@@ -72,6 +101,12 @@ impl UpstreamBody {
     }
 }
 
+/// Why a body ends before its end.
+enum Cut {
+    Broken(hyper::Error),
+    Late(Duration),
+}
+
 impl Body for UpstreamBody {
     type Data = Bytes;
     type Error = Error;
@@ -81,9 +116,9 @@ impl Body for UpstreamBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
+        match this.poll_incoming(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.timer.rest();
+                this.due = None;
                 // A reader that sees the end coming does not ask again.
                 if frame.is_trailers() || this.incoming.is_end_stream() {
                     this.release();
@@ -94,17 +129,17 @@ impl Body for UpstreamBody {
                 this.release();
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(
-                this.cut(Kind::HttpResponseIncomplete, chain(&error))
-            ))),
-            Poll::Pending => {
-                let Some(limit) = this.limit else {
-                    return Poll::Pending;
+            Poll::Ready(Some(Err(cut))) => {
+                let (kind, why) = match cut {
+                    Cut::Broken(error) => (Kind::HttpResponseIncomplete, chain(&error)),
+                    Cut::Late(limit) => (
+                        Kind::ConnectionReadTimeout,
+                        format!("no piece of the response body within {limit:?}"),
+                    ),
                 };
-                ready!(this.timer.poll(cx, limit));
-                let why = format!("no piece of the response body within {limit:?}");
-                Poll::Ready(Some(Err(this.cut(Kind::ConnectionReadTimeout, why))))
+                Poll::Ready(Some(Err(this.cut(kind, why))))
             }
+            Poll::Pending => Poll::Pending,
         }
     }
 

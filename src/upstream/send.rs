@@ -7,16 +7,17 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Poll, ready};
 use std::time::Duration;
 
-use ::http::header::HOST;
-use ::http::{Request, Response, StatusCode, Uri, Version};
+use ::http::header::{HOST, HeaderName};
+use ::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::body::{Progress, RequestBody};
-use super::connect::{Connection, dial};
+use super::connect::dial;
+use super::connection::Connection;
 use super::error::{Error, Kind};
 use super::pool::{InFlight, Keep, Lease};
 use super::response::UpstreamBody;
@@ -27,6 +28,8 @@ use crate::metrics::WorkerContext;
 const TARGETS: usize = 3;
 /// Pooled connections tried on one target: after a restart of the origin all are stale, a fresh one is then quicker.
 const POOLED: u32 = 2;
+/// Bytes of a second try's copy that a connection keeps room for.
+const SCRATCH: usize = 4 * 1024;
 
 /// What does not change between the tries of one request.
 struct Plan<'a> {
@@ -105,21 +108,24 @@ impl Upstream {
         plan: &Plan<'_>,
         request: &mut Request<RequestBody>,
     ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
-        let flight = InFlight::begin(&member.target);
+        let flight = InFlight::begin(&member.target, plan.worker.index);
         let mut pooled = POOLED;
         loop {
-            let (connection, reused) = self.connection(member, plan.worker.index, pooled).await?;
+            let (mut connection, reused) =
+                self.connection(member, plan.worker.index, pooled).await?;
             pooled = pooled.saturating_sub(u32::from(reused));
             // hyper keeps what it writes, so the copy must be made before.
-            let spare = reused.then(|| copy(request)).flatten();
-            match exchange(connection, request, plan, member).await {
-                Ok((connection, response)) => {
-                    let (target, keep) = (member.target.clone(), plan.keep);
-                    let lease = Lease {
-                        connection,
-                        target,
-                        keep,
-                    };
+            let spare = if reused {
+                Spare::of(request, &mut connection.scratch)
+            } else {
+                None
+            };
+            match exchange(&mut connection, request, plan, member).await {
+                Ok(response) => {
+                    if let Some(spare) = spare {
+                        connection.scratch = spare.into_scratch();
+                    }
+                    let lease = Lease::new(connection, &member.target, plan.keep);
                     let (sent, idle) = (plan.sent.clone(), self.timeouts.idle);
                     return Ok((
                         response.map(|body| UpstreamBody::new(body, lease, sent, idle)),
@@ -127,9 +133,9 @@ impl Upstream {
                     ));
                 }
                 Err(error) if error.unsent && reused => {}
-                Err(error) => match spare {
-                    Some(spare) if error.kind == Kind::ConnectionTerminated && !error.unsent => {
-                        *request = spare;
+                Err(error) => match spare.and_then(Spare::request) {
+                    Some(again) if error.kind == Kind::ConnectionTerminated && !error.unsent => {
+                        *request = again;
                         pooled = 0;
                     }
                     _ => return Err(error),
@@ -145,75 +151,65 @@ impl Upstream {
         member: &Member,
         worker: usize,
         pooled: u32,
-    ) -> Result<(Connection, bool), Error> {
+    ) -> Result<(Box<Connection>, bool), Error> {
         let target = &member.target;
         if pooled > 0
             && let Some(idle) = target.check_out(worker)
         {
             return Ok((idle, true));
         }
-        match target.slot(self.pool.max_connections) {
-            Some(slot) => {
-                let within = self.timeouts.connect;
-                // Boxed: dialing is rare, and every request's future would carry its state.
-                let fresh =
-                    Box::pin(dial(target.address(), target.names(), within, worker, slot)).await?;
-                Ok((fresh, false))
+        let mut slot = target.slot(self.pool.max_connections);
+        if slot.is_none() {
+            if pooled > 0
+                && let Some(idle) = target.check_out_any()
+            {
+                return Ok((idle, true));
             }
-            None => {
-                let idle = (pooled > 0).then(|| target.check_out_any()).flatten();
-                let full = || {
-                    let detail = format!(
-                        "{}: {} connections are open",
-                        target.address(),
-                        target.connections()
-                    );
-                    Error::upstream(Kind::ConnectionLimitReached, detail).unsent()
-                };
-                Ok((idle.ok_or_else(full)?, true))
-            }
+            // The search may have closed some that had ended.
+            slot = target.slot(self.pool.max_connections);
         }
+        let Some(slot) = slot else {
+            let (address, open) = (target.address(), target.connections());
+            let detail = format!("{address}: {open} connections are open");
+            return Err(Error::upstream(Kind::ConnectionLimitReached, detail).unsent());
+        };
+        let within = self.timeouts.connect;
+        // Boxed: dialing is rare, and every request's future would carry its state.
+        let fresh = Box::pin(dial(target.address(), target.names(), within, worker, slot)).await?;
+        Ok((fresh, false))
     }
 }
 
 /// Sends on `connection` and waits for the head of the answer, no longer than the response timeout. `request` is left
 /// empty, but for an unsent error.
 async fn exchange(
-    mut connection: Connection,
+    connection: &mut Connection,
     request: &mut Request<RequestBody>,
     plan: &Plan<'_>,
     member: &Member,
-) -> Result<(Connection, Response<Incoming>), Error> {
+) -> Result<Response<Incoming>, Error> {
     let sent = plan.sent.as_deref();
+    let sending = std::mem::replace(request, Request::new(RequestBody::empty()));
     let outcome = {
-        let sending = std::mem::replace(request, Request::new(RequestBody::empty()));
         let mut answer = pin!(connection.sender.try_send_request(sending));
-        let mut timer = pin!(None);
+        let mut due = None;
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
-                return Poll::Ready(Some(outcome));
-            }
-            let Some(limit) = plan.response_timeout else {
-                return Poll::Pending;
-            };
-            loop {
-                let mut sleep = match timer.as_mut().as_pin_mut() {
-                    Some(sleep) => sleep,
-                    None => {
-                        timer.set(Some(tokio::time::sleep(limit)));
-                        continue;
+            connection.poll(
+                cx,
+                |cx| answer.as_mut().poll(cx),
+                |passed| {
+                    let limit = plan.response_timeout?;
+                    match passed {
+                        None => Some(*due.get_or_insert_with(|| Instant::now() + limit)),
+                        // The body was under way meanwhile: the origin's time begins with its last piece.
+                        Some(passed) => {
+                            let later = sent?.deadline(limit);
+                            due = Some(later);
+                            (later > passed && later > Instant::now()).then_some(later)
+                        }
                     }
-                };
-                ready!(sleep.as_mut().poll(cx));
-                // The body was under way meanwhile: the origin's time begins with its last piece.
-                match sent
-                    .map(|sent| sent.deadline(limit))
-                    .filter(|later| *later > tokio::time::Instant::now())
-                {
-                    Some(later) => sleep.reset(later),
-                    None => return Poll::Ready(None),
-                }
-            }
+                },
+            )
         })
         .await
     };
@@ -227,8 +223,11 @@ async fn exchange(
         Some(Ok(response)) => {
             if let Some(sent) = sent {
                 sent.gate.shut();
+                if !sent.ended() {
+                    connection.detach();
+                }
             }
-            Ok((connection, response))
+            Ok(response)
         }
         Some(Err(mut error)) => {
             let unsent = error
@@ -248,16 +247,74 @@ async fn exchange(
     }
 }
 
-/// A copy to send once more, of a request that may be: idempotent and without a body.
-fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !request.method().is_idempotent() || !request.body().is_end_stream() {
-        return None;
+/// What it takes to send a request once more that may be: idempotent and without a body. Its fields lie one after
+/// another in one buffer, for copying a header map costs several allocations and a count per field.
+struct Spare {
+    method: Method,
+    uri: Uri,
+    /// Per field: two lengths, the name, the value.
+    fields: Vec<u8>,
+}
+
+impl Spare {
+    /// Takes `scratch` for its buffer.
+    fn of(request: &Request<RequestBody>, scratch: &mut Vec<u8>) -> Option<Spare> {
+        if !request.method().is_idempotent() || !request.body().is_end_stream() {
+            return None;
+        }
+        let mut fields = std::mem::take(scratch);
+        fields.clear();
+        for (name, value) in request.headers() {
+            let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+            fields.extend_from_slice(&u32::try_from(name.len()).ok()?.to_ne_bytes());
+            fields.extend_from_slice(&u32::try_from(value.len()).ok()?.to_ne_bytes());
+            fields.extend_from_slice(name);
+            fields.extend_from_slice(value);
+        }
+        Some(Spare {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            fields,
+        })
     }
-    let mut copy = Request::new(RequestBody::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+
+    /// The request again.
+    fn request(self) -> Option<Request<RequestBody>> {
+        let mut request = Request::new(RequestBody::empty());
+        let mut rest = self.fields.as_slice();
+        while !rest.is_empty() {
+            let name_len = usize::try_from(u32::from_ne_bytes(take(&mut rest)?)).ok()?;
+            let value_len = usize::try_from(u32::from_ne_bytes(take(&mut rest)?)).ok()?;
+            let (name, value) = rest
+                .split_at_checked(name_len)
+                .and_then(|(name, after)| Some((name, after.split_at_checked(value_len)?)))
+                .map(|(name, (value, after))| {
+                    rest = after;
+                    (name, value)
+                })?;
+            request.headers_mut().append(
+                HeaderName::from_bytes(name).ok()?,
+                HeaderValue::from_bytes(value).ok()?,
+            );
+        }
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        Some(request)
+    }
+
+    /// The buffer, unless an unusual request made it big.
+    fn into_scratch(self) -> Vec<u8> {
+        if self.fields.capacity() > SCRATCH {
+            return Vec::new();
+        }
+        self.fields
+    }
+}
+
+fn take(rest: &mut &[u8]) -> Option<[u8; 4]> {
+    let (first, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(*first)
 }
 
 /// Only path and query go to an origin (RFC 9112 section 3.2.1).
@@ -265,5 +322,43 @@ fn origin_form(request: &mut Request<RequestBody>) {
     if request.uri().authority().is_some() {
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use http_body_util::{BodyExt, Full};
+    use proptest::prelude::*;
+
+    use super::super::body::BodyRules;
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_copy_is_the_request_again(fields in proptest::collection::vec(
+            ("[a-z][a-z0-9-]{0,20}", proptest::collection::vec(0x20_u8..0x7f, 0..60)), 0..20,
+        )) {
+            let mut request = Request::delete("/a?b=c").body(RequestBody::empty()).unwrap();
+            for (name, value) in fields {
+                let name = HeaderName::try_from(name).unwrap();
+                request.headers_mut().append(name, HeaderValue::from_bytes(&value).unwrap());
+            }
+            let mut scratch = b"of another request".to_vec();
+            let again = Spare::of(&request, &mut scratch).and_then(Spare::request).unwrap();
+            prop_assert_eq!(again.method(), request.method());
+            prop_assert_eq!(again.uri(), request.uri());
+            prop_assert_eq!(again.headers(), request.headers());
+        }
+    }
+
+    #[test]
+    fn only_what_may_be_sent_twice_is_copied() {
+        let mut scratch = Vec::new();
+        let post = Request::post("/").body(RequestBody::empty()).unwrap();
+        assert!(Spare::of(&post, &mut scratch).is_none());
+        let body = Full::from("x").map_err(|never| match never {});
+        let put = Request::put("/").body(RequestBody::of(body, BodyRules::default()));
+        assert!(Spare::of(&put.unwrap(), &mut scratch).is_none());
     }
 }

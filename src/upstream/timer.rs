@@ -1,5 +1,6 @@
 //! A timer for waits that rarely happen: it costs nothing until something really is pending, and little afterwards.
 
+use std::cmp::Ordering;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -30,5 +31,55 @@ impl Timer {
     /// The wait is over; the next one begins anew.
     pub(super) fn rest(&mut self) {
         self.armed = false;
+    }
+}
+
+/// A timer for deadlines that are mostly not met, all polled with the same waker. It is not moved when a deadline comes
+/// later than it fires: it then fires for nothing, and is set to what is due.
+#[derive(Debug, Default)]
+pub(super) struct Deadline {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    /// Ready once `at` has come. Takes a lock only when the timer must be set.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
+        let Some(sleep) = &mut self.sleep else {
+            let sleep = self.sleep.insert(Box::pin(tokio::time::sleep_until(at)));
+            return sleep.as_mut().poll(cx);
+        };
+        let fires = sleep.deadline();
+        match (sleep.is_elapsed(), fires.cmp(&at)) {
+            (true, Ordering::Equal | Ordering::Greater) => return Poll::Ready(()),
+            // In time or early: the waker is there already.
+            (false, Ordering::Less | Ordering::Equal) => return Poll::Pending,
+            (true, Ordering::Less) | (false, Ordering::Greater) => {}
+        }
+        sleep.as_mut().reset(at);
+        sleep.as_mut().poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_is_met_although_its_timer_was_set_for_another_one() {
+        let mut deadline = Deadline::default();
+        let begun = Instant::now();
+        let mut met = |due| {
+            let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+            let at = begun + Duration::from_millis(due);
+            deadline.poll(&mut cx, at).is_ready()
+        };
+        // Set for 100, which passes; then for 300, although 400 is asked for next; then back to 350.
+        assert!(!met(100));
+        tokio::time::advance(Duration::from_millis(200)).await;
+        assert!(!met(300) && !met(400) && !met(350));
+        tokio::time::advance(Duration::from_millis(110)).await;
+        assert!(!met(350) && met(300));
+        tokio::time::advance(Duration::from_millis(50)).await;
+        assert!(met(350) && !met(500));
     }
 }

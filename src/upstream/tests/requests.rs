@@ -477,3 +477,110 @@ async fn an_empty_body_needs_no_progress() {
             .starts_with("HTTP/1.1 200 OK")
     );
 }
+
+#[tokio::test]
+async fn an_idle_connection_that_ended_later_is_noticed_before_it_is_used_and_by_the_sweep() {
+    let (end, ends) = tokio::sync::watch::channel(0);
+    let (address, connections) = origin(move |mut peer, number| {
+        let mut ends = ends.clone();
+        async move {
+            peer.head().await;
+            peer.say(OK).await;
+            ends.wait_for(|end| *end > number).await.unwrap();
+        }
+    })
+    .await;
+    let shared = shared(1);
+    let upstream = Upstream::build(&spec(&[(TargetAddr::Ip(address), 1)]), &shared);
+    for round in 1..=3 {
+        let (response, flight) = send(&upstream, request(Method::POST, RequestBody::empty()))
+            .await
+            .unwrap();
+        assert_eq!(text(response).await, "ok");
+        assert_eq!((connections.load(SeqCst), flight.target.idle()), (round, 1));
+        end.send_replace(round);
+        // Long enough for the end to arrive.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let target = upstream.targets().next().unwrap().2;
+    super::super::sweep(&shared, &worker(0, 1));
+    assert_eq!((target.idle(), target.connections()), (0, 0));
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_while_nobody_reads_the_answer_that_came_early() {
+    let (whole, uploaded) = oneshot::channel();
+    let whole = std::sync::Mutex::new(Some(whole));
+    let (address, _) = origin(move |mut peer, _| {
+        let whole = whole.lock().unwrap().take().unwrap();
+        async move {
+            peer.head().await.unwrap();
+            peer.say("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+                .await;
+            peer.until("\r\n0\r\n\r\n").await.unwrap();
+            whole.send(()).unwrap();
+            peer.say("ok").await;
+            assert!(peer.head().await.is_some());
+            peer.say(OK).await;
+            peer.closed().await;
+        }
+    })
+    .await;
+    let upstream = one(address, |_| ());
+    let (feed, body) = fed(BodyRules::default());
+    let (response, flight) = send(&upstream, request(Method::POST, body)).await.unwrap();
+    let piece = Bytes::from(vec![b'a'; 4 * 1024]);
+    for _ in 0..32 {
+        let sending = feed.send(Ok(Frame::data(piece.clone())));
+        tokio::time::timeout(PATIENCE, sending)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    drop(feed);
+    tokio::time::timeout(PATIENCE, uploaded)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(text(response).await, "ok");
+    assert_eq!(flight.target.idle(), 1);
+    // It serves on, with the task that it got.
+    assert_eq!(text(send(&upstream, get()).await.unwrap().0).await, "ok");
+    assert_eq!(flight.target.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_request_is_polled_only_when_something_happened() {
+    let (address, _) = origin(|mut peer, _| async move {
+        while peer.head().await.is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            peer.say("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nok")
+                .await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            peer.say("ok").await;
+        }
+    })
+    .await;
+    let upstream = one(address, |_| ());
+    for round in 0..3 {
+        let worker = worker(0, 1);
+        let (mut sends, mut reads) = (0, 0);
+        let mut sending = Box::pin(upstream.send(&worker, get(), SendOptions::default()));
+        let (response, _flight) = std::future::poll_fn(|cx| {
+            sends += 1;
+            sending.as_mut().poll(cx)
+        })
+        .await
+        .unwrap();
+        let mut reading = Box::pin(response.into_body().collect());
+        let body = std::future::poll_fn(|cx| {
+            reads += 1;
+            reading.as_mut().poll(cx)
+        })
+        .await;
+        assert_eq!(body.unwrap().to_bytes(), "okok");
+        // The first round dials. Once to write and once to read; a piece at hand and one that comes.
+        assert!(sends == 2 || round == 0, "{sends}");
+        assert_eq!(reads, 2);
+    }
+}
