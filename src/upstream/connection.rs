@@ -26,7 +26,7 @@ use super::wire::Wire;
 /// Times that one poll drives the connection before it lets others run.
 const ROUNDS: usize = 4;
 
-type Http1 = http1::Connection<TokioIo<Wire>, RequestBody>;
+pub(super) type Http1 = http1::Connection<TokioIo<Wire>, RequestBody>;
 
 /// A connection to a target. Dropping it closes the socket.
 #[derive(Debug)]
@@ -195,6 +195,15 @@ impl Connection {
         };
     }
 
+    /// Takes apart one that nothing was sent on. `None`: it has ended already.
+    pub(super) fn into_parts(self) -> Option<Parts> {
+        let Connection { sender, driver, .. } = self;
+        match driver {
+            Driver::Here { http, slot } => Some(Parts { sender, http, slot }),
+            Driver::Task { .. } | Driver::Ended => None,
+        }
+    }
+
     /// The exchange is over: lets go of its task, and brings hyper to where it takes the next request.
     pub(super) fn rest(&mut self) -> State {
         self.pulse.user.take();
@@ -212,6 +221,14 @@ impl Connection {
             State::Busy
         }
     }
+}
+
+/// A connection whose owner drives it by hand.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) sender: http1::SendRequest<RequestBody>,
+    pub(super) http: Box<Http1>,
+    pub(super) slot: Slot,
 }
 
 /// What an idle connection is good for.

@@ -25,7 +25,7 @@ use super::{Member, SendOptions, Upstream};
 use crate::metrics::WorkerContext;
 
 /// Targets tried for one request.
-const TARGETS: usize = 3;
+pub(super) const TARGETS: usize = 3;
 /// Pooled connections tried on one target: after a restart of the origin all are stale, a fresh one is then quicker.
 const POOLED: u32 = 2;
 /// Bytes of a second try's copy that a connection keeps room for.
@@ -318,7 +318,7 @@ fn take(rest: &mut &[u8]) -> Option<[u8; 4]> {
 }
 
 /// Only path and query go to an origin (RFC 9112 section 3.2.1).
-fn origin_form(request: &mut Request<RequestBody>) {
+pub(super) fn origin_form(request: &mut Request<RequestBody>) {
     if request.uri().authority().is_some() {
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
