@@ -139,14 +139,24 @@ impl App {
             admin_stop,
             fatal,
         };
-        if let Err(error) = app.boot(source) {
+        if let Err(error) = app
+            .take_signals(options.signals)
+            .and_then(|()| app.boot(source))
+        {
             app.end();
             return Err(error);
         }
-        if options.signals {
-            app.control.spawn(signals(app.handle.clone()));
-        }
         Ok(app)
+    }
+
+    /// Before the boot: who sees that it is ready may send a signal at once.
+    fn take_signals(&self, wanted: bool) -> Result<(), StartError> {
+        if wanted {
+            let _context = self.control.enter();
+            let signals = Signals::new().map_err(|error| StartError::System("signals", error))?;
+            self.control.spawn(signals.run(self.handle.clone()));
+        }
+        Ok(())
     }
 
     fn boot(&mut self, source: Source) -> Result<(), StartError> {
@@ -226,66 +236,76 @@ fn request(kind: Kind, source: Source, actor: &str) -> SwapRequest {
 
 /// SIGHUP reads the file again; SIGTERM and SIGINT stop, a second one exits at once.
 #[cfg(unix)]
-async fn signals(handle: Handle) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let listen = || -> std::io::Result<_> {
-        Ok((
-            signal(SignalKind::hangup())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        ))
-    };
-    let (mut hangup, mut terminate, mut interrupt) = match listen() {
-        Ok(all) => all,
-        Err(error) => {
-            tracing::error!(%error, "signals cannot be taken");
-            return;
+struct Signals {
+    hangup: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn run(mut self, handle: Handle) {
+        let mut first: Option<std::time::Instant> = None;
+        loop {
+            let (name, gently) = tokio::select! {
+                Some(()) = self.hangup.recv() => {
+                    report(handle.submit(request(Kind::Reload, Source::File, "SIGHUP")));
+                    continue;
+                }
+                Some(()) = self.terminate.recv() => ("SIGTERM", true),
+                Some(()) = self.interrupt.recv() => ("SIGINT", false),
+                else => return,
+            };
+            match first {
+                None => first = Some(std::time::Instant::now()),
+                Some(first) if first.elapsed() < SAME_SIGNAL => continue,
+                Some(_) => {
+                    eprintln!("evergate: a second {name}: out at once");
+                    std::process::exit(130);
+                }
+            }
+            handle.leave();
+            let running = handle.running();
+            let delay = running.map_or(Duration::ZERO, |r| r.document.runtime.stop_delay);
+            let handle = handle.clone();
+            // Beside the loop, so that a second signal is heard during the delay; ends by itself after it.
+            tokio::spawn(async move {
+                if gently {
+                    tokio::time::sleep(delay).await;
+                }
+                report(handle.submit(request(Kind::Stop, Source::File, name)));
+            });
         }
-    };
-    let mut stopping = None;
-    loop {
-        let (name, gently) = tokio::select! {
-            Some(()) = hangup.recv() => {
-                report(handle.submit(request(Kind::Reload, Source::File, "SIGHUP")));
-                continue;
-            }
-            Some(()) = terminate.recv() => ("SIGTERM", true),
-            Some(()) = interrupt.recv() => ("SIGINT", false),
-            else => return,
-        };
-        let first = *stopping.get_or_insert_with(std::time::Instant::now);
-        match first.elapsed() {
-            since if since > SAME_SIGNAL => {
-                eprintln!("evergate: a second {name}: out at once");
-                std::process::exit(130);
-            }
-            _ if !handle.ready() => continue,
-            _ => {}
-        }
-        handle.leave();
-        let delay = handle.running().map_or(Duration::ZERO, |running| {
-            running.document.runtime.stop_delay
-        });
-        let handle = handle.clone();
-        // Beside the loop, so that a second signal is heard during the delay; ends by itself after it.
-        tokio::spawn(async move {
-            if gently {
-                tokio::time::sleep(delay).await;
-            }
-            report(handle.submit(request(Kind::Stop, Source::File, name)));
-        });
     }
 }
 
 #[cfg(not(unix))]
-async fn signals(handle: Handle) {
-    let mut stopping = false;
-    while tokio::signal::ctrl_c().await.is_ok() {
-        if stopping {
-            std::process::exit(130);
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals)
+    }
+
+    async fn run(self, handle: Handle) {
+        let mut stopping = false;
+        while tokio::signal::ctrl_c().await.is_ok() {
+            if stopping {
+                std::process::exit(130);
+            }
+            stopping = true;
+            report(handle.submit(request(Kind::Stop, Source::File, "Ctrl-C")));
         }
-        stopping = true;
-        report(handle.submit(request(Kind::Stop, Source::File, "Ctrl-C")));
     }
 }
 

@@ -184,7 +184,7 @@ impl Document {
             .map(|(name, raw)| raw.spec(name, raw.at, runtime.on_change, &mut references, check))
             .collect();
         for server in &servers {
-            reach::warn(&server.spec.routes, &server.routes_at, check);
+            reach::warn(server, check);
         }
         references.warn_unused(check);
         upstreams.append(&mut references.implicit);

@@ -2,9 +2,10 @@
 //! change since the generation before is taken over as it is, so that a swap costs what it changes.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::http::{ActionSpec, HttpSpec};
+use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::http::{Entry, Files};
@@ -35,18 +36,29 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Vec<&HttpSpec>> {
     map
 }
 
+fn actions_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a ActionSpec> {
+    specs.iter().flat_map(|spec| {
+        let routes = spec.routes.iter().map(|route| &route.action);
+        routes.chain(&spec.fallback)
+    })
+}
+
 /// Names of the upstreams that the servers of an address use.
 pub fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<str>> {
-    specs.iter().flat_map(|spec| {
-        let actions = spec
-            .routes
-            .iter()
-            .map(|route| &route.action)
-            .chain(&spec.fallback);
-        actions.filter_map(|action| match action {
-            ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
-            ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
-        })
+    actions_of(specs).filter_map(|action| match action {
+        ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
+        ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
+    })
+}
+
+/// Paths of the files that the servers of an address answer with.
+fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
+    actions_of(specs).filter_map(|action| match action {
+        ActionSpec::Respond(respond) => match &respond.body {
+            RespondBody::File(path) => Some(path),
+            RespondBody::Template(_) => None,
+        },
+        ActionSpec::Proxy(_) | ActionSpec::Redirect(_) => None,
     })
 }
 
@@ -87,7 +99,7 @@ impl Snapshot {
             .map(|(key, specs)| {
                 let kept = before.and_then(|(_, snapshot)| {
                     let same = old_bindings.get(&key) == Some(&specs)
-                        && snapshot.files == files
+                        && files_of(&specs).all(|path| snapshot.files.get(path) == files.get(path))
                         && upstreams_of(&specs).all(|name| {
                             match (upstreams.get(name), snapshot.upstreams.get(name)) {
                                 (Some(new), Some(old)) => Arc::ptr_eq(new, old),
@@ -106,5 +118,40 @@ impl Snapshot {
             entries,
             files,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::Format;
+    use crate::document::Context;
+    use bytes::Bytes;
+
+    #[tokio::test]
+    async fn a_changed_file_renews_the_entries_that_use_it_and_no_other() {
+        let text = "[http.a]\nlisten = '127.0.0.1:1'\nrespond.file = 'a'\n\
+                    [http.b]\nlisten = '127.0.0.1:2'\nrespond.file = 'b'\n";
+        let context = Context {
+            base: "/base".into(),
+            running: None,
+        };
+        let document = Document::parse(text.as_bytes(), Format::Toml, &context)
+            .unwrap()
+            .document;
+        let files = |a: &'static str| {
+            [("/base/a", a), ("/base/b", "same")]
+                .map(|(path, text)| (PathBuf::from(path), Bytes::from_static(text.as_bytes())))
+                .into()
+        };
+        let shared = Arc::new(Shared::new(tokio::runtime::Handle::current(), 1));
+        let old = Snapshot::build(&document, files("old"), &shared, None);
+        let new = Snapshot::build(&document, files("new"), &shared, Some((&document, &old)));
+        let kept = old
+            .entries
+            .iter()
+            .map(|(key, entry)| Arc::ptr_eq(entry, &new.entries[key]));
+        assert_eq!(kept.collect::<Vec<_>>(), [false, true]);
     }
 }

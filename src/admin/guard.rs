@@ -11,13 +11,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
-use http_body_util::BodyExt;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tower_http::csrf::{CsrfLayer, ProtectionError};
@@ -29,17 +28,13 @@ use super::control::Control;
 use super::media;
 use super::origin::{foreign_host, foreign_origin, host, known_host, own_origin};
 use super::problem::{Problem, Refusal, Refused};
+use crate::config::MAX_BYTES;
 use crate::config::admin::AdminSpec;
 
-/// Largest body.
-pub(crate) const MAX_BODY: usize = 16 * 1024 * 1024;
 /// Longest silence within a body.
 const BODY_SILENCE: Duration = Duration::from_secs(10);
 /// Longest time for a whole body.
 const BODY_TIME: Duration = Duration::from_secs(60);
-/// How much of a refused body is read and thrown away, and how long, so that its sender gets to read the refusal
-/// instead of a reset.
-const DISCARD: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(5));
 
 /// Who is at the other end of the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +59,7 @@ pub(crate) fn protect<C: Control>(routes: Router, app: App<C>) -> Router {
     let csrf = CsrfLayer::new()
         .with_rejection_response(|_: ProtectionError| foreign_origin().into_response());
     routes
-        .layer(RequestBodyLimitLayer::new(MAX_BODY))
+        .layer(RequestBodyLimitLayer::new(MAX_BYTES))
         .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
         .layer(RequestBodyDeadlineLayer::new(BODY_TIME))
         // A second lock for the methods that change something. Ours before it is stricter and covers every method.
@@ -200,10 +195,8 @@ async fn check<C: Control>(
     };
     match verdict {
         Ok(()) => next.run(request).await,
-        Err(problem) => {
-            discard(request).await;
-            problem.into_response()
-        }
+        // What the client still sends is read and thrown away behind the answer (see `connection`).
+        Err(problem) => problem.into_response(),
     }
 }
 
@@ -228,7 +221,7 @@ fn allowed(spec: &AdminSpec, request: &Request) -> Result<(), Refusal> {
     let length = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > MAX_BODY as u64) {
+    if length.is_some_and(|length| length > MAX_BYTES as u64) {
         return Err(Problem::bare(
             StatusCode::PAYLOAD_TOO_LARGE,
             "a document is at most 16 MiB",
@@ -264,26 +257,6 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = value.split_at_checked(6)?;
     let token = rest.strip_prefix(b" ")?.trim_ascii();
     scheme.eq_ignore_ascii_case(b"bearer").then_some(token)
-}
-
-/// Reads what a refused client still sends, within bounds. One that waits for `100 Continue` sends nothing.
-async fn discard(request: Request) {
-    if request.headers().contains_key(header::EXPECT) || request.body().is_end_stream() {
-        return;
-    }
-    let (mut left, time) = DISCARD;
-    let mut body = request.into_body();
-    let reading = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            let read = frame.data_ref().map_or(0, |data| data.len());
-            match left.checked_sub(read) {
-                Some(rest) => left = rest,
-                None => break,
-            }
-        }
-    };
-    // Running out of time is as good an end as any: the refusal is sent either way.
-    let _ = tokio::time::timeout(time, reading).await;
 }
 
 #[cfg(test)]

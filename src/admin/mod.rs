@@ -9,6 +9,7 @@
 mod adapt;
 mod assets;
 mod change;
+mod connection;
 #[cfg(test)]
 mod contract;
 mod control;
@@ -22,6 +23,7 @@ mod now;
 mod origin;
 mod problem;
 mod query;
+mod seats;
 mod serve;
 mod status;
 mod stream;
@@ -52,7 +54,7 @@ use idempotency::Keys;
 /// What the admin API needs from the rest of the process beside the supervisor's handle.
 #[derive(Debug, Clone, Default)]
 pub struct Context {
-    /// Panics caught in admin requests and connections since start; shown by `/status` when the owner adds them.
+    /// Panics caught in admin requests and connections since start; `/status` adds them to the workers'.
     pub panics: Arc<AtomicU64>,
     /// Cancelled: nothing is accepted any more, and [`serve()`] returns after its last answers.
     pub stop: CancellationToken,

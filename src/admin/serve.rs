@@ -2,44 +2,26 @@
 //! A new address is served before the old one's last answer is out; a changed token or name needs nothing here, since
 //! the guards read the binding at each request.
 
-use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
-use axum::Router;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use pin_project_lite::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 #[cfg(unix)]
 use tokio::net::UnixListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
+use super::connection::{Wire, connection};
 use super::control::Control;
 use super::guard::Peer;
+use super::seats::{Seat, Seats};
 use super::{App, Context};
 use crate::supervisor::{AdminListener, Handle};
 
-/// Open connections; more wait in the kernel's queue.
+/// Open connections. Beyond, an idle one makes room; when none is idle, more wait in the kernel's queue.
 const CONNECTIONS: usize = 256;
-/// For a request head, and for an idle connection.
-const HEAD_TIME: Duration = Duration::from_secs(30);
-/// Largest request head; hyper answers 431 beyond.
-const HEAD_SIZE: usize = 64 * 1024;
-/// Most header fields.
-const HEAD_FIELDS: usize = 100;
-/// How long a peer may leave an answer unread before its connection is given up.
-const WRITE_STALL: Duration = Duration::from_secs(60);
 /// How long the last answers may take once the process has ended its work.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// First and longest pause after a failed accept.
@@ -56,7 +38,7 @@ pub(crate) async fn run<C: Control>(control: C, context: Context) {
     let app = App::new(control, context);
     let router = super::router(app.clone());
     let mut binding = app.0.binding.clone();
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let seats = Seats::new(CONNECTIONS);
     let mut connections = JoinSet::new();
     let mut open: Option<Open> = None;
     loop {
@@ -78,13 +60,14 @@ pub(crate) async fn run<C: Control>(control: C, context: Context) {
             () = stop.cancelled() => break,
             changed = binding.changed() => if changed.is_err() { break },
             Some(ended) = connections.join_next() => note(&app, ended),
-            (stream, peer, permit) = accept(open.as_mut(), &permits) => {
+            (stream, peer, seat) = accept(open.as_mut(), &seats) => {
                 let leave = open.as_ref().map(|open| open.leave.child_token()).unwrap_or_default();
-                connections.spawn(connection(stream, peer, router.clone(), leave, permit));
+                connections.spawn(connection(stream, peer, router.clone(), leave, seat));
             }
         }
     }
     drop(open);
+    seats.end();
     let last = async {
         while let Some(ended) = connections.join_next().await {
             note(&app, ended);
@@ -161,41 +144,32 @@ impl Drop for Open {
     }
 }
 
-/// What a connection is made of.
-trait Stream: AsyncRead + AsyncWrite + Send {}
-impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
-
-/// The next connection, with its permit. Never ends without a listener. Cancel-safe: nothing is accepted before it is
+/// The next connection, with its seat. Never ends without a listener. Cancel-safe: nothing is accepted before it is
 /// returned.
-async fn accept(
-    open: Option<&mut Open>,
-    permits: &Arc<Semaphore>,
-) -> (Pin<Box<dyn Stream>>, Peer, OwnedSemaphorePermit) {
+async fn accept(open: Option<&mut Open>, seats: &Arc<Seats>) -> (Wire, Peer, Arc<Seat>) {
     let Some(open) = open else {
         return std::future::pending().await;
     };
-    let Ok(permit) = permits.clone().acquire_owned().await else {
-        return std::future::pending().await;
-    };
+    seats.room().await;
     loop {
-        let accepted: io::Result<(Pin<Box<dyn Stream>>, Peer)> = match &open.socket {
+        let accepted: io::Result<(Wire, Peer)> = match &open.socket {
             Socket::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 // Answers are small and streamed line by line; without this each line could wait for an ACK.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY");
                 }
-                (Box::pin(stream) as Pin<Box<dyn Stream>>, Peer::Tcp(peer))
+                (Box::pin(stream) as Wire, Peer::Tcp(peer))
             }),
             #[cfg(unix)]
             Socket::Unix(listener) => listener.accept().await.map(|(stream, _)| {
                 let user = stream.peer_cred().ok().map(|peer| peer.uid());
-                (Box::pin(stream) as Pin<Box<dyn Stream>>, Peer::Unix(user))
+                (Box::pin(stream) as Wire, Peer::Unix(user))
             }),
         };
         match accepted {
             Ok((stream, peer)) => {
                 open.pause = BACK_OFF.0;
-                return (stream, peer, permit);
+                return (stream, peer, seats.take());
             }
             // Of one connection, not of the listener.
             Err(error) if is_connection_error(&error) => {}
@@ -216,114 +190,4 @@ fn is_connection_error(error: &io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
     )
-}
-
-/// One connection to its end. `leave` lets it finish the request it is at.
-async fn connection(
-    stream: Pin<Box<dyn Stream>>,
-    peer: Peer,
-    router: Router,
-    leave: CancellationToken,
-    permit: OwnedSemaphorePermit,
-) {
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(peer.clone());
-        let router = router.clone();
-        async move {
-            router
-                .oneshot(request)
-                .await
-                .map_err(|never: Infallible| never)
-        }
-    });
-    let io = TokioIo::new(Stalling {
-        stream,
-        stalled: None,
-    });
-    let mut connection = std::pin::pin!(
-        hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIME)
-            .max_buf_size(HEAD_SIZE)
-            .max_headers(HEAD_FIELDS)
-            .serve_connection(io, service)
-    );
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = leave.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "admin connection");
-    }
-    drop(permit);
-}
-
-pin_project! {
-    /// Gives a connection up whose peer does not read: a forgotten `curl` on a stream would hold a permit for ever.
-    struct Stalling {
-        stream: Pin<Box<dyn Stream>>,
-        stalled: Option<Pin<Box<Sleep>>>,
-    }
-}
-
-impl Stalling {
-    fn watch<T>(
-        &mut self,
-        task: &mut Task<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let sleep = self.stalled.get_or_insert_with(|| {
-            Box::pin(tokio::time::sleep_until(Instant::now() + WRITE_STALL))
-        });
-        match sleep.as_mut().poll(task) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl AsyncRead for Stalling {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        task: &mut Task<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.stream.as_mut().poll_read(task, buffer)
-    }
-}
-
-impl AsyncWrite for Stalling {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        task: &mut Task<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = self.stream.as_mut().poll_write(task, bytes);
-        self.watch(task, written)
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        task: &mut Task<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = self.stream.as_mut().poll_write_vectored(task, parts);
-        self.watch(task, written)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
-        let flushed = self.stream.as_mut().poll_flush(task);
-        self.watch(task, flushed)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
-        self.stream.as_mut().poll_shutdown(task)
-    }
 }

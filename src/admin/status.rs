@@ -1,5 +1,7 @@
 //! `/status` for people and monitoring, `/livez` and `/readyz` for whatever restarts or routes to us.
 
+use std::sync::atomic::Ordering;
+
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Response, StatusCode};
@@ -24,7 +26,10 @@ pub(crate) async fn status<C: Control>(
     request: Request,
 ) -> Result<Response<Body>, Refusal> {
     Query::parse(request.uri(), &[], &[])?;
-    Ok(media::json_answer(&app.control().status()))
+    let mut status = app.control().status();
+    // The supervisor knows those of the workers, this side its own.
+    status.panics += app.0.context.panics.load(Ordering::Relaxed);
+    Ok(media::json_answer(&status))
 }
 
 /// The process is up and this thread answers.

@@ -4,13 +4,11 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::config::Format;
+use crate::config::{Format, MAX_BYTES};
 use crate::document::Document;
 
 /// The name that is looked for.
 const NAME: &str = "evergate.toml";
-/// Largest file; the admin API takes no larger body.
-const MAX: u64 = 16 * 1024 * 1024;
 
 /// The file to run with: `explicit` as it is, else the first that exists of `./evergate.toml`, the user's configuration
 /// folder and `/etc/evergate/evergate.toml`. `None`: there is none, and the embedded welcome page runs.
@@ -68,7 +66,7 @@ impl Text {
         let mut bytes = Vec::new();
         let format = if path == Path::new("-") {
             std::io::stdin()
-                .take(MAX + 1)
+                .take(MAX_BYTES as u64 + 1)
                 .read_to_end(&mut bytes)
                 .map_err(at)?;
             Format::Toml
@@ -78,12 +76,12 @@ impl Text {
             })?;
             std::fs::File::open(path)
                 .map_err(at)?
-                .take(MAX + 1)
+                .take(MAX_BYTES as u64 + 1)
                 .read_to_end(&mut bytes)
                 .map_err(at)?;
             format
         };
-        if bytes.len() as u64 > MAX {
+        if bytes.len() > MAX_BYTES {
             return Err(format!("{name}: larger than 16 MiB"));
         }
         Ok(Text {
@@ -91,6 +89,12 @@ impl Text {
             bytes,
             format,
         })
+    }
+
+    /// A file that somebody else has read already, for its lines only. Nothing but a regular file: a FIFO would wait, or
+    /// take away what is written for another reader.
+    pub(crate) fn again(path: &Path) -> Option<Text> {
+        path.is_file().then(|| Text::read(path).ok()).flatten()
     }
 
     pub(crate) fn content_type(&self) -> &'static str {

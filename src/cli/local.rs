@@ -10,9 +10,11 @@ use super::args::{Check, Run};
 use super::file::{Text, find_config};
 use super::{Exit, complain, draw, print};
 use crate::app::{self, App, StartError};
-use crate::document::{Context, Document, Refused};
+use crate::config::Diagnostic;
+use crate::document::{Context, Document, Parsed, Refused};
 use crate::log;
 use crate::supervisor::SwapRecord;
+use crate::supervisor::event::Kind;
 
 /// Runs until stopped.
 pub(crate) fn run(run: Run) -> Exit {
@@ -32,6 +34,11 @@ pub(crate) fn run(run: Run) -> Exit {
             return Exit::Other;
         }
     };
+    // The newest of the first kind is the only one: nothing else starts a process.
+    let swaps = app.handle().swaps();
+    if let Some(boot) = swaps.iter().find(|swap| swap.kind == Kind::Boot) {
+        findings(config.as_deref(), boot);
+    }
     if !run.quiet {
         announce(config.as_deref(), &app);
     }
@@ -65,25 +72,23 @@ fn announce(config: Option<&Path>, app: &App) {
 
 /// Shows why the first configuration was refused.
 fn refused(config: Option<&Path>, record: &SwapRecord) -> Exit {
-    let text = match config {
-        Some(path) => Text::read(path).map(|text| (text.name, text.bytes)).ok(),
-        None => Some(("welcome.toml".to_owned(), app::WELCOME.as_bytes().to_vec())),
-    };
-    let (name, bytes) = text.unwrap_or_else(|| {
-        (
-            config
-                .map(|path| path.display().to_string())
-                .unwrap_or_default(),
-            vec![],
-        )
-    });
-    draw::findings(&name, &bytes, &record.errors, &record.warnings);
+    findings(config, record);
     let detail = record
         .detail
         .as_deref()
         .unwrap_or("the configuration was refused");
     complain(&draw::summary(detail, record.errors.len()));
     Exit::of_status(record.status.unwrap_or(500))
+}
+
+/// Draws what the start has found in the configuration.
+fn findings(config: Option<&Path>, record: &SwapRecord) {
+    let name = config.map_or("welcome.toml".into(), |path| path.display().to_string());
+    let bytes = match config {
+        Some(path) => Text::again(path).map(|text| text.bytes).unwrap_or_default(),
+        None => app::WELCOME.as_bytes().to_vec(),
+    };
+    draw::findings(&name, &bytes, &record.errors, &record.warnings);
 }
 
 /// Log lines go to standard error: `RUST_LOG`, else info (warnings with `--quiet`). What is returned writes the last ones.
@@ -126,11 +131,13 @@ pub(crate) fn check(check: &Check) -> Exit {
     let (errors, warnings, exit) = match Document::parse(&text.bytes, text.format, &context) {
         Ok(parsed) => {
             let refused = check.strict && !parsed.warnings.is_empty();
-            (
-                vec![],
-                parsed.warnings,
-                if refused { Exit::Invalid } else { Exit::Done },
-            )
+            let missing = missing_files(&parsed);
+            let exit = match (refused, missing.is_empty()) {
+                (true, _) => Exit::Invalid,
+                (false, false) => Exit::NotPrepared,
+                (false, true) => Exit::Done,
+            };
+            (missing, parsed.warnings, exit)
         }
         Err(Refused::Syntax(errors)) => (errors, vec![], Exit::Invalid),
         Err(Refused::Invalid { errors, warnings }) => (errors, warnings, Exit::Invalid),
@@ -140,9 +147,26 @@ pub(crate) fn check(check: &Check) -> Exit {
     match (exit, errors.len()) {
         (Exit::Done, _) => print(&format!("{}: ok\n", text.name)),
         (_, 0) => complain(&format!("{}: a warning refuses (--strict)", text.name)),
-        (_, count) => complain(&draw::summary(&text.name, count)),
+        (_, 1) => complain(&format!("{}: 1 error", text.name)),
+        (_, count) => complain(&format!("{}: {count} errors", text.name)),
     }
     exit
+}
+
+/// The files that a document names and that a start would miss. Nothing is read: a FIFO may have no writer yet.
+fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
+    let named = parsed.document.file_pointers().into_iter();
+    named
+        .filter_map(|(path, pointer)| {
+            let why = match std::fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() => "is a folder, not a file".to_owned(),
+                Ok(_) => return None,
+                Err(error) => error.to_string(),
+            };
+            let message = format!("{}: {why}", path.display());
+            Some(parsed.locate(&pointer, message, None))
+        })
+        .collect()
 }
 
 /// Prints the JSON Schema of the configuration.

@@ -222,7 +222,7 @@ async fn follow(
             && let Some(source) = &event.source
             && Path::new(source).is_absolute()
         {
-            text = Text::read(Path::new(source)).ok();
+            text = Text::again(Path::new(source));
         }
         if json {
             print(&format!("{}\n", String::from_utf8_lossy(&line)));

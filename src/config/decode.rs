@@ -284,7 +284,10 @@ pub fn text<'n>(node: &'n Node<'_>, findings: &mut Findings) -> Option<&'n str> 
         wrong_kind(node, "a string", findings);
         return None;
     };
-    if let Some(at) = text.find("${") {
+    // A single byte is looked for much quicker, and nearly no text has it.
+    if text.as_bytes().contains(&b'$')
+        && let Some(at) = text.find("${")
+    {
         let rest = &text[at + 2..];
         if rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
             let name: String = rest

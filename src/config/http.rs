@@ -17,7 +17,7 @@ use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
-pub use check::Checked;
+pub use check::{Checked, RouteAt};
 pub use raw::{HttpRaw, RouteRaw};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
@@ -78,11 +78,11 @@ pub struct RouteSpec {
 }
 
 /// Conditions of a route: every non-empty list must hold, a list holds when any item does.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct MatchSpec {
     pub host: Vec<HostPattern>,
     pub path: Vec<PathPattern>,
-    pub method: Vec<Method>,
+    pub method: Vec<MethodPattern>,
     /// Each named field must hold one of its values.
     pub header: Vec<(HeaderName, Vec<TextPattern>)>,
     pub cookie: Vec<(String, Vec<TextPattern>)>,
@@ -94,14 +94,31 @@ pub struct MatchSpec {
     pub not: Option<Box<MatchSpec>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
     Http,
     Https,
 }
 
+/// A request method; methods have a case.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum MethodPattern {
+    Exact(Method),
+    /// `~^P`: a regular expression, unanchored.
+    Regex(Pattern),
+}
+
+impl MethodPattern {
+    pub fn matches(&self, method: &Method) -> bool {
+        match self {
+            MethodPattern::Exact(exact) => exact == method,
+            MethodPattern::Regex(pattern) => pattern.regex.is_match(method.as_str()),
+        }
+    }
+}
+
 /// A path, compared decoded (but `%2F`) and without dot segments.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PathPattern {
     /// `/v1`: exactly that.
     Exact(String),
@@ -114,7 +131,7 @@ pub enum PathPattern {
 }
 
 /// A value of a header, cookie or query key.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum TextPattern {
     /// `*`: present, whatever it holds.
     Any,

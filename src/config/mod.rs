@@ -18,6 +18,9 @@ pub mod upstream;
 
 use serde::{Deserialize, Serialize};
 
+/// Largest document, and largest file that a document names, in bytes. Messages call it 16 MiB.
+pub const MAX_BYTES: usize = 16 * 1024 * 1024;
+
 /// The text formats a document may come in. All three mean the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

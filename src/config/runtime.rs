@@ -25,7 +25,7 @@ section! {
         prepare_timeout: Span = "30s",
         /// How many finished swaps `/swaps` remembers.
         history: u64 = 32,
-        /// Connections of the whole process; `"auto"` follows from the limit of open files.
+        /// Connections of the whole process; `"auto"` is half of the limit of open files, after a reserve of 5 %, at least 64.
         max_connections: Auto<u64> = "auto",
         /// Folder of the lock that keeps two processes apart; left out: the platform's state folder. Read at start-up only.
         state_dir: String,
@@ -119,10 +119,13 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Descriptors kept for listeners, files, the admin API and what the libraries open.
-const RESERVED_DESCRIPTORS: u64 = 128;
+/// Least number of descriptors kept for listeners, reactors, files, the admin API and what the libraries open.
+const RESERVED_DESCRIPTORS: u64 = 64;
 
-/// A proxied connection takes two descriptors.
+/// Least number of connections, with which a process can still be asked what is wrong.
+const LEAST_CONNECTIONS: u64 = 16;
+
+/// The connections that the limit of open files leaves room for.
 fn connections_of_descriptors() -> usize {
     #[cfg(unix)]
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile)
@@ -130,6 +133,32 @@ fn connections_of_descriptors() -> usize {
         .unwrap_or(1 << 21);
     #[cfg(not(unix))]
     let descriptors = 1 << 16;
-    let connections = (descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2).clamp(64, 1 << 20);
-    usize::try_from(connections).unwrap_or(usize::MAX)
+    usize::try_from(connections_of(descriptors)).unwrap_or(usize::MAX)
+}
+
+/// A proxied connection takes two descriptors, the client's and the target's. One in twenty is kept, at least
+/// [`RESERVED_DESCRIPTORS`].
+fn connections_of(descriptors: u64) -> u64 {
+    let reserved = RESERVED_DESCRIPTORS.max(descriptors / 20);
+    let connections = descriptors.saturating_sub(reserved) / 2;
+    connections.clamp(LEAST_CONNECTIONS, 1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_targets_and_the_admin_api() {
+        let cases = [(0, 16), (96, 16), (128, 32), (256, 96), (1_024, 480)];
+        for (descriptors, connections) in cases {
+            assert_eq!(connections_of(descriptors), connections, "{descriptors}");
+        }
+        assert_eq!(connections_of(100_000), 47_500);
+        assert_eq!(connections_of(u64::MAX), 1 << 20);
+        for descriptors in 96..20_000 {
+            let taken = 2 * connections_of(descriptors);
+            assert!(descriptors - taken >= RESERVED_DESCRIPTORS.max(descriptors / 20));
+        }
+    }
 }

@@ -105,16 +105,26 @@ fn literal(host: &str) -> Option<IpAddr> {
     }
 }
 
-fn unix_path(path: &str, base: &Path) -> Result<PathBuf, Wrong> {
+/// Bytes of a unix socket's path that the kernel takes, less the one that ends it.
+const MAX_UNIX_PATH: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
+    107
+} else {
+    103
+};
+
+/// Bytes that the temporary name of a listening socket has besides its path: `.`, a process id, `-`, a counter.
+const MAX_UNIX_SUFFIX: usize = 20;
+
+fn unix_path(path: &str, base: &Path, max: usize) -> Result<PathBuf, Wrong> {
     if path.is_empty() {
         return Err(Wrong::new("`unix:` needs a path").help("such as `unix:/run/app.sock`"));
     }
     let path = base.join(path);
-    // The kernel's bound for a socket address, less the byte that ends it.
-    if path.as_os_str().len() > 107 {
-        return Err(Wrong::new(
-            "the path of a unix socket has at most 107 bytes",
-        ));
+    let len = path.as_os_str().len();
+    if len > max {
+        let message =
+            format!("the path of a unix socket has at most {max} bytes here, and this one {len}");
+        return Err(Wrong::new(message).help("choose a shorter folder, such as `/run`"));
     }
     Ok(path)
 }
@@ -126,7 +136,8 @@ impl ListenAddr {
     /// What is wrong with it.
     pub fn parse_all(text: &str, base: &Path) -> Result<Vec<ListenAddr>, Wrong> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return unix_path(path, base).map(|p| vec![ListenAddr::Unix(p)]);
+            return unix_path(path, base, MAX_UNIX_PATH - MAX_UNIX_SUFFIX)
+                .map(|p| vec![ListenAddr::Unix(p)]);
         }
         if text.contains("://") {
             return Err(Wrong::new(format!("`{text}` is not an address"))
@@ -144,6 +155,10 @@ impl ListenAddr {
             "localhost" => Ok(both(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST)),
             "*" => Err(Wrong::new(format!("`{text}` is not an address")).help(format!("write `:{port}` for all addresses"))),
             host => match literal(host) {
+                Some(ip) if ip != ip.to_canonical() => Err(Wrong::new(format!(
+                    "`{text}` is an IPv4 address in the form of an IPv6 one"
+                ))
+                .help(format!("write `{}`", SocketAddr::from((ip.to_canonical(), port))))),
                 Some(ip) => Ok(vec![ListenAddr::Tcp((ip, port).into())]),
                 None => Err(Wrong::new(format!("`{host}` is not an address to listen on"))
                     .help("listening takes IP addresses and `localhost`; names of sites go into `hosts`")),
@@ -155,6 +170,14 @@ impl ListenAddr {
         match self {
             ListenAddr::Tcp(addr) => addr.ip().to_canonical().is_loopback(),
             ListenAddr::Unix(_) => true,
+        }
+    }
+
+    /// Whether two sockets cannot listen at once: see [`conflict`].
+    pub fn conflicts_with(&self, other: &ListenAddr) -> bool {
+        match (self, other) {
+            (ListenAddr::Tcp(a), ListenAddr::Tcp(b)) => conflict(*a, *b),
+            _ => self == other,
         }
     }
 
@@ -183,7 +206,7 @@ impl TargetAddr {
     /// What is wrong with it.
     pub fn parse(text: &str, base: &Path) -> Result<TargetAddr, Wrong> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return unix_path(path, base).map(TargetAddr::Unix);
+            return unix_path(path, base, MAX_UNIX_PATH).map(TargetAddr::Unix);
         }
         if text.starts_with("tunnel:") {
             return Err(Wrong::new("a target in a tunnel is not supported yet"));
@@ -203,6 +226,14 @@ impl TargetAddr {
             None => host_name(host).map(|name| TargetAddr::Name(name.into(), port)),
         }
     }
+}
+
+/// Whether two TCP sockets that do not share cannot listen at once: on one port of one family, at the same address or
+/// one of them at every address. IPv6 sockets take no IPv4 here.
+pub fn conflict(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port()
+        && a.is_ipv4() == b.is_ipv4()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
 /// Whether this host has IPv6 at all. Where nobody can tell, it has.
@@ -260,5 +291,33 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn an_ipv4_address_in_ipv6_form_is_told_to_be_written_plainly() {
+        let wrong = ListenAddr::parse_all("[::ffff:127.0.0.1]:1", Path::new("/b")).unwrap_err();
+        assert_eq!(wrong.help.as_deref(), Some("write `127.0.0.1:1`"));
+    }
+
+    #[test]
+    fn a_listening_path_leaves_room_for_its_temporary_name() {
+        let base = Path::new("/b");
+        let path = |len: usize| format!("unix:/{}", "x".repeat(len - 1));
+        let longest = MAX_UNIX_PATH - MAX_UNIX_SUFFIX;
+        assert!(ListenAddr::parse_all(&path(longest), base).is_ok());
+        let wrong = ListenAddr::parse_all(&path(longest + 1), base).unwrap_err();
+        assert!(wrong.help.is_some());
+        // Nothing is added to what is only connected to.
+        assert!(TargetAddr::parse(&path(MAX_UNIX_PATH), base).is_ok());
+        assert!(TargetAddr::parse(&path(MAX_UNIX_PATH + 1), base).is_err());
+    }
+
+    #[test]
+    fn families_and_ports_keep_addresses_apart() {
+        let conflict = |a: &str, b: &str| conflict(a.parse().unwrap(), b.parse().unwrap());
+        assert!(conflict("0.0.0.0:80", "127.0.0.1:80") && conflict("127.0.0.1:80", "0.0.0.0:80"));
+        assert!(!conflict("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!conflict("0.0.0.0:80", "[::]:80"));
+        assert!(!conflict("0.0.0.0:80", "127.0.0.1:81"));
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
             if addr.is_any_port() {
                 continue;
             }
-            if overlap(addr, admin) {
+            if addr.conflicts_with(admin) {
                 check
                     .findings
                     .error(*at, format!("the admin API listens on {admin}"))
@@ -63,17 +63,6 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
     }
 }
 
-/// Whether two sockets cannot be at once: the same address, or one of them is every address of the port.
-fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
-    match (one, other) {
-        (ListenAddr::Tcp(a), ListenAddr::Tcp(b)) => {
-            let every = a.ip().is_unspecified() || b.ip().is_unspecified();
-            a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (a.ip() == b.ip() || every)
-        }
-        _ => one == other,
-    }
-}
-
 fn same_host(host: &str, other: &Checked, addr: &ListenAddr, at: At, check: &mut Checker<'_>) {
     let name = &other.spec.name;
     if host.is_empty() {
@@ -101,29 +90,14 @@ fn connections_agree(
     addr: &ListenAddr,
     check: &mut Checker<'_>,
 ) {
-    for key in server.spec.connection.differences(&owner.spec.connection) {
-        // The place of the key where it is written, else of the server.
-        let place = |of: &Checked| {
-            let at = of
-                .connection_at
-                .iter()
-                .find(|(k, _)| *k == key)
-                .map_or(At::NOWHERE, |(_, at)| *at);
-            if at == At::NOWHERE { None } else { Some(at) }
-        };
+    for (key, here, there) in server.differences(owner) {
         let (name, other) = (&server.spec.name, &owner.spec.name);
         let sentence = |other: &str| {
             format!("`{key}` differs from that of `http.{other}`, and both listen on {addr}")
         };
         let help =
             "what belongs to the connection must be equal: it is settled before the host is known";
-        check
-            .findings
-            .error(place(server).unwrap_or(server.at), sentence(other))
-            .help(help);
-        check
-            .findings
-            .error(place(owner).unwrap_or(owner.at), sentence(name))
-            .help(help);
+        check.findings.error(here, sentence(other)).help(help);
+        check.findings.error(there, sentence(name)).help(help);
     }
 }

@@ -1,6 +1,6 @@
 //! Places in the text for what goes wrong after parsing: an address in use, a file that cannot be read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Document;
@@ -76,22 +76,29 @@ impl Document {
     /// The JSON Pointer of an address of a server (an index into [`HttpSpec::listen`]).
     pub fn listen_pointer(&self, server: &str, index: usize) -> String {
         let pointer = format!("/http/{server}/listen");
-        let addr = self.http.get(server).and_then(|s| s.listen.get(index));
-        let written = self.normal.pointer(&pointer).and_then(|l| l.as_array());
-        // `:80` stands for two addresses, so the index in the text may be another one. Relative paths play no part here.
-        let stands_for = |text: &serde_json::Value, addr: &ListenAddr| {
-            let all = text
-                .as_str()
-                .and_then(|t| ListenAddr::parse_all(t, std::path::Path::new("/")).ok());
-            all.is_some_and(|all| all.contains(addr))
+        let Some(listen) = self.http.get(server).map(|s| &s.listen[..]) else {
+            return pointer;
         };
-        match addr
-            .zip(written)
-            .and_then(|(addr, list)| list.iter().position(|text| stands_for(text, addr)))
-        {
-            Some(at) => format!("{pointer}/{at}"),
-            None => pointer,
+        let written = self.normal.pointer(&pointer).and_then(|l| l.as_array());
+        // `:80` stands for two addresses, of which the IPv6 one may be left out: so the texts are walked beside the
+        // addresses, and the text that `index` is reached in is the one.
+        let mut reached = 0;
+        for (at, text) in written.into_iter().flatten().enumerate() {
+            let text = text.as_str().unwrap_or_default();
+            // Each text stood for something when the document was read, and a unix path always for one.
+            if text.starts_with("unix:") {
+                reached += 1;
+            } else {
+                let all = ListenAddr::parse_all(text, Path::new("/")).unwrap_or_default();
+                for addr in &all {
+                    reached += usize::from(listen.get(reached) == Some(addr));
+                }
+            }
+            if reached > index {
+                return format!("{pointer}/{at}");
+            }
         }
+        pointer
     }
 
     /// The files whose contents are part of the configuration, each with the JSON Pointer of its path.

@@ -1,13 +1,12 @@
-//! Routes that no request can reach, because earlier ones take all that they would. It finds the plain cases — an
-//! earlier route without conditions, with the same conditions, or with a host and path that include this one's — in
-//! near-linear time; what it does not see is not an error, only a warning less.
+//! Routes that no request can reach: their hosts are none of the server's, or earlier routes take all that they would.
+//! It finds the plain cases — an earlier route without conditions, with the same conditions, or with a host and path
+//! that include this one's — in near-linear time; what it does not see is not an error, only a warning less.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::config::check::Checker;
-use crate::config::http::{MatchSpec, PathPattern, RouteSpec};
+use crate::config::http::{Checked, MatchSpec, PathPattern};
 use crate::config::scalar::HostPattern;
-use crate::config::tree::At;
 
 /// Pairs of host and path that are looked at in a whole server.
 const MAX_PAIRS: usize = 200_000;
@@ -16,14 +15,31 @@ const MAX_PAIRS: usize = 200_000;
 const MAX_STEPS: usize = 32;
 
 /// Warns of routes that are never reached.
-pub(super) fn warn(routes: &[RouteSpec], places: &[At], check: &mut Checker<'_>) {
+pub(super) fn warn(server: &Checked, check: &mut Checker<'_>) {
+    let routes = &server.spec.routes;
+    let sites = Sites::new(&server.spec.hosts);
     let mut taken = Taken::default();
-    let mut same: HashMap<String, usize> = HashMap::new();
-    for (index, (route, at)) in routes.iter().zip(places).enumerate() {
-        let key = (!is_plain(&route.matcher)).then(|| format!("{:?}", route.matcher));
+    #[expect(
+        clippy::mutable_key_type,
+        reason = "patterns are hashed by their text, never by the caches of their matchers"
+    )]
+    let mut same: HashMap<&MatchSpec, usize> = HashMap::new();
+    for (index, (route, at)) in routes.iter().zip(&server.routes_at).enumerate() {
+        let hosts = &route.matcher.host;
+        if !hosts.is_empty() && hosts.iter().all(|host| sites.lack(host)) {
+            check
+                .findings
+                .warning(
+                    at.hosts,
+                    "this route is never reached: none of its hosts is among the server's `hosts`",
+                )
+                .help("add them there, or take the route out");
+            continue;
+        }
+        let key = (!is_plain(&route.matcher)).then_some(&route.matcher);
         let earlier = taken
             .by(&route.matcher)
-            .or_else(|| key.as_ref().and_then(|k| same.get(k).copied()));
+            .or_else(|| key.and_then(|k| same.get(k).copied()));
         match earlier {
             Some(first) => {
                 let name = routes[first]
@@ -33,7 +49,7 @@ pub(super) fn warn(routes: &[RouteSpec], places: &[At], check: &mut Checker<'_>)
                 check
                     .findings
                     .warning(
-                        *at,
+                        at.route,
                         format!("this route is never reached: {name} takes all of its requests"),
                     )
                     .help("move it up, or take it out");
@@ -57,6 +73,72 @@ fn is_plain(matcher: &MatchSpec) -> bool {
         && matcher.scheme.is_empty()
         && matcher.remote.is_empty()
         && matcher.not.is_none()
+}
+
+/// The names that a server answers for.
+struct Sites<'s> {
+    /// Names and domains; `None`: any, or too many to look at.
+    known: Option<Known<'s>>,
+}
+
+#[derive(Default)]
+struct Known<'s> {
+    exact: HashSet<&'s str>,
+    below: HashSet<&'s str>,
+    /// Every domain that some of its names lie below.
+    above: HashSet<&'s str>,
+}
+
+impl<'s> Sites<'s> {
+    fn new(hosts: &'s [HostPattern]) -> Sites<'s> {
+        let mut known = Known::default();
+        let mut left = MAX_PAIRS;
+        for host in hosts {
+            let name = match host {
+                HostPattern::Exact(name) => {
+                    known.exact.insert(name);
+                    name
+                }
+                HostPattern::Below(name) => {
+                    known.below.insert(name);
+                    known.above.insert(name);
+                    name
+                }
+                HostPattern::Regex(_) => return Sites { known: None },
+            };
+            for domain in domains_above(name) {
+                if left == 0 {
+                    return Sites { known: None };
+                }
+                left -= 1;
+                known.above.insert(domain);
+            }
+        }
+        Sites {
+            known: (!hosts.is_empty()).then_some(known),
+        }
+    }
+
+    /// Whether no name that the pattern takes is among them. What a regular expression takes is not known.
+    fn lack(&self, pattern: &HostPattern) -> bool {
+        let Some(known) = &self.known else {
+            return false;
+        };
+        let is_below = |name| domains_above(name).any(|domain| known.below.contains(domain));
+        match pattern {
+            HostPattern::Exact(name) => !known.exact.contains(name.as_str()) && !is_below(name),
+            HostPattern::Below(name) => {
+                let name = name.as_str();
+                !known.above.contains(name) && !known.below.contains(name) && !is_below(name)
+            }
+            HostPattern::Regex(_) => false,
+        }
+    }
+}
+
+/// The domains that a name lies below.
+fn domains_above(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').map(|(dot, _)| &name[dot + 1..])
 }
 
 /// What plain routes have taken so far, by host (`""`: any host).

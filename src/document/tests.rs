@@ -419,6 +419,37 @@ fn specs_hold_what_is_written() {
 }
 
 #[test]
+fn every_address_has_the_pointer_of_the_text_it_came_from() {
+    let document = toml(
+        "[http.web]\nlisten = ['127.0.0.1:0', ':0', 'unix:a.sock', '127.0.0.1:0', 'unix:run/b.sock']\nrespond = ''\n",
+    );
+    let listen = &document.http["web"].listen;
+    assert_eq!(listen.len(), 6);
+    let texts = (0..6).map(|n| document.listen_pointer("web", n));
+    assert_eq!(
+        texts.collect::<Vec<_>>(),
+        [0, 1, 1, 2, 3, 4].map(|at| format!("/http/web/listen/{at}"))
+    );
+    // Where there is no IPv6.
+    let text = b"[http.web]\nlisten = [':1', 'localhost:2']\nrespond = ''\n";
+    let parsed = Document::parse_with(text, Format::Toml, &context(), false).unwrap();
+    assert_eq!(
+        [0, 1].map(|n| parsed.document.listen_pointer("web", n)),
+        ["/http/web/listen/0", "/http/web/listen/1"]
+    );
+}
+
+#[test]
+fn a_port_that_the_kernel_chooses_may_be_listed_twice() {
+    let document = toml("[http.web]\nlisten = ['127.0.0.1:0', '127.0.0.1:0']\nrespond = ''\n");
+    let keys: Vec<_> = crate::snapshot::bindings(&document).into_keys().collect();
+    let owners: Vec<_> = keys.iter().filter_map(|k| k.owner.clone()).collect();
+    assert_eq!(owners, [("web".into(), 0), ("web".into(), 1)]);
+    let found = errors("[http.web]\nlisten = ['127.0.0.1:1', '127.0.0.1:1']\nrespond = ''\n");
+    assert_eq!(found.len(), 1, "{found:#?}");
+}
+
+#[test]
 fn a_place_is_found_after_parsing() {
     let text = "[http.web]\nlisten = \"127.0.0.1:80\"\nrespond = { file = \"a.html\" }\n";
     let parsed = parse_as(text, Format::Toml).unwrap();
@@ -584,6 +615,35 @@ fn a_route_below_all_hosts_or_paths_of_earlier_ones_is_told() {
     for (routes, expected) in cases {
         let text: String = routes.iter().map(|r| route(r)).collect();
         assert_eq!(!unreached(&text).is_empty(), expected, "{routes:?}");
+    }
+}
+
+#[test]
+fn a_route_whose_hosts_the_server_does_not_answer_for_is_told() {
+    let cases = [
+        ("['a.de']", "'b.de'", true),
+        ("['a.de']", "['b.de', 'a.de']", false),
+        ("['a.de']", "'*.a.de'", true),
+        ("['a.de']", "'*.de'", false),
+        ("['*.a.de']", "'a.de'", true),
+        ("['*.a.de']", "'x.y.a.de'", false),
+        ("['*.a.de']", "'*.a.de'", false),
+        ("['*.a.de']", "'*.y.a.de'", false),
+        ("['*.x.a.de']", "'*.a.de'", false),
+        ("['*.x.a.de']", "'*.y.a.de'", true),
+        ("['a.de']", "'~^b'", false),
+    ];
+    for (hosts, host, told) in cases {
+        let text = format!(
+            "[http.web]\nlisten = '127.0.0.1:1'\nhosts = {hosts}\nroutes = [{{ match.host = {host}, respond = '' }}]"
+        );
+        let warnings = parse_as(&text, Format::Toml).unwrap().warnings;
+        assert_eq!(!warnings.is_empty(), told, "{hosts} {host}");
+        assert!(
+            warnings
+                .iter()
+                .all(|w| w.pointer == "/http/web/routes/0/match/host")
+        );
     }
 }
 

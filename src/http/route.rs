@@ -248,7 +248,7 @@ impl<'a> Lists<'a> {
 pub fn matches(spec: &MatchSpec, head: &Head<'_>) -> bool {
     any_or_empty(&spec.host, |p| host_matches(p, head.host))
         && any_or_empty(&spec.path, |p| path_matches(p, head.path))
-        && any_or_empty(&spec.method, |m| m == head.method)
+        && any_or_empty(&spec.method, |m| m.matches(head.method))
         && any_or_empty(&spec.scheme, |s| *s == head.scheme)
         && any_or_empty(&spec.remote, |net| {
             head.remote.is_some_and(|remote| net.contains(&remote))

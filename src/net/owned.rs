@@ -4,6 +4,8 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
+use crate::config::scalar::conflict;
+
 /// The addresses of this process, and the sockets that listen on them.
 #[derive(Debug, Default)]
 pub struct Owned {
@@ -37,12 +39,6 @@ impl Owned {
             .into_iter()
             .any(|(other, inode)| conflict(other, address) && !self.inodes.contains(&inode))
     }
-}
-
-fn conflict(a: SocketAddr, b: SocketAddr) -> bool {
-    a.port() == b.port()
-        && a.is_ipv4() == b.is_ipv4()
-        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
 #[cfg(unix)]
@@ -109,14 +105,5 @@ mod tests {
         assert_eq!(parse_line(v6), Some(("[::1]:8081".parse().unwrap(), 77)));
         assert_eq!(parse_line(&line.replace(" 0A ", " 01 ")), None);
         assert_eq!(parse_line("  sl  local_address rem_address   st"), None);
-    }
-
-    #[test]
-    fn families_and_ports_keep_addresses_apart() {
-        let conflict = |a: &str, b: &str| conflict(a.parse().unwrap(), b.parse().unwrap());
-        assert!(conflict("0.0.0.0:80", "127.0.0.1:80") && conflict("127.0.0.1:80", "0.0.0.0:80"));
-        assert!(!conflict("127.0.0.1:80", "127.0.0.2:80"));
-        assert!(!conflict("0.0.0.0:80", "[::]:80"));
-        assert!(!conflict("0.0.0.0:80", "127.0.0.1:81"));
     }
 }

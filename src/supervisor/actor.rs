@@ -164,12 +164,13 @@ impl Supervisor {
         };
         match prepared {
             Err(rejection) => {
-                tracing::warn!(
-                    swap = state.id,
-                    status = rejection.status,
-                    "{}",
-                    rejection.detail
-                );
+                let (swap, status) = (state.id, rejection.status);
+                if request.kind == Kind::Boot {
+                    // Whoever starts it draws the errors.
+                    tracing::debug!(swap, status, "{}", rejection.detail);
+                } else {
+                    tracing::warn!(swap, status, "{}", rejection.detail);
+                }
                 self.inner.reject(&state, rejection);
             }
             Ok(None) => {

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-/// Largest file a document may name, and the largest document.
-pub(super) const MAX: u64 = 16 * 1024 * 1024;
+use crate::config::MAX_BYTES;
 
 /// Reads `path` whole. Cancel-safe: dropping it leaves nothing behind but, for a regular file, one read that ends.
 ///
@@ -38,9 +37,9 @@ pub(super) async fn read(path: &Path) -> io::Result<Bytes> {
                 "is not a regular file",
             ));
         }
-        let mut bytes = Vec::with_capacity(meta.len().min(MAX) as usize);
+        let mut bytes = Vec::with_capacity(meta.len().min(MAX_BYTES as u64) as usize);
         std::fs::File::open(&path)?
-            .take(MAX + 1)
+            .take(MAX_BYTES as u64 + 1)
             .read_to_end(&mut bytes)?;
         check_size(bytes.len())?;
         Ok(bytes.into())
@@ -50,7 +49,7 @@ pub(super) async fn read(path: &Path) -> io::Result<Bytes> {
 }
 
 fn check_size(len: usize) -> io::Result<()> {
-    if len as u64 > MAX {
+    if len > MAX_BYTES {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
             "is larger than 16 MiB",

@@ -86,7 +86,8 @@ impl Target {
         self.shards.iter().map(here).sum()
     }
 
-    /// Open connections, idle ones included; the whole process.
+    /// Open connections, idle ones included; the whole process. An idle one that its origin has ended counts until the
+    /// next check-out or sweep looks at it.
     pub fn connections(&self) -> usize {
         self.open.load(Ordering::Acquire)
     }

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{HOST, HeaderName};
+use ::http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -182,6 +182,18 @@ impl Upstream {
 
 /// Sends on `connection` and waits for the head of the answer, no longer than the response timeout. `request` is left
 /// empty, but for an unsent error.
+/// What makes the length of an answer a matter of taste. hyper lets `chunked` win and hands on what else was said of the
+/// length, so another hop would see another body (RFC 9112 section 6.3).
+fn ambiguous(head: &HeaderMap) -> Option<&'static str> {
+    let mut codings = head.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next()?;
+    if head.contains_key(CONTENT_LENGTH) {
+        return Some("both Transfer-Encoding and Content-Length");
+    }
+    let plain = coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
+    (!plain).then_some("a transfer coding that is not chunked alone")
+}
+
 async fn exchange(
     connection: &mut Connection,
     request: &mut Request<RequestBody>,
@@ -219,6 +231,10 @@ async fn exchange(
             // No upgrade was asked for: what follows on this connection would be no HTTP.
             let detail = format!("{peer}: 101 without an upgrade");
             Err(Error::upstream(Kind::HttpUpgradeFailed, detail))
+        }
+        Some(Ok(response)) if let Some(fault) = ambiguous(response.headers()) => {
+            let detail = format!("{peer}: {fault}");
+            Err(Error::upstream(Kind::HttpProtocolError, detail))
         }
         Some(Ok(response)) => {
             if let Some(sent) = sent {

@@ -1,10 +1,11 @@
 //! The admin API's guards and its plain reads.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::kit::{Call, Conn, Gate, free_port, get};
+use crate::kit::{Call, Conn, Gate, contract, free_port, get};
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -202,13 +203,27 @@ fn requests_that_are_wrong_in_themselves_get_the_right_status() {
 #[test]
 fn a_body_over_sixteen_mebibytes_is_refused() {
     let (gate, _) = gate();
-    let mut conn = Conn::open(gate.base.admin).unwrap();
-    let length = 16 * 1024 * 1024 + 1;
-    conn.send(format!(
+    let length = 17_000_000;
+    let head = format!(
         "POST /reload HTTP/1.1\r\nhost: {}\r\ncontent-type: application/toml\r\ncontent-length: {length}\r\n\r\n",
         gate.base.admin
-    ))
-    .unwrap();
+    );
+    // On its declared length alone, at once, and the connection ends with it.
+    let mut conn = Conn::open(gate.base.admin).unwrap();
+    let start = Instant::now();
+    let answer = conn.exchange(&head).unwrap();
+    assert_eq!(answer.status, 413);
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert!(conn.closed());
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+    // A client that sends all of it before it looks still gets to read the answer.
+    let mut conn = Conn::open(gate.base.admin).unwrap();
+    conn.send(&head).unwrap();
+    conn.send(vec![b'#'; length]).unwrap();
     assert_eq!(conn.response().unwrap().status, 413);
     // Without a length it is counted.
     let mut conn = Conn::open(gate.base.admin).unwrap();
@@ -381,4 +396,92 @@ fn the_admin_api_may_live_on_a_unix_socket() {
     stream.read_to_string(&mut text).unwrap();
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+/// As many connections as may be open, none of which ever sends a whole head: the others are served all the same, and
+/// whoever has a request in flight keeps its connection.
+#[test]
+fn half_open_connections_keep_nobody_out() {
+    let (gate, _) = gate();
+    let document = gate.document("");
+    let (now, later) = document.split_at(document.len() / 2);
+    let mut slow = Conn::open(gate.base.admin).unwrap();
+    slow.send(format!(
+        "POST /adapt HTTP/1.1\r\nhost: {}\r\ncontent-type: application/toml\r\ncontent-length: {}\r\n\r\n{now}",
+        gate.base.admin,
+        document.len()
+    ))
+    .unwrap();
+    let held: Vec<Conn> = (0..300)
+        .map(|_| {
+            let mut conn = Conn::open(gate.base.admin).unwrap();
+            conn.send("GET /li").unwrap();
+            conn
+        })
+        .collect();
+    for _ in 0..3 {
+        let start = Instant::now();
+        assert_eq!(gate.call(Call::get("/status")).status, 200);
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+    assert_eq!(slow.exchange(later).unwrap().status, 200);
+    // The oldest made room.
+    assert!(held.into_iter().next().unwrap().closed());
+}
+
+/// The end of the process waits for answers, not for requests that may never be sent to their end.
+#[test]
+fn half_a_request_does_not_delay_the_end() {
+    let (mut gate, _) = gate();
+    let open = |text: String| {
+        let mut conn = Conn::open(gate.base.admin).unwrap();
+        conn.send(text).unwrap();
+        conn
+    };
+    let head = format!(
+        "POST /reload HTTP/1.1\r\nhost: {}\r\ncontent-type: application/toml\r\ncontent-length: 100\r\n",
+        gate.base.admin
+    );
+    let _strays = [
+        open(String::new()),
+        open("GET /li".to_owned()),
+        open(head.clone()),
+        open(format!("{head}\r\n# half of it")),
+    ];
+    let start = Instant::now();
+    let answer = gate
+        .call(Call::post("/stop?wait=drained&drain_timeout=1s"))
+        .expect(200);
+    assert_eq!(answer["outcome"], "stopped", "{answer}");
+    assert_eq!(gate.wait().code(), Some(0));
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+/// Too large a head is refused below the API, so without a body; the contract says so.
+#[test]
+fn a_head_that_is_too_large_is_refused_as_documented() {
+    let (gate, _) = gate();
+    let fields: String = (0..101).map(|i| format!("x-{i}: y\r\n")).collect();
+    let long = format!("x: {}\r\n", "y".repeat(300_000));
+    for (target, field) in [("/now", &fields), ("/livez", &long)] {
+        let mut conn = Conn::open(gate.base.admin).unwrap();
+        let answer = conn
+            .exchange(format!(
+                "GET {target} HTTP/1.1\r\nhost: {}\r\n{field}\r\n",
+                gate.base.admin
+            ))
+            .unwrap();
+        assert_eq!(answer.status, 431);
+        let kind = answer.header("content-type");
+        contract::check("GET", target, answer.status, kind, &answer.body);
+    }
+    assert_eq!(gate.now().status, 200);
 }

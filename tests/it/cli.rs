@@ -80,6 +80,27 @@ fn check_is_quiet_and_zero_for_a_good_file() {
 }
 
 #[test]
+fn check_tells_of_files_that_a_start_would_miss() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.toml");
+    let contents = "[http.web]\nlisten = \"127.0.0.1:8080\"\nrespond.file = \"page.html\"\n";
+    std::fs::write(&file, contents).unwrap();
+    let check = || evergate(&["check", "-c", file.to_str().unwrap()]);
+    let output = check();
+    let drawn = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{drawn}");
+    assert!(
+        drawn.contains("a.toml:3:") && drawn.contains("page.html"),
+        "{drawn}"
+    );
+    std::fs::create_dir(dir.path().join("page.html")).unwrap();
+    assert_eq!(check().status.code(), Some(5));
+    std::fs::remove_dir(dir.path().join("page.html")).unwrap();
+    std::fs::write(dir.path().join("page.html"), "x").unwrap();
+    assert_eq!(check().status.code(), Some(0));
+}
+
+#[test]
 fn an_empty_file_is_valid_and_a_warning() {
     let dir = tempfile::tempdir().unwrap();
     for (name, contents) in [("empty.toml", "# nothing yet\n"), ("empty.json", "{}")] {
@@ -165,6 +186,20 @@ fn the_verbs_talk_to_the_running_process() {
     // Unchanged is fine.
     assert_eq!(verb(&gate, &["reload"]).status.code(), Some(0));
 
+    // The server's own file is drawn with its lines when it is readable here too.
+    std::fs::write(
+        gate.config(),
+        gate.document("[http.web]\nlisten = \"127.0.0.1:0\"\nproxi = \"x\"\n"),
+    )
+    .unwrap();
+    let refused = verb(&gate, &["reload"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", text(&refused.stderr));
+    let drawn = text(&refused.stderr);
+    assert!(
+        drawn.contains("evergate.toml:") && drawn.contains("proxi = \"x\"") && drawn.contains('^'),
+        "{drawn}"
+    );
+
     // Refused: the errors, and the code says which kind.
     let file = gate.dir.path().join("bad.toml");
     let name = file.to_str().unwrap().to_owned();
@@ -225,6 +260,10 @@ fn a_bad_file_at_start_ends_with_its_errors() {
         "{}",
         text(&output.stderr)
     );
+    // Once drawn, once in the last line; no log line beside them.
+    let said = text(&output.stderr);
+    assert_eq!(said.matches("unknown key `proxi`").count(), 2, "{said}");
+    assert!(!said.contains("WARN"), "{said}");
     let output = evergate(&["run", "-c", "/nonexistent/evergate.toml"]);
     assert!(
         matches!(output.status.code(), Some(1 | 5)),
@@ -253,4 +292,30 @@ fn the_file_in_the_working_folder_is_found() {
         crate::kit::process::spawn(Command::new(env!("CARGO_BIN_EXE_evergate")), dir.path());
     let _gate = Gate::adopt(child, output, base, dir);
     assert_eq!(get(to, "x", "/").text(), "found");
+}
+
+/// What the first configuration is warned of is seen by whoever starts it.
+#[test]
+fn warnings_at_start_are_drawn() {
+    let to = local(free_port());
+    let dir = tempfile::tempdir().unwrap();
+    // Below a file there is no folder, for nobody.
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let base = crate::kit::process::Base {
+        admin: local(free_port()),
+        state_dir: file.join("state"),
+        runtime: String::new(),
+    };
+    let config = dir.path().join("evergate.toml");
+    std::fs::write(&config, base.document(&respond(to, "one"))).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evergate"));
+    command.args(["run", "--quiet", "-c"]).arg(&config);
+    let (child, output) = crate::kit::process::spawn(command, dir.path());
+    let gate = Gate::adopt(child, output, base, dir);
+    let drawn = until("the warning", || {
+        Some(gate.output()).filter(|output| output.contains("evergate.toml:"))
+    });
+    assert!(drawn.contains("warning") && drawn.contains('^'), "{drawn}");
+    assert!(drawn.contains("state_dir ="), "{drawn}");
 }

@@ -336,6 +336,8 @@ fn failing_origins_are_named_in_proxy_status() {
         ("empty", 502, "connection_terminated"),
         ("hang", 504, "http_response_timeout"),
         ("unasked-101", 502, "http_"),
+        ("both-lengths", 502, "http_protocol_error"),
+        ("other-coding", 502, "http_protocol_error"),
     ] {
         let answer = get(to, "x", &format!("/{verb}"));
         assert_eq!(answer.status, status, "{verb}: {}", answer.text());

@@ -8,6 +8,7 @@ use tower::ServiceExt;
 use super::super::fake::Fake;
 use super::super::{App, Context, router};
 use super::{api, call, json, refusal, request};
+use crate::config::MAX_BYTES;
 use crate::config::scalar::Secret;
 
 #[tokio::test]
@@ -176,7 +177,7 @@ async fn the_token_guards_all_but_livez_and_counts_at_once() {
 async fn bodies_are_bounded_in_size() {
     let fake = Fake::new();
     let toml = ("content-type", "application/toml");
-    let big = vec![b' '; super::super::guard::MAX_BODY + 1];
+    let big = vec![b' '; MAX_BYTES + 1];
     let length = (big.len()).to_string();
     let announced = call(
         &fake,
@@ -190,13 +191,7 @@ async fn bodies_are_bounded_in_size() {
         futures_util::stream::iter([Ok::<_, std::io::Error>(axum::body::Bytes::from(big))]);
     let chunked = call(&fake, "POST /reload", &[toml], Body::from_stream(frames)).await;
     assert_eq!(refusal(chunked).await, (413, "too-large".into()));
-    let fits = call(
-        &fake,
-        "POST /reload",
-        &[toml],
-        vec![b' '; super::super::guard::MAX_BODY],
-    )
-    .await;
+    let fits = call(&fake, "POST /reload", &[toml], vec![b' '; MAX_BYTES]).await;
     assert_eq!(fits.status(), 200);
 }
 
@@ -238,5 +233,8 @@ async fn a_panic_costs_its_request_a_500() {
         refusal(api.oneshot(request).await.unwrap()).await,
         (500, "internal".into())
     );
-    assert_eq!(context.panics.load(std::sync::atomic::Ordering::Relaxed), 1);
+    let api = router(App::new(fake, context));
+    let response = api.oneshot(super::request("GET /status", &[], "")).await;
+    let status = json(response.unwrap()).await;
+    assert_eq!(status["panics"], 1);
 }

@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 
 use super::super::control::Control;
 use super::super::fake::Fake;
-use super::super::{Context, guard, serve};
+use super::super::{Context, serve};
 
 /// One request on a connection of its own, to its end.
 async fn raw(address: std::net::SocketAddr, head: &str) -> String {
@@ -84,7 +84,7 @@ async fn a_refused_upload_is_answered_not_reset() {
     let spec = fake.binding().borrow().as_ref().unwrap().spec.clone();
     let address = fake.bind(spec);
     let server = tokio::spawn(serve::run(fake.clone(), Context::default()));
-    let size = guard::MAX_BODY + 4096;
+    let size = crate::config::MAX_BYTES + 4096;
     let mut stream = TcpStream::connect(address).await.unwrap();
     let head = format!(
         "POST /reload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/toml\r\n\

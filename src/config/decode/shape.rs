@@ -39,10 +39,9 @@ impl<T: Decode> Decode for List<T> {
     fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
         match &node.value {
             Value::List(nodes) => {
-                let items: Vec<_> = nodes
-                    .iter()
-                    .filter_map(|item| Loc::decode(item, findings))
-                    .collect();
+                // Nearly always all of them are right, and a long list that grows is copied over and over.
+                let mut items = Vec::with_capacity(nodes.len());
+                items.extend(nodes.iter().filter_map(|item| Loc::decode(item, findings)));
                 let spoiled = items.len() < nodes.len();
                 Some(List { items, spoiled })
             }

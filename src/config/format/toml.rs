@@ -41,17 +41,21 @@ fn table_node<'a>(
     places: &mut Places<'a>,
     findings: &mut Findings,
 ) -> Option<Node<'a>> {
-    let mut entries: Vec<_> = table.into_iter().collect();
-    // The map is sorted by name; the text's order is what people wrote.
-    entries.sort_by_key(|(key, _)| key.span().start);
-    let mut out = Vec::with_capacity(entries.len());
-    for (key, value) in entries {
+    let mut out = Vec::with_capacity(table.len());
+    let (mut last, mut in_order) = (0, true);
+    for (key, value) in table {
         let key_span = span_of(&key);
+        in_order &= last <= key_span.0;
+        last = key_span.0;
         let key: Cow<'a, str> = key.into_inner();
         let child = places.add(at, Step::Key(key.clone()), key_span, span_of(&value));
         if let Some(node) = value_node(value, child, depth + 1, places, findings) {
             out.push((key, node));
         }
+    }
+    // The map is sorted by name; the text's order is what people wrote.
+    if !in_order {
+        out.sort_by_key(|(_, node): &(_, Node<'_>)| places.key_span(node.at).map(|span| span.0));
     }
     Some(Node {
         at,

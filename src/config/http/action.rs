@@ -13,9 +13,9 @@ use super::{ActionSpec, HostHeader, ProxySpec, RedirectSpec, RespondBody, Respon
 
 /// The action keys of a server or a route.
 pub(super) struct Actions<'r> {
-    pub(super) proxy: Option<&'r Loc<ProxyRaw>>,
-    pub(super) respond: Option<&'r Loc<RespondRaw>>,
-    pub(super) redirect: Option<&'r Loc<RedirectRaw>>,
+    pub(super) proxy: Option<&'r Loc<Box<ProxyRaw>>>,
+    pub(super) respond: Option<&'r Loc<Box<RespondRaw>>>,
+    pub(super) redirect: Option<&'r Loc<Box<RedirectRaw>>>,
 }
 
 /// Fields that describe the message itself; they follow from the body and the connection.
@@ -77,7 +77,7 @@ impl Actions<'_> {
 }
 
 fn proxy(
-    raw: &Loc<ProxyRaw>,
+    raw: &Loc<Box<ProxyRaw>>,
     live: bool,
     references: &mut References<'_>,
     check: &mut Checker<'_>,
@@ -131,7 +131,7 @@ fn host_header(text: &Loc<String>, check: &mut Checker<'_>) -> Option<HostHeader
     }
 }
 
-fn respond(raw: &Loc<RespondRaw>, check: &mut Checker<'_>) -> Option<RespondSpec> {
+fn respond(raw: &Loc<Box<RespondRaw>>, check: &mut Checker<'_>) -> Option<RespondSpec> {
     let status = status(
         raw.status.as_ref(),
         200,
@@ -193,7 +193,7 @@ fn respond(raw: &Loc<RespondRaw>, check: &mut Checker<'_>) -> Option<RespondSpec
     })
 }
 
-fn redirect(raw: &Loc<RedirectRaw>, check: &mut Checker<'_>) -> Option<RedirectSpec> {
+fn redirect(raw: &Loc<Box<RedirectRaw>>, check: &mut Checker<'_>) -> Option<RedirectSpec> {
     let is_redirect = |s| matches!(s, 301 | 302 | 303 | 307 | 308);
     let status = status(
         raw.status.as_ref(),

@@ -23,9 +23,27 @@ pub struct Checked {
     /// Of each of `spec.hosts`.
     pub hosts_at: Vec<At>,
     /// Of each of `spec.routes`.
-    pub routes_at: Vec<At>,
-    /// Of the settings that servers on one address must agree on, by key.
-    pub connection_at: Vec<(&'static str, At)>,
+    pub routes_at: Vec<RouteAt>,
+    /// Of each of [`SETTINGS`], where it is written.
+    settings_at: [Option<At>; SETTINGS.len()],
+}
+
+/// The places of a route that checks across routes need.
+#[derive(Debug, Clone, Copy)]
+pub struct RouteAt {
+    pub route: At,
+    /// Of `match.host`.
+    pub hosts: At,
+}
+
+impl RouteAt {
+    fn of(raw: &Loc<RouteRaw>) -> RouteAt {
+        let hosts = raw.matcher.as_ref().and_then(|m| m.host.as_ref());
+        RouteAt {
+            route: raw.at,
+            hosts: hosts.map_or(raw.at, |h| h.at),
+        }
+    }
 }
 
 impl HttpRaw {
@@ -77,7 +95,7 @@ impl HttpRaw {
             let on = raw.enabled.as_ref().is_none_or(|e| e.value);
             if let (Some(route), true) = (route(raw, enabled && on, references, check), on) {
                 routes.push(route);
-                routes_at.push(raw.at);
+                routes_at.push(RouteAt::of(raw));
             }
         }
         let spec = HttpSpec {
@@ -98,7 +116,7 @@ impl HttpRaw {
             listen_at,
             hosts_at,
             routes_at,
-            connection_at: self.connection_at(),
+            settings_at: SETTINGS.map(|(.., place)| place(self)),
         }
     }
 
@@ -137,7 +155,7 @@ impl HttpRaw {
                         item.at,
                         format!("{addr} is left out: there is no IPv6 here"),
                     );
-                } else if seen.insert(addr.clone()) {
+                } else if addr.is_any_port() || seen.insert(addr.clone()) {
                     out.push((addr, item.at));
                 } else {
                     check
@@ -208,98 +226,96 @@ impl HttpRaw {
         let limits = self.limits.as_ref().and_then(|l| l.body.as_ref());
         self.body_limit.as_ref().or(limits).and_then(body_limit)
     }
-
-    fn connection_at(&self) -> Vec<(&'static str, At)> {
-        let timeouts = self.timeouts.as_ref();
-        let limits = self.limits.as_ref();
-        let at = |found: Option<At>| found.unwrap_or_default();
-        vec![
-            ("protocols", at(self.protocols.as_ref().map(|l| l.at))),
-            (
-                "trusted_proxies",
-                at(self.trusted_proxies.as_ref().map(|l| l.at)),
-            ),
-            (
-                "timeouts.header",
-                at(timeouts.and_then(|t| t.header.as_ref()).map(|l| l.at)),
-            ),
-            (
-                "timeouts.body",
-                at(timeouts.and_then(|t| t.body.as_ref()).map(|l| l.at)),
-            ),
-            (
-                "timeouts.idle",
-                at(timeouts.and_then(|t| t.idle.as_ref()).map(|l| l.at)),
-            ),
-            (
-                "timeouts.write",
-                at(timeouts.and_then(|t| t.write.as_ref()).map(|l| l.at)),
-            ),
-            (
-                "limits.header_size",
-                at(limits.and_then(|l| l.header_size.as_ref()).map(|l| l.at)),
-            ),
-            (
-                "limits.headers",
-                at(limits.and_then(|l| l.headers.as_ref()).map(|l| l.at)),
-            ),
-            (
-                "limits.connections",
-                at(limits.and_then(|l| l.connections.as_ref()).map(|l| l.at)),
-            ),
-            (
-                "limits.connections_per_client",
-                at(limits
-                    .and_then(|l| l.connections_per_client.as_ref())
-                    .map(|l| l.at)),
-            ),
-            (
-                "limits.streams",
-                at(limits.and_then(|l| l.streams.as_ref()).map(|l| l.at)),
-            ),
-            (
-                "limits.requests_per_connection",
-                at(limits
-                    .and_then(|l| l.requests_per_connection.as_ref())
-                    .map(|l| l.at)),
-            ),
-        ]
-    }
 }
 
-impl ConnectionSpec {
-    /// The keys in which two differ.
-    pub fn differences(&self, other: &ConnectionSpec) -> Vec<&'static str> {
-        let pairs = [
-            ("protocols", (self.h1, self.h2) != (other.h1, other.h2)),
-            (
-                "trusted_proxies",
-                self.trusted_proxies != other.trusted_proxies,
-            ),
-            (
-                "timeouts.header",
-                self.header_timeout != other.header_timeout,
-            ),
-            ("timeouts.body", self.body_timeout != other.body_timeout),
-            ("timeouts.idle", self.idle_timeout != other.idle_timeout),
-            ("timeouts.write", self.write_timeout != other.write_timeout),
-            ("limits.header_size", self.header_size != other.header_size),
-            ("limits.headers", self.headers != other.headers),
-            ("limits.connections", self.connections != other.connections),
-            (
-                "limits.connections_per_client",
-                self.connections_per_client != other.connections_per_client,
-            ),
-            ("limits.streams", self.streams != other.streams),
-            (
-                "limits.requests_per_connection",
-                self.requests_per_connection != other.requests_per_connection,
-            ),
-        ];
-        pairs
-            .into_iter()
-            .filter(|(_, differs)| *differs)
-            .map(|(key, _)| key)
+/// A setting of the connection: its key, whether two servers differ in it, and where one has it.
+type Setting = (
+    &'static str,
+    fn(&ConnectionSpec, &ConnectionSpec) -> bool,
+    fn(&HttpRaw) -> Option<At>,
+);
+
+/// Every setting that servers on one address must agree on.
+const SETTINGS: [Setting; 12] = [
+    (
+        "protocols",
+        |a, b| (a.h1, a.h2) != (b.h1, b.h2),
+        |raw| place(&raw.protocols),
+    ),
+    (
+        "trusted_proxies",
+        |a, b| a.trusted_proxies != b.trusted_proxies,
+        |raw| place(&raw.trusted_proxies),
+    ),
+    (
+        "timeouts.header",
+        |a, b| a.header_timeout != b.header_timeout,
+        |raw| place(&raw.timeouts.as_ref()?.header),
+    ),
+    (
+        "timeouts.body",
+        |a, b| a.body_timeout != b.body_timeout,
+        |raw| place(&raw.timeouts.as_ref()?.body),
+    ),
+    (
+        "timeouts.idle",
+        |a, b| a.idle_timeout != b.idle_timeout,
+        |raw| place(&raw.timeouts.as_ref()?.idle),
+    ),
+    (
+        "timeouts.write",
+        |a, b| a.write_timeout != b.write_timeout,
+        |raw| place(&raw.timeouts.as_ref()?.write),
+    ),
+    (
+        "limits.header_size",
+        |a, b| a.header_size != b.header_size,
+        |raw| place(&raw.limits.as_ref()?.header_size),
+    ),
+    (
+        "limits.headers",
+        |a, b| a.headers != b.headers,
+        |raw| place(&raw.limits.as_ref()?.headers),
+    ),
+    (
+        "limits.connections",
+        |a, b| a.connections != b.connections,
+        |raw| place(&raw.limits.as_ref()?.connections),
+    ),
+    (
+        "limits.connections_per_client",
+        |a, b| a.connections_per_client != b.connections_per_client,
+        |raw| place(&raw.limits.as_ref()?.connections_per_client),
+    ),
+    (
+        "limits.streams",
+        |a, b| a.streams != b.streams,
+        |raw| place(&raw.limits.as_ref()?.streams),
+    ),
+    (
+        "limits.requests_per_connection",
+        |a, b| a.requests_per_connection != b.requests_per_connection,
+        |raw| place(&raw.limits.as_ref()?.requests_per_connection),
+    ),
+];
+
+/// Where it is written; a default is nowhere.
+fn place<T>(value: &Option<Loc<T>>) -> Option<At> {
+    value.as_ref().map(|v| v.at).filter(|at| *at != At::NOWHERE)
+}
+
+impl Checked {
+    /// The settings of the connection in which two servers differ, each with its place in either.
+    pub fn differences(&self, other: &Checked) -> Vec<(&'static str, At, At)> {
+        let at = |of: &Checked, index: usize| {
+            let place = of.settings_at.get(index).copied().flatten();
+            place.unwrap_or(of.at)
+        };
+        SETTINGS
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, differ, _))| differ(&self.spec.connection, &other.spec.connection))
+            .map(|(index, (key, ..))| (*key, at(self, index), at(other, index)))
             .collect()
     }
 }

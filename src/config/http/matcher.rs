@@ -6,7 +6,7 @@ use super::super::check::{Checker, shorten};
 use super::super::decode::{List, Loc, Map};
 use super::super::scalar::{HostPattern, Pattern, Wrong, cidr};
 use super::raw::MatchRaw;
-use super::{MatchSpec, PathPattern, TextPattern};
+use super::{MatchSpec, MethodPattern, PathPattern, TextPattern};
 
 pub(super) fn spec(raw: &MatchRaw, check: &mut Checker<'_>) -> MatchSpec {
     for (key, list) in [
@@ -120,7 +120,10 @@ fn text(text: &str) -> Result<TextPattern, Wrong> {
     })
 }
 
-fn method(text: &str) -> Result<Method, Wrong> {
+fn method(text: &str) -> Result<MethodPattern, Wrong> {
+    if let Some(regex) = text.strip_prefix('~') {
+        return Pattern::compile(regex).map(MethodPattern::Regex);
+    }
     let wrong = || Wrong::new(format!("`{}` is not a method", shorten(text)));
     let upper = text.to_ascii_uppercase();
     let standard = [
@@ -129,7 +132,16 @@ fn method(text: &str) -> Result<Method, Wrong> {
     if upper != text && standard.contains(&upper.as_str()) {
         return Err(wrong().help(format!("methods have capital letters: `{upper}`")));
     }
-    Method::from_bytes(text.as_bytes()).map_err(|_| wrong())
+    // RFC 9110 allows a star in a method, but who writes one means a pattern.
+    if text == "*" {
+        return Err(wrong().help("leave `method` out: without it every method fits"));
+    }
+    if text.contains('*') {
+        return Err(wrong().help("use a regular expression: `~^P`"));
+    }
+    Method::from_bytes(text.as_bytes())
+        .map(MethodPattern::Exact)
+        .map_err(|_| wrong())
 }
 
 /// A path as requests are compared with it: decoded but `%2F`, and without dot segments.
@@ -220,5 +232,17 @@ mod tests {
     fn methods_have_capital_letters() {
         assert!(method("GET").is_ok() && method("PURGE").is_ok());
         assert!(method("get").is_err() && method("a b").is_err());
+    }
+
+    #[test]
+    fn a_method_is_exact_or_a_regular_expression_and_no_star() {
+        let pattern = method("~^P").unwrap();
+        let taken = [Method::PUT, Method::POST, Method::GET].map(|m| pattern.matches(&m));
+        assert_eq!(taken, [true, true, false]);
+        assert!(method("GET").unwrap().matches(&Method::GET));
+        assert!(method("~(").unwrap_err().message.contains("expression"));
+        for star in ["*", "P*"] {
+            assert!(method(star).unwrap_err().help.is_some(), "{star}");
+        }
     }
 }

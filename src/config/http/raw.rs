@@ -48,11 +48,11 @@ section! {
         /// What happens to a websocket when a swap changed or removed its own definition; left out: as `[runtime]` says.
         on_change: OnChange,
         /// For requests that no route takes: pass them on to an upstream.
-        proxy: ProxyRaw,
+        proxy: Box<ProxyRaw>,
         /// For requests that no route takes: answer them from here.
-        respond: RespondRaw,
+        respond: Box<RespondRaw>,
         /// For requests that no route takes: send the client elsewhere.
-        redirect: RedirectRaw,
+        redirect: Box<RedirectRaw>,
     }
     later = [FILTERS, &["tls", "proxy_protocol", "error_pages", "files", "tcp"]];
 }
@@ -103,13 +103,13 @@ section! {
         /// `false`: checked, but not there.
         enabled: bool = true,
         /// Every given condition must hold; a list holds when any item does. Left out: every request.
-        matcher as "match": MatchRaw,
+        matcher as "match": Box<MatchRaw>,
         /// Pass the request on to an upstream.
-        proxy: ProxyRaw,
+        proxy: Box<ProxyRaw>,
         /// Answer from here.
-        respond: RespondRaw,
+        respond: Box<RespondRaw>,
         /// Send the client elsewhere.
-        redirect: RedirectRaw,
+        redirect: Box<RedirectRaw>,
         /// Largest request body; overrides the server's.
         body_limit: Limit<Size>,
     }
@@ -123,7 +123,7 @@ section! {
         host: List<String>,
         /// Decoded paths: `/v1/*` is `/v1` and all below, `/v1*` all that begins so, without `*` exactly that.
         path: List<String>,
-        /// Request methods.
+        /// Request methods: `GET`, or `~^P` for all that begin with P. Left out: every method.
         method: List<String>,
         /// Header fields; `*` for any value, `abc*` for all that begins so.
         header: Map<List<String>>,

@@ -1,6 +1,7 @@
 //! The index against a plain scan, on random tables and requests.
 
 use super::*;
+use crate::config::http::MethodPattern;
 use crate::config::scalar::Pattern;
 use http::HeaderValue;
 use proptest::prelude::*;
@@ -60,7 +61,7 @@ fn matcher() -> impl Strategy<Value = MatchSpec> {
         .prop_map(|(host, path, method, not)| MatchSpec {
             host,
             path,
-            method,
+            method: method.into_iter().map(MethodPattern::Exact).collect(),
             not: not.map(|p| {
                 Box::new(MatchSpec {
                     path: vec![p],

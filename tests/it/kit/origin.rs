@@ -292,6 +292,14 @@ impl State {
                 conn.send("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n")?;
                 return Ok(false);
             }
+            "both-lengths" => {
+                conn.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n5\r\nhello\r\n0\r\n\r\n")?;
+                return Ok(false);
+            }
+            "other-coding" => {
+                conn.send("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")?;
+                return Ok(false);
+            }
             "huge-head" => {
                 conn.send("HTTP/1.1 200 OK\r\n")?;
                 for i in 0..3000 {
