@@ -96,9 +96,17 @@ pub async fn serve<S>(
             }
         }
     };
+    go_on(switched, guard).await;
+}
+
+/// Goes on with what an HTTP/1 connection has become, if it has. It then lives and ends by its own definition, not with the
+/// connections of its epoch.
+async fn go_on<S>(switched: Option<Switched<S>>, guard: EpochGuard)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    drop(guard);
     if let Some(switched) = switched {
-        // It lives and ends by its own definition, not with the connections of an epoch.
-        drop(guard);
         let Switched {
             tunnel,
             stream,

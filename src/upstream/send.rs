@@ -180,11 +180,9 @@ impl Upstream {
     }
 }
 
-/// Sends on `connection` and waits for the head of the answer, no longer than the response timeout. `request` is left
-/// empty, but for an unsent error.
 /// What makes the length of an answer a matter of taste. hyper lets `chunked` win and hands on what else was said of the
 /// length, so another hop would see another body (RFC 9112 section 6.3).
-fn ambiguous(head: &HeaderMap) -> Option<&'static str> {
+pub(super) fn ambiguous(head: &HeaderMap) -> Option<&'static str> {
     let mut codings = head.get_all(TRANSFER_ENCODING).iter();
     let coding = codings.next()?;
     if head.contains_key(CONTENT_LENGTH) {
@@ -194,6 +192,8 @@ fn ambiguous(head: &HeaderMap) -> Option<&'static str> {
     (!plain).then_some("a transfer coding that is not chunked alone")
 }
 
+/// Sends on `connection` and waits for the head of the answer, no longer than the response timeout. `request` is left
+/// empty, but for an unsent error.
 async fn exchange(
     connection: &mut Connection,
     request: &mut Request<RequestBody>,

@@ -20,7 +20,7 @@ use super::connection::{Connection, Parts, Slot};
 use super::error::{Error, Kind};
 use super::pool::{InFlight, Keep, Lease};
 use super::response::UpstreamBody;
-use super::send::{TARGETS, origin_form};
+use super::send::{TARGETS, ambiguous, origin_form};
 use super::wire::Wire;
 use super::{Member, SendOptions, Upstream};
 use crate::metrics::WorkerContext;
@@ -111,6 +111,10 @@ impl Upstream {
             return Err(Error::upstream(Kind::ConnectionTerminated, detail).unsent());
         };
         let response = ask(&mut parts, request, limit, member).await?;
+        if let Some(fault) = ambiguous(response.headers()) {
+            let detail = format!("{address}: {fault}");
+            return Err(Error::upstream(Kind::HttpProtocolError, detail));
+        }
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let Parts { sender, http, slot } = parts;
             let connection = Connection::new(sender, *http, slot, worker.index);

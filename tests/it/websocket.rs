@@ -383,6 +383,28 @@ fn only_a_handshake_over_http_1_1_is_passed_on_and_only_if_allowed() {
     ordinary(&format!("GET / HTTP/1.1\r\n{ws}\r\n"));
 }
 
+/// hyper leaves the stream alone when another protocol was asked for; the end must come all the same.
+#[test]
+fn a_refused_upgrade_on_a_last_request_ends_the_connection_at_once() {
+    let to = local(free_port());
+    let _gate = Gate::start(&without_route(to));
+    for fields in [
+        "connection: close, upgrade\r\nupgrade: websocket\r\n\r\n",
+        "connection: close, upgrade\r\nupgrade: h2c\r\n\r\n",
+        // More than is read away.
+        "connection: upgrade\r\nupgrade: websocket\r\ncontent-length: 1000000\r\n\r\n",
+    ] {
+        let mut conn = Conn::open(to).unwrap();
+        let start = Instant::now();
+        let answer = conn
+            .exchange(format!("GET / HTTP/1.1\r\nhost: x\r\n{fields}"))
+            .unwrap();
+        assert_eq!((answer.status, &*answer.text()), (200, "gone"));
+        assert!(conn.some(1).unwrap().is_empty());
+        assert!(start.elapsed() < Duration::from_secs(1), "{fields}");
+    }
+}
+
 #[test]
 fn what_the_client_sends_too_early_waits_for_the_origin_to_agree() {
     let origin = Echo::start();
