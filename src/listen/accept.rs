@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::http::{self, Listener};
 use crate::config::http::ConnectionSpec;
 use crate::config::scalar::ListenAddr;
-use crate::metrics::WorkerCounters;
+use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net::{self, Peer, Stream};
 
 /// How long accepting pauses after an error that a retry will not cure at once (no descriptor, no memory).
@@ -105,11 +105,12 @@ impl Binding {
     }
 }
 
-/// A connection's place in every count; dropping it gives them back.
+/// A connection's place in every count; dropping it gives them back. Not the listener, which knows routes: a websocket
+/// may outlive those of its address.
 struct Held {
     limit: Arc<ConnectionLimit>,
     binding: Arc<Binding>,
-    listener: Arc<Listener>,
+    worker: Arc<WorkerContext>,
     client: Option<IpAddr>,
 }
 
@@ -117,8 +118,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.limit.leave();
         self.binding.connections.fetch_sub(1, Ordering::Relaxed);
-        self.listener
-            .worker
+        self.worker
             .counters
             .connections
             .fetch_sub(1, Ordering::Relaxed);
@@ -235,7 +235,7 @@ impl Acceptor {
         let mut held = Held {
             limit: self.limit.clone(),
             binding: self.binding.clone(),
-            listener: self.listener.clone(),
+            worker: self.listener.worker.clone(),
             client: None,
         };
         let mut admitted = limits.connections.is_none_or(|max| before < max);
@@ -273,7 +273,7 @@ impl Acceptor {
         tokio::spawn(async move {
             let connection = http::serve(stream, peer, local, listener, spec, guard);
             if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
-                WorkerCounters::add(&held.listener.worker.counters.panics);
+                WorkerCounters::add(&held.worker.counters.panics);
                 tracing::error!(%peer, "a connection's task panicked; only that connection ended");
             }
             drop(held);

@@ -26,6 +26,7 @@ use crate::generation::{EpochGuard, Slot};
 use crate::http::body::{Answer, Exchange};
 use crate::http::connection::{Connection, Expired};
 use crate::http::progress::Progress;
+use crate::http::tunnel::Tunnel;
 use crate::http::{Entry, pipeline};
 use crate::metrics::WorkerContext;
 use crate::net::Peer;
@@ -79,16 +80,49 @@ pub async fn serve<S>(
         // Accepted from the queue of an address that goes: its first response says so already.
         connection.finish();
     }
-    let mut watch = pin!(Watch::new(connection.clone(), &guard.epoch));
-    let Some((protocol, prefix)) = choose(&mut stream, &connection, watch.as_mut()).await else {
-        return;
+    let switched = {
+        let mut watch = pin!(Watch::new(connection.clone(), &guard.epoch));
+        let Some((protocol, prefix)) = choose(&mut stream, &connection, watch.as_mut()).await
+        else {
+            return;
+        };
+        let framing = (protocol == Protocol::Http1).then(Framing::default);
+        let io = Watched::new(stream, prefix, connection.clone(), framing);
+        match protocol {
+            Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
+            Protocol::Http2 => {
+                serve_http2(io, listener, connection, watch).await;
+                None
+            }
+        }
     };
-    let framing = (protocol == Protocol::Http1).then(Framing::default);
-    let io = Watched::new(stream, prefix, connection.clone(), framing);
-    match protocol {
-        Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
-        Protocol::Http2 => serve_http2(io, listener, connection, watch).await,
+    go_on(switched, guard).await;
+}
+
+/// Goes on with what an HTTP/1 connection has become, if it has. It then lives and ends by its own definition, not with the
+/// connections of its epoch.
+async fn go_on<S>(switched: Option<Switched<S>>, guard: EpochGuard)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    drop(guard);
+    if let Some(switched) = switched {
+        let Switched {
+            tunnel,
+            stream,
+            early,
+        } = switched;
+        // Boxed: few connections come to this, and all would carry its state.
+        Box::pin(tunnel.run(stream, early)).await;
     }
+}
+
+/// A connection that speaks HTTP no more.
+struct Switched<S> {
+    tunnel: Box<Tunnel>,
+    stream: S,
+    /// What the client sent after its request.
+    early: Bytes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,11 +215,12 @@ async fn serve_http1<S>(
     listener: Arc<Listener>,
     connection: Arc<Connection>,
     mut watch: Pin<&mut Watch<'_>>,
-) where
+) -> Option<Switched<S>>
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = {
-        let connection = connection.clone();
+        let (listener, connection) = (listener.clone(), connection.clone());
         service_fn(move |request| begin(&listener, &connection, None, request))
     };
     let spec = &connection.spec;
@@ -218,11 +253,28 @@ async fn serve_http1<S>(
                     .cut
                     .run_until_cancelled(refuse_slow_head(io))
                     .await;
-                return;
+                return None;
             }
-            Err(Event::Cut | Event::Expired(_)) => return,
+            Err(Event::Cut | Event::Expired(_)) => return None,
         }
     };
+    if ended.is_ok()
+        && let Some(tunnel) = connection.take_tunnel()
+    {
+        tunnel.settle(&listener.slot.pin());
+        let parts = serving.into_parts();
+        let (stream, later) = parts.io.into_inner().into_parts();
+        let early = if parts.read_buf.is_empty() {
+            later
+        } else {
+            [parts.read_buf, later].concat().into()
+        };
+        return Some(Switched {
+            tunnel,
+            stream,
+            early,
+        });
+    }
     let malformed = match &ended {
         Ok(()) => false,
         Err(error) => {
@@ -234,6 +286,7 @@ async fn serve_http1<S>(
         let last = read_away(serving.into_parts().io.into_inner());
         watch.epoch.cut.run_until_cancelled(last).await;
     }
+    None
 }
 
 /// `408` by hand, since no request came that hyper could answer.
@@ -251,6 +304,13 @@ async fn refuse_slow_head<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>)
 /// Reads what the client still sends after our side was shut down: closing with unread bytes would be a reset, and that
 /// may overtake our last answer.
 async fn read_away<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>) {
+    // hyper leaves that to us when the client had asked for another protocol.
+    if !matches!(
+        tokio::time::timeout(LAST_WRITE, io.shutdown()).await,
+        Ok(Ok(()))
+    ) {
+        return;
+    }
     // On the heap: the connection's task should not be larger for its last moment.
     let mut buffer = vec![0; LAST_BUFFER];
     let read = async {

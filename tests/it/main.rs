@@ -25,3 +25,4 @@ mod scale;
 mod sockets;
 mod swap_load;
 mod tour;
+mod websocket;

@@ -104,6 +104,7 @@ impl HttpRaw {
             listen,
             hosts,
             connection: self.connection(check),
+            upgraded_timeout: check.limit(self.timeouts.as_ref().and_then(|t| t.upgraded.as_ref())),
             body_limit: self.body_limit(),
             routes,
             fallback,
