@@ -10,13 +10,21 @@
 //! `/status` wants the exact count. The table is per worker, so its lock is not shared between cores.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+
+use crate::config::runtime::OnChange;
+
+/// The ends of many long flows are spread over so much time at most, so that their clients do not all come back at once;
+/// and this far apart if there are few.
+const SPREAD: Duration = Duration::from_secs(1);
+const APART: Duration = Duration::from_millis(1);
 
 /// One generation on one worker. On cache lines of its own, for one thread makes those of all workers back to back.
 #[derive(Debug)]
@@ -31,6 +39,8 @@ pub struct Generation {
 struct Flights {
     places: Vec<Place>,
     free: Vec<usize>,
+    /// Of those taken, how many are long.
+    long: usize,
 }
 
 /// A flight, or room for one: what a flight shares stays where it was and serves the next one.
@@ -46,7 +56,11 @@ struct Shared {
     binding: u32,
     /// Digest of the definition (config.md, `on_change`); 0 while the request has none yet.
     definition: AtomicU64,
+    /// 0: a request; else a long flow, see [`code`]. Written under the lock of the generation that lists it.
+    long: AtomicU8,
     cut: AtomicBool,
+    /// Microseconds that a long flow may wait after the cut.
+    delay: AtomicU32,
     waker: AtomicWaker,
     /// Where it is listed since it outlived a generation. Written under the lock of the one that it leaves.
     moved: Mutex<Option<(Arc<Generation>, usize)>>,
@@ -57,11 +71,69 @@ impl Shared {
         Shared {
             binding,
             definition: AtomicU64::new(0),
+            long: AtomicU8::new(0),
             cut: AtomicBool::new(false),
+            delay: AtomicU32::new(0),
             waker: AtomicWaker::new(),
             moved: Mutex::new(None),
         }
     }
+
+    fn asked(&self) -> Asked {
+        Asked {
+            binding: self.binding,
+            definition: self.definition.load(Ordering::Acquire),
+            long: decode(self.long.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Tells it to end; false if it knows already.
+    fn cut(&self, delay: Duration) -> bool {
+        let delay = u32::try_from(delay.as_micros()).unwrap_or(u32::MAX);
+        if self.cut.load(Ordering::Acquire) {
+            return false;
+        }
+        self.delay.store(delay, Ordering::Relaxed);
+        let first = !self.cut.swap(true, Ordering::AcqRel);
+        self.waker.wake();
+        first
+    }
+}
+
+fn code(long: OnChange) -> u8 {
+    match long {
+        OnChange::Drain => 1,
+        OnChange::Keep => 2,
+        OnChange::Cut => 3,
+    }
+}
+
+fn decode(long: u8) -> Option<OnChange> {
+    match long {
+        1 => Some(OnChange::Drain),
+        2 => Some(OnChange::Keep),
+        3 => Some(OnChange::Cut),
+        _ => None,
+    }
+}
+
+/// What is asked about one flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    pub binding: u32,
+    /// 0: none yet.
+    pub definition: u64,
+    /// `None`: a request. A long flow has said what shall become of it when its definition is gone.
+    pub long: Option<OnChange>,
+}
+
+/// What becomes of a flight.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Its definition holds there.
+    Moves(Arc<Generation>),
+    Stays,
+    Ends,
 }
 
 impl Generation {
@@ -72,10 +144,15 @@ impl Generation {
         })
     }
 
-    /// Requests in flight.
+    /// Everything in flight, long flows included.
     pub fn in_flight(&self) -> usize {
         let flights = self.flights.lock();
         flights.places.len() - flights.free.len()
+    }
+
+    /// Long flows in flight.
+    pub fn long(&self) -> usize {
+        self.flights.lock().long
     }
 
     /// Begins a request behind `binding`.
@@ -88,27 +165,49 @@ impl Generation {
         }
     }
 
-    /// The drain deadline: each flight is asked by `heir(binding, definition)`. One that gets a generation moves
-    /// there; the others are told to end. Returns how many were told to.
-    pub fn settle(self: &Arc<Self>, heir: impl Fn(u32, u64) -> Option<Arc<Generation>>) -> usize {
+    /// Asks each flight, or only the long ones, what becomes of it. Returns how many were told to end.
+    pub fn settle(self: &Arc<Self>, only_long: bool, judge: impl Fn(Asked) -> Verdict) -> usize {
         let all: Vec<(usize, Arc<Shared>)> = {
             let flights = self.flights.lock();
-            let taken = flights.places.iter().enumerate().filter(|(_, p)| p.taken);
+            if only_long && flights.long == 0 {
+                return 0;
+            }
+            let taken = flights.places.iter().enumerate().filter(|(_, p)| {
+                p.taken && (!only_long || p.shared.long.load(Ordering::Acquire) != 0)
+            });
             taken.map(|(i, p)| (i, p.shared.clone())).collect()
         };
         let mut cut = 0;
+        let mut ending = Vec::new();
         for (index, shared) in all {
-            let definition = shared.definition.load(Ordering::Acquire);
-            match heir(shared.binding, definition) {
-                Some(next) if definition != 0 => self.hand_over(index, shared, &next),
-                _ => {
-                    cut += 1;
-                    shared.cut.store(true, Ordering::Release);
-                    shared.waker.wake();
+            let asked = shared.asked();
+            match judge(asked) {
+                Verdict::Moves(next) if asked.definition != 0 => {
+                    self.hand_over(index, shared, &next);
+                }
+                Verdict::Stays => {}
+                Verdict::Ends if asked.long.is_some() => ending.push(shared),
+                Verdict::Moves(_) | Verdict::Ends => {
+                    cut += usize::from(shared.cut(Duration::ZERO));
                 }
             }
         }
+        let most = u32::try_from(ending.len()).unwrap_or(u32::MAX).max(1);
+        let apart = APART.min(SPREAD / most);
+        for (place, shared) in (0_u32..).zip(&ending) {
+            cut += usize::from(shared.cut(apart * place));
+        }
         cut
+    }
+
+    /// Makes a flight a long one; false if it is not here any more.
+    fn lengthen(&self, index: usize, shared: &Arc<Shared>, long: OnChange) -> bool {
+        let mut flights = self.flights.lock();
+        let here = flights.holds(index, shared);
+        if here && shared.long.swap(code(long), Ordering::AcqRel) == 0 {
+            flights.long += 1;
+        }
+        here
     }
 
     /// Ends a flight; false if it is not here any more.
@@ -130,9 +229,11 @@ impl Generation {
         if flights.holds(index, &shared) {
             let place = next.flights.lock().insert(shared.clone());
             *shared.moved.lock() = Some((next.clone(), place));
-            // The place must not keep what now belongs to the other one.
-            flights.places[index].shared = Arc::new(Shared::new(0));
             flights.leave(index);
+            // The place must not keep what now belongs to the other one.
+            if let Some(place) = flights.places.get_mut(index) {
+                place.shared = Arc::new(Shared::new(0));
+            }
         }
     }
 }
@@ -149,6 +250,7 @@ impl Flights {
             Some(last) => {
                 last.binding = binding;
                 *last.definition.get_mut() = 0;
+                *last.long.get_mut() = 0;
                 *last.cut.get_mut() = false;
             }
             // A settling still looks at it, or the last flight is just about to let go.
@@ -158,6 +260,7 @@ impl Flights {
     }
 
     fn insert(&mut self, shared: Arc<Shared>) -> usize {
+        self.long += usize::from(shared.long.load(Ordering::Acquire) != 0);
         let place = Place {
             shared,
             taken: true,
@@ -180,7 +283,9 @@ impl Flights {
     }
 
     fn leave(&mut self, index: usize) {
-        self.places[index].taken = false;
+        let place = &mut self.places[index];
+        place.taken = false;
+        self.long -= usize::from(place.shared.long.load(Ordering::Acquire) != 0);
         self.free.push(index);
         // Empty: a burst's table is not kept for the life of the generation.
         if self.free.len() == self.places.len() && self.places.len() > 64 {
@@ -204,6 +309,41 @@ impl Flight {
         self.shared
             .definition
             .store(definition.max(1), Ordering::Release);
+    }
+
+    /// From now on it is a long flow (a websocket), which may outlive many generations: it is asked at each commit, and
+    /// moves on at once where its definition holds. `on_change` says what else becomes of it.
+    pub fn set_long(&self, on_change: OnChange) {
+        loop {
+            let (generation, index) = self.home();
+            // Not there: it has just moved.
+            if generation.lengthen(index, &self.shared, on_change) {
+                return;
+            }
+        }
+    }
+
+    /// Asks this flight alone if its generation is older than `newest`: it became long after the commit.
+    pub fn reconsider(&self, newest: &Generation, judge: impl Fn(Asked) -> Verdict) {
+        let (generation, index) = self.home();
+        if generation.id >= newest.id {
+            return;
+        }
+        match judge(self.shared.asked()) {
+            Verdict::Moves(next) => generation.hand_over(index, self.shared.clone(), &next),
+            Verdict::Stays => {}
+            Verdict::Ends => _ = self.shared.cut(Duration::ZERO),
+        }
+    }
+
+    fn home(&self) -> (Arc<Generation>, usize) {
+        let moved = self.shared.moved.lock().clone();
+        moved.unwrap_or_else(|| (self.generation.clone(), self.index))
+    }
+
+    /// How long a long flow that is told to end may take to begin with it: many are not to end at once.
+    pub fn cut_delay(&self) -> Duration {
+        Duration::from_micros(self.shared.delay.load(Ordering::Relaxed).into())
     }
 
     /// Ready when the request must end now: its generation's deadline has come and its definition is gone.
@@ -336,6 +476,71 @@ impl Drop for EpochGuard {
 mod tests {
     use super::*;
 
+    fn heir(find: impl Fn(u32, u64) -> Option<Arc<Generation>>) -> impl Fn(Asked) -> Verdict {
+        move |asked| find(asked.binding, asked.definition).map_or(Verdict::Ends, Verdict::Moves)
+    }
+
+    #[test]
+    fn long_flights_are_asked_alone_and_counted_where_they_are() {
+        let (old, new) = (Generation::new(1), Generation::new(2));
+        let request = old.begin(1);
+        request.define(5);
+        let flows: Vec<Flight> = (1..=4)
+            .map(|definition| {
+                let flow = old.begin(1);
+                flow.define(definition);
+                flow.set_long(OnChange::Drain);
+                flow
+            })
+            .collect();
+        assert_eq!((old.in_flight(), old.long()), (5, 4));
+        let cut = old.settle(true, |asked| match asked.definition {
+            1 => Verdict::Moves(new.clone()),
+            2 => Verdict::Stays,
+            _ => Verdict::Ends,
+        });
+        assert_eq!(cut, 2);
+        assert_eq!((old.in_flight(), old.long()), (4, 3));
+        assert_eq!((new.in_flight(), new.long()), (1, 1));
+        let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+        let told: Vec<bool> = flows
+            .iter()
+            .map(|f| f.poll_cut(&mut cx).is_ready())
+            .collect();
+        assert_eq!(told, [false, false, true, true]);
+        assert!(request.poll_cut(&mut cx).is_pending());
+        // One after the other.
+        assert_eq!(flows[2].cut_delay(), Duration::ZERO);
+        assert_eq!(flows[3].cut_delay(), APART);
+        // Who knows already is not counted again.
+        assert_eq!(old.settle(false, |_| Verdict::Ends), 2);
+        drop((flows, request));
+        assert_eq!(
+            (old.long(), new.long(), old.in_flight(), new.in_flight()),
+            (0, 0, 0, 0)
+        );
+        // The places that they leave are those of requests again.
+        let _next = (old.begin(1), new.begin(1));
+        assert_eq!((old.long(), new.long()), (0, 0));
+    }
+
+    #[test]
+    fn a_flight_that_becomes_long_after_the_commit_is_asked_then() {
+        let (old, new) = (Generation::new(1), Generation::new(2));
+        let flow = old.begin(1);
+        flow.define(1);
+        flow.set_long(OnChange::Keep);
+        flow.reconsider(&old, |_| Verdict::Ends);
+        flow.reconsider(&new, |asked| {
+            assert_eq!(asked.long, Some(OnChange::Keep));
+            Verdict::Moves(new.clone())
+        });
+        flow.reconsider(&new, |_| Verdict::Ends);
+        assert_eq!((old.long(), new.long()), (0, 1));
+        let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+        assert!(flow.poll_cut(&mut cx).is_pending());
+    }
+
     #[test]
     fn a_generation_is_empty_when_its_last_flight_ends() {
         let g = Generation::new(1);
@@ -357,10 +562,13 @@ mod tests {
         let goes = old.begin(7);
         goes.define(43);
         let nameless = old.begin(7);
-        let heir = new.clone();
-        let cut = old.settle(move |binding, definition| {
-            (binding == 7 && definition == 42).then(|| heir.clone())
-        });
+        let next = new.clone();
+        let cut = old.settle(
+            false,
+            heir(move |binding, definition| {
+                (binding == 7 && definition == 42).then(|| next.clone())
+            }),
+        );
         assert_eq!(cut, 2);
         assert_eq!((old.in_flight(), new.in_flight()), (2, 1));
         let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
@@ -378,13 +586,13 @@ mod tests {
         let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
         let first = old.begin(1);
         first.define(42);
-        assert_eq!(old.settle(|_, _| None), 1);
+        assert_eq!(old.settle(false, heir(|_, _| None)), 1);
         assert!(first.poll_cut(&mut cx).is_ready());
         drop(first);
         let second = old.begin(2);
         assert!(second.poll_cut(&mut cx).is_pending());
         // It has no definition of its own yet.
-        assert_eq!(old.settle(|_, _| Some(new.clone())), 1);
+        assert_eq!(old.settle(false, heir(|_, _| Some(new.clone()))), 1);
         drop(second);
         assert_eq!((old.in_flight(), new.in_flight()), (0, 0));
     }
@@ -395,7 +603,10 @@ mod tests {
         let flight = chain[0].begin(7);
         flight.define(42);
         for (from, to) in [(0, 1), (1, 2)] {
-            assert_eq!(chain[from].settle(|_, _| Some(chain[to].clone())), 0);
+            assert_eq!(
+                chain[from].settle(false, heir(|_, _| Some(chain[to].clone()))),
+                0
+            );
         }
         let next = chain[0].begin(8);
         assert_eq!(chain.each_ref().map(|g| g.in_flight()), [1, 0, 1]);
@@ -416,8 +627,8 @@ mod tests {
             flights.iter().for_each(|f| f.define(42));
             std::thread::scope(|scope| {
                 scope.spawn(|| drop(flights));
-                chain[0].settle(|_, _| Some(chain[1].clone()));
-                chain[1].settle(|_, _| Some(chain[2].clone()));
+                chain[0].settle(false, heir(|_, _| Some(chain[1].clone())));
+                chain[1].settle(false, heir(|_, _| Some(chain[2].clone())));
             });
             assert_eq!(chain.each_ref().map(|g| g.in_flight()), [0, 0, 0]);
             assert!(chain.iter().all(|g| Arc::strong_count(g) == 1));

@@ -14,8 +14,8 @@ use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::runtime::Model;
-use crate::generation::{Epoch, Generation, Serving, Slot};
+use crate::config::runtime::{Model, OnChange};
+use crate::generation::{Asked, Epoch, Generation, Serving, Slot, Verdict};
 use crate::http::Entry;
 use crate::listen::accept::{Acceptor, Binding, ConnectionLimit};
 use crate::listen::http::Listener;
@@ -55,6 +55,8 @@ pub struct Adopt {
     pub refresh: Vec<u32>,
     /// Addresses that are gone.
     pub retire: Vec<u32>,
+    /// The process stops: no long flow is kept.
+    pub last: bool,
     pub reply: oneshot::Sender<Leaving>,
 }
 
@@ -65,6 +67,8 @@ pub struct Leaving {
     pub refreshed: Vec<Arc<Epoch>>,
     /// Their address is gone: they end at the drain deadline at the latest.
     pub retired: Vec<Arc<Epoch>>,
+    /// Long flows that end at once, as their `on_change` wants it.
+    pub cut: usize,
 }
 
 /// A worker as the supervisor sees it.
@@ -130,6 +134,8 @@ impl Worker {
             fatal: plan.fatal.clone(),
             staged: HashMap::new(),
             bindings: HashMap::new(),
+            newest: None,
+            stopping: false,
         };
         let fatal = plan.fatal.clone();
         let thread = std::thread::Builder::new()
@@ -185,6 +191,9 @@ struct State {
     fatal: mpsc::Sender<String>,
     staged: HashMap<u32, (Arc<Binding>, net::Listener)>,
     bindings: HashMap<u32, Bound>,
+    /// The generation adopted last.
+    newest: Option<Arc<Generation>>,
+    stopping: bool,
 }
 
 /// One address as this worker serves it.
@@ -217,14 +226,29 @@ impl State {
             Message::Unstage => self.staged.clear(),
             Message::Adopt(adopt) => self.adopt(*adopt),
             Message::Settle { generation, reply } => {
-                let cut = generation.settle(|binding, definition| {
-                    let serving = self.bindings.get(&binding)?.listener.slot.pin();
-                    (serving.generation.id > generation.id && serving.entry.holds(definition))
-                        .then(|| serving.generation.clone())
+                let cut = generation.settle(false, |asked| {
+                    match self.heir(asked, &generation).or_else(|| self.keeper(asked)) {
+                        Some(next) => Verdict::Moves(next),
+                        None => Verdict::Ends,
+                    }
                 });
                 let _ = reply.send(cut);
             }
         }
+    }
+
+    /// The newer generation in which its definition holds.
+    fn heir(&self, asked: Asked, than: &Generation) -> Option<Arc<Generation>> {
+        let serving = self.bindings.get(&asked.binding)?.listener.slot.pin();
+        (serving.generation.id > than.id && serving.entry.holds(asked.definition))
+            .then(|| serving.generation.clone())
+    }
+
+    /// Where a flow goes on whose definition is gone but that is to be kept.
+    fn keeper(&self, asked: Asked) -> Option<Arc<Generation>> {
+        self.newest
+            .clone()
+            .filter(|_| asked.long == Some(OnChange::Keep) && !self.stopping)
     }
 
     fn stage(&mut self, sockets: Vec<(Arc<Binding>, net::Listening)>) -> io::Result<()> {
@@ -297,6 +321,17 @@ impl State {
             }
         }
         self.staged.clear();
+        self.stopping = adopt.last;
+        // Long flows do not wait for the deadline where nothing changed for them: what they leave behind is then drained.
+        if let Some(before) = self.newest.replace(generation) {
+            leaving.cut = before.settle(true, |asked| {
+                match self.heir(asked, &before).or_else(|| self.keeper(asked)) {
+                    Some(next) => Verdict::Moves(next),
+                    None if asked.long == Some(OnChange::Cut) => Verdict::Ends,
+                    None => Verdict::Stays,
+                }
+            });
+        }
         let _ = adopt.reply.send(leaving);
     }
 }

@@ -137,7 +137,13 @@ pub(crate) fn event(event: &Event) -> String {
         Phase::Draining => event.remaining.as_ref().map_or_else(String::new, |left| {
             let (requests, connections, listeners) =
                 (left.requests, left.connections, left.listeners);
-            format!("{requests} requests, {connections} connections, {listeners} addresses left")
+            let tunnels = match left.tunnels {
+                0 => String::new(),
+                tunnels => format!("{tunnels} websockets, "),
+            };
+            format!(
+                "{requests} requests, {tunnels}{connections} connections, {listeners} addresses left"
+            )
         }),
         Phase::Cut => format!("{} closed at the deadline", event.closed.unwrap_or(0)),
         Phase::Unchanged => format!("generation {} goes on", event.generation),
@@ -208,8 +214,8 @@ pub(crate) fn status(status: &Status) -> String {
     for one in draining {
         let _ = writeln!(
             text,
-            "generation {} {}: {} requests left",
-            one.generation, one.state, one.requests
+            "generation {} {}: {} requests, {} websockets left",
+            one.generation, one.state, one.requests, one.tunnels
         );
     }
     let rows = status.listeners.iter().map(|one| {

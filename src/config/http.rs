@@ -36,6 +36,8 @@ pub struct HttpSpec {
     pub connection: ConnectionSpec,
     /// There if `connection.tls` is.
     pub tls: Option<TlsSpec>,
+    /// How long a websocket may be silent. `None`: no limit.
+    pub upgraded_timeout: Option<Duration>,
     /// Largest request body in bytes; `None`: no limit.
     pub body_limit: Option<u64>,
     pub routes: Vec<RouteSpec>,
@@ -164,6 +166,10 @@ pub struct ProxySpec {
     pub host_header: HostHeader,
     /// For one try; overrides the upstream's `timeouts.response`.
     pub timeout: Option<Duration>,
+    /// Clients may upgrade to websocket.
+    pub websocket: bool,
+    /// `None`: as the server says.
+    pub on_change: Option<OnChange>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

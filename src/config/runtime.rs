@@ -18,7 +18,8 @@ section! {
         drain_timeout: Span = "30s",
         /// On SIGTERM, how long `/readyz` says 503 before accepting ends.
         stop_delay: Span = "0s",
-        /// What happens to what is in flight when a swap changed or removed its own definition.
+        /// What happens to a websocket when a swap changed or removed its own definition (server, action, target): `drain` (it
+        /// ends at the drain deadline), `keep` (only a stop ends it) or `cut` (it ends at once).
         on_change: OnChange = "drain",
         /// Bound of everything that waits before a commit: files, names, sockets.
         prepare_timeout: Span = "30s",
@@ -33,7 +34,11 @@ section! {
 }
 
 words!(Model { "per-core" => Model::PerCore, "shared" => Model::Shared });
-words!(OnChange { "drain" => OnChange::Drain } later ["keep", "cut"]);
+words!(OnChange {
+    "drain" => OnChange::Drain,
+    "keep" => OnChange::Keep,
+    "cut" => OnChange::Cut,
+});
 
 /// Whether each core has a runtime, sockets and pools of its own, or all share one. Read at start-up only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +50,13 @@ pub enum Model {
 /// What happens to a long flow whose own definition a swap changed or removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnChange {
+    /// It lives on until the drain deadline of the generation it began in.
     #[default]
     Drain,
+    /// It is never ended by a swap; only a stop ends it.
+    Keep,
+    /// It ends at the commit.
+    Cut,
 }
 
 /// Checked `[runtime]`.

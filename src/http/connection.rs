@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::client;
 use super::progress::Progress;
+use super::tunnel::Tunnel;
 use crate::config::http::{ConnectionSpec, Scheme};
 use crate::metrics::WorkerContext;
 use crate::net::Peer;
@@ -76,6 +77,9 @@ struct State {
     head: HeadMarks,
     /// HTTP/1: the request in progress.
     current: Option<Arc<Progress>>,
+    /// HTTP/1: what the connection becomes when the answer in progress has left. (It holds no exchange, which would hold
+    /// the connection.)
+    tunnel: Option<Box<Tunnel>>,
     /// The last `Forwarded` element for this peer, by the host it names: it changes seldom on a connection.
     forwarded: Option<(Box<[u8]>, HeaderValue)>,
 }
@@ -157,6 +161,7 @@ impl Connection {
             finishing: AtomicBool::new(false),
             unread: AtomicBool::new(false),
             state: Mutex::new(State {
+                tunnel: None,
                 phase: Phase::New,
                 since: None,
                 open: 0,
@@ -302,6 +307,16 @@ impl Connection {
             Some(progress) if state.blocked => progress.flight.poll_cut(cx),
             _ => std::task::Poll::Pending,
         }
+    }
+
+    /// HTTP/1: the connection switches protocols with the answer in progress, and is this from then on.
+    pub fn switch(&self, tunnel: Tunnel) {
+        self.state.lock().tunnel = Some(Box::new(tunnel));
+    }
+
+    /// What it became.
+    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
+        self.state.lock().tunnel.take()
     }
 
     /// Requests begun so far.

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use super::connection::Connection;
 use super::host::Host;
+use super::websocket;
 use crate::config::http::Scheme;
 use crate::upstream::error::{Error, Kind};
 
@@ -29,6 +30,8 @@ const MOST_PASSAGES: usize = 16;
 pub struct Wishes {
     /// `TE: trailers`: the client takes trailers.
     pub trailers: bool,
+    /// It asks for a websocket on this connection.
+    pub websocket: bool,
 }
 
 /// Takes from a request what must not be sent on: hop-by-hop fields and those `Connection` names (but for the ones that
@@ -37,6 +40,7 @@ pub struct Wishes {
 pub fn strip_request(headers: &mut HeaderMap, trusted: bool) -> Wishes {
     let wishes = Wishes {
         trailers: lists_token(headers, &TE, "trailers"),
+        websocket: websocket::is_upgrade(headers),
     };
     strip(headers, |name| match name {
         "proxy" | "proxy-authorization" | "http2-settings" => true,
@@ -121,7 +125,7 @@ fn is_protected(name: &HeaderName) -> bool {
 }
 
 /// True if a list field has `token`, whatever parameters follow it.
-fn lists_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+pub(super) fn lists_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     headers.get_all(name).iter().any(|line| {
         line.as_bytes().split(|b| *b == b',').any(|element| {
             let bare = element.split(|b| *b == b';').next().unwrap_or_default();
@@ -348,7 +352,10 @@ mod tests {
         ]);
         assert_eq!(
             strip_request(&mut headers, false),
-            Wishes { trailers: true }
+            Wishes {
+                trailers: true,
+                websocket: false
+            }
         );
         assert_eq!(
             show(&headers),

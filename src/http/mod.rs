@@ -14,15 +14,19 @@ pub mod progress;
 pub mod request;
 pub mod route;
 pub mod text;
+pub mod tunnel;
 pub mod vars;
+pub mod websocket;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::config::http::{ConnectionSpec, HttpSpec};
+use crate::config::runtime::OnChange;
 use crate::config::scalar::HostPattern;
 use crate::tls;
 use crate::upstream::Upstream;
@@ -66,6 +70,10 @@ pub struct Server {
     pub name: Arc<str>,
     /// For what no route takes.
     pub body_limit: Option<u64>,
+    /// How long a websocket may be silent.
+    pub upgraded_timeout: Option<Duration>,
+    /// What becomes of its websockets whose definition is gone, unless the action says otherwise.
+    pub on_change: OnChange,
     matchers: Routes,
     routes: Vec<Route>,
     fallback: Option<Action>,
@@ -208,6 +216,8 @@ impl Server {
         Server {
             name: spec.name.clone(),
             body_limit: spec.body_limit,
+            upgraded_timeout: spec.upgraded_timeout,
+            on_change: spec.on_change,
             matchers: Routes::new(
                 spec.routes
                     .iter()
@@ -265,12 +275,9 @@ fn unlimited() -> ConnectionSpec {
 pub(crate) mod test_kit {
     //! Specs and connections for the tests of this layer and the one above.
 
-    use std::time::Duration;
-
     use super::connection::Connection;
     use super::*;
     use crate::config::http::{ActionSpec, RespondBody, RespondSpec};
-    use crate::config::runtime::OnChange;
     use crate::config::template::{Part, Template};
     use crate::metrics::{WorkerContext, WorkerCounters};
 
@@ -326,6 +333,7 @@ pub(crate) mod test_kit {
             hosts: vec![],
             connection,
             tls: None,
+            upgraded_timeout: None,
             body_limit: None,
             routes: vec![],
             fallback: Some(respond(text)),

@@ -103,7 +103,8 @@ pub async fn serve(
     }
     // An answer that comes before all of the body was read ends the connection: nobody will read the rest.
     let half_read = || has_body && !connection.is_body_read();
-    if http1 && (close || begun.last || connection.is_finishing() || half_read()) {
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if http1 && !switches && (close || begun.last || connection.is_finishing() || half_read()) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -121,7 +122,7 @@ async fn handle(
 ) -> Handled {
     let connection = &*exchange.connection;
     let (mut parts, body) = request.into_parts();
-    // hyper's offer to upgrade: nothing here takes it.
+    // hyper's offer to upgrade: whoever drives the connection takes it apart by hand.
     parts.extensions.clear();
     let uri = std::mem::take(&mut parts.uri);
     let http1 = parts.version < Version::HTTP_2;
@@ -226,14 +227,11 @@ async fn handle(
                 body,
                 expectation,
                 limit,
+                upgraded_timeout: server.upgraded_timeout,
+                on_change: server.on_change,
             };
             match proxy
-                .forward(
-                    &context,
-                    inbound,
-                    &exchange.progress.flight,
-                    action.definition,
-                )
+                .forward(&context, inbound, &exchange.progress, action.definition)
                 .await
             {
                 Ok(response) => Handled::answered(response, false),

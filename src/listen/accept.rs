@@ -21,7 +21,7 @@ use crate::config::http::ConnectionSpec;
 use crate::config::scalar::ListenAddr;
 use crate::generation::EpochGuard;
 use crate::http::Secure;
-use crate::metrics::WorkerCounters;
+use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net::{self, Peer, Stream};
 
 /// How long accepting pauses after an error that a retry will not cure at once (no descriptor, no memory).
@@ -108,11 +108,12 @@ impl Binding {
     }
 }
 
-/// A connection's place in every count; dropping it gives them back.
+/// A connection's place in every count; dropping it gives them back. Not the listener, which knows routes: a websocket
+/// may outlive those of its address.
 struct Held {
     limit: Arc<ConnectionLimit>,
     binding: Arc<Binding>,
-    listener: Arc<Listener>,
+    worker: Arc<WorkerContext>,
     client: Option<IpAddr>,
 }
 
@@ -120,8 +121,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.limit.leave();
         self.binding.connections.fetch_sub(1, Ordering::Relaxed);
-        self.listener
-            .worker
+        self.worker
             .counters
             .connections
             .fetch_sub(1, Ordering::Relaxed);
@@ -238,7 +238,7 @@ impl Acceptor {
         let mut held = Held {
             limit: self.limit.clone(),
             binding: self.binding.clone(),
-            listener: self.listener.clone(),
+            worker: self.listener.worker.clone(),
             client: None,
         };
         let mut admitted = limits.connections.is_none_or(|max| before < max);
@@ -301,7 +301,7 @@ impl Acceptor {
 fn spawn(connection: impl Future<Output = ()> + Send + 'static, peer: Peer, held: Held) {
     tokio::spawn(async move {
         if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
-            WorkerCounters::add(&held.listener.worker.counters.panics);
+            WorkerCounters::add(&held.worker.counters.panics);
             tracing::error!(%peer, "a connection's task panicked; only that connection ended");
         }
         drop(held);

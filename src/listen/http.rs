@@ -1,5 +1,6 @@
 //! An HTTP connection: in cleartext the first bytes choose HTTP/1 or HTTP/2 under a deadline (over TLS the handshake has),
-//! then hyper speaks it and the timers watch. hyper's own timer would count header and idle time together and end without an answer, so it is off.
+//! then hyper speaks it and the timers watch. hyper's own timer would count header and idle time together and end without
+//! an answer, so it is off.
 
 use std::future::poll_fn;
 use std::mem::MaybeUninit;
@@ -26,6 +27,7 @@ use crate::generation::{EpochGuard, Slot};
 use crate::http::body::{Answer, Exchange};
 use crate::http::connection::{Connection, Expired};
 use crate::http::progress::Progress;
+use crate::http::tunnel::Tunnel;
 use crate::http::{Entry, pipeline};
 use crate::metrics::WorkerContext;
 use crate::net::Peer;
@@ -75,16 +77,15 @@ pub async fn serve<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let connection = Arc::new(Connection::new(peer, local, spec, listener.worker.clone()));
-    let mut watch = pin!(watch(&connection, &guard));
-    let Some((protocol, prefix)) = choose(&mut stream, &connection, watch.as_mut()).await else {
-        return;
+    let switched = {
+        let mut watch = pin!(watch(&connection, &guard));
+        let Some((protocol, prefix)) = choose(&mut stream, &connection, watch.as_mut()).await
+        else {
+            return;
+        };
+        speak(stream, prefix, protocol, listener, connection, watch).await
     };
-    let framing = (protocol == Protocol::Http1).then(Framing::default);
-    let io = Watched::new(stream, prefix, connection.clone(), framing);
-    match protocol {
-        Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
-        Protocol::Http2 => serve_http2(io, listener, connection, watch).await,
-    }
+    go_on(switched, guard).await;
 }
 
 /// The same for a connection whose protocol a handshake has settled.
@@ -98,13 +99,11 @@ pub(super) async fn serve_chosen<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let connection = Arc::new(connection);
-    let watch = pin!(watch(&connection, &guard));
-    let framing = (protocol == Protocol::Http1).then(Framing::default);
-    let io = Watched::new(stream, Bytes::new(), connection.clone(), framing);
-    match protocol {
-        Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
-        Protocol::Http2 => serve_http2(io, listener, connection, watch).await,
-    }
+    let switched = {
+        let watch = pin!(watch(&connection, &guard));
+        speak(stream, Bytes::new(), protocol, listener, connection, watch).await
+    };
+    go_on(switched, guard).await;
 }
 
 fn watch<'a>(connection: &Arc<Connection>, guard: &'a EpochGuard) -> Watch<'a> {
@@ -113,6 +112,55 @@ fn watch<'a>(connection: &Arc<Connection>, guard: &'a EpochGuard) -> Watch<'a> {
         connection.finish();
     }
     Watch::new(connection.clone(), &guard.epoch)
+}
+
+/// `prefix`: what was read already.
+async fn speak<S>(
+    stream: S,
+    prefix: Bytes,
+    protocol: Protocol,
+    listener: Arc<Listener>,
+    connection: Arc<Connection>,
+    watch: Pin<&mut Watch<'_>>,
+) -> Option<Switched<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let framing = (protocol == Protocol::Http1).then(Framing::default);
+    let io = Watched::new(stream, prefix, connection.clone(), framing);
+    match protocol {
+        Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
+        Protocol::Http2 => {
+            serve_http2(io, listener, connection, watch).await;
+            None
+        }
+    }
+}
+
+/// Goes on with what an HTTP/1 connection has become, if it has. It then lives and ends by its own definition, not with the
+/// connections of its epoch.
+async fn go_on<S>(switched: Option<Switched<S>>, guard: EpochGuard)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    drop(guard);
+    if let Some(switched) = switched {
+        let Switched {
+            tunnel,
+            stream,
+            early,
+        } = switched;
+        // Boxed: few connections come to this, and all would carry its state.
+        Box::pin(tunnel.run(stream, early)).await;
+    }
+}
+
+/// A connection that speaks HTTP no more.
+struct Switched<S> {
+    tunnel: Box<Tunnel>,
+    stream: S,
+    /// What the client sent after its request.
+    early: Bytes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,11 +253,12 @@ async fn serve_http1<S>(
     listener: Arc<Listener>,
     connection: Arc<Connection>,
     mut watch: Pin<&mut Watch<'_>>,
-) where
+) -> Option<Switched<S>>
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = {
-        let connection = connection.clone();
+        let (listener, connection) = (listener.clone(), connection.clone());
         service_fn(move |request| begin(&listener, &connection, None, request))
     };
     let spec = &connection.spec;
@@ -242,11 +291,28 @@ async fn serve_http1<S>(
                     .cut
                     .run_until_cancelled(refuse_slow_head(io))
                     .await;
-                return;
+                return None;
             }
-            Err(Event::Cut | Event::Expired(_)) => return,
+            Err(Event::Cut | Event::Expired(_)) => return None,
         }
     };
+    if ended.is_ok()
+        && let Some(tunnel) = connection.take_tunnel()
+    {
+        tunnel.settle(&listener.slot.pin());
+        let parts = serving.into_parts();
+        let (stream, later) = parts.io.into_inner().into_parts();
+        let early = if parts.read_buf.is_empty() {
+            later
+        } else {
+            [parts.read_buf, later].concat().into()
+        };
+        return Some(Switched {
+            tunnel,
+            stream,
+            early,
+        });
+    }
     let malformed = match &ended {
         Ok(()) => false,
         Err(error) => {
@@ -258,6 +324,7 @@ async fn serve_http1<S>(
         let last = read_away(serving.into_parts().io.into_inner());
         watch.epoch.cut.run_until_cancelled(last).await;
     }
+    None
 }
 
 /// `408` by hand, since no request came that hyper could answer.
@@ -275,6 +342,13 @@ async fn refuse_slow_head<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>)
 /// Reads what the client still sends after our side was shut down: closing with unread bytes would be a reset, and that
 /// may overtake our last answer.
 async fn read_away<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>) {
+    // hyper leaves that to us when the client had asked for another protocol.
+    if !matches!(
+        tokio::time::timeout(LAST_WRITE, io.shutdown()).await,
+        Ok(Ok(()))
+    ) {
+        return;
+    }
     // On the heap: the connection's task should not be larger for its last moment.
     let mut buffer = vec![0; LAST_BUFFER];
     let read = async {

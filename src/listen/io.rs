@@ -49,6 +49,11 @@ impl<S> Watched<S> {
         }
     }
 
+    /// The stream and what was read of it and not handed on.
+    pub fn into_parts(self) -> (S, Bytes) {
+        (self.stream, self.prefix)
+    }
+
     /// How many of these bytes, which are next, hyper may have now.
     fn came(&mut self, bytes: &[u8]) -> usize {
         if bytes.is_empty() {

@@ -5,6 +5,7 @@
 //! client having seen it. A taken address is found by a probe *without* `SO_REUSEPORT`, because with it a second
 //! process of the same user could bind beside us and silently get half of the connections.
 
+pub mod copy;
 mod listening;
 mod owned;
 mod retire;

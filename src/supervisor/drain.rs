@@ -77,10 +77,11 @@ impl Draining {
     }
 
     pub(super) fn requests(&self) -> usize {
-        self.generations
-            .iter()
-            .map(|generation| generation.in_flight())
-            .sum()
+        requests(&self.generations)
+    }
+
+    pub(super) fn tunnels(&self) -> usize {
+        tunnels(&self.generations)
     }
 
     pub(super) fn retired(&self) -> Vec<Arc<Bound>> {
@@ -100,6 +101,7 @@ impl Draining {
         }
         Remaining {
             requests: self.requests() as u64,
+            tunnels: self.tunnels() as u64,
             connections: self.connections(),
             listeners: self.retired.lock().len() as u64,
         }
@@ -135,11 +137,26 @@ impl Remaining {
         for other in older.iter().filter(|older| !older.is_over()) {
             let more = other.remaining();
             self.requests += more.requests;
+            self.tunnels += more.tunnels;
             self.connections += more.connections;
             self.listeners += more.listeners;
         }
         self
     }
+}
+
+/// In flight, without tunnels. Looked at one after the other while they move: never less than nothing.
+pub(super) fn requests(generations: &[Arc<Generation>]) -> usize {
+    let of = |generation: &Arc<Generation>| {
+        let all = generation.in_flight();
+        all.saturating_sub(generation.long())
+    };
+    generations.iter().map(of).sum()
+}
+
+/// Long flows: websockets.
+pub(super) fn tunnels(generations: &[Arc<Generation>]) -> usize {
+    generations.iter().map(|generation| generation.long()).sum()
 }
 
 fn is_empty(remaining: &Remaining) -> bool {
@@ -204,7 +221,8 @@ pub(super) async fn run(
         pause = (pause * 2).min(LOOK.1);
     }
     draining.over.store(true, Ordering::Release);
-    finish(&inner, &state, generation, closed.unwrap_or(0));
+    let at_once = draining.leaving.lock().cut as u64;
+    finish(&inner, &state, generation, closed.unwrap_or(0) + at_once);
 }
 
 /// The deadline: requests are asked and connections end; waits a moment for those that were told to. Answers how many

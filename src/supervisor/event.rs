@@ -64,6 +64,8 @@ pub enum Kind {
 pub struct Remaining {
     /// Requests in flight.
     pub requests: u64,
+    /// Websockets whose definition is gone and that have not ended.
+    pub tunnels: u64,
     /// Connections that were told to end and have not.
     pub connections: u64,
     /// Retired addresses whose queue is not empty yet.

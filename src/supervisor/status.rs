@@ -42,6 +42,8 @@ pub struct GenerationStatus {
     pub state: String,
     /// Requests in flight on it.
     pub requests: u64,
+    /// Open websockets that live by it.
+    pub tunnels: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

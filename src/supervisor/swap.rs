@@ -67,7 +67,7 @@ impl Supervisor {
         for bound in opened {
             self.table.map.insert(bound.key.clone(), bound);
         }
-        let (generations, leaving) = self.adopt(state, &crew, id, &snapshot, &steps).await;
+        let (generations, leaving) = self.adopt(state, &crew, id, &snapshot, &steps, false).await;
         let retired = self.retire(&steps);
         crew.limit.set(document.runtime.max_connections);
         self.inner.log.keep(document.runtime.history);
@@ -144,7 +144,7 @@ impl Supervisor {
         let mut leaving = Leaving::default();
         if let Some(crew) = self.crew.clone() {
             (_, leaving) = self
-                .adopt(state, &crew, id, &Snapshot::default(), &steps)
+                .adopt(state, &crew, id, &Snapshot::default(), &steps, true)
                 .await;
         }
         let retired = self.retire(&steps);
@@ -247,6 +247,7 @@ impl Supervisor {
         id: u64,
         snapshot: &Snapshot,
         steps: &[Step],
+        last: bool,
     ) -> (Vec<Arc<Generation>>, Leaving) {
         let ids: HashMap<&BindingKey, u32> = self
             .table
@@ -275,6 +276,7 @@ impl Supervisor {
                     .collect(),
                 refresh: of(Change::Refresh),
                 retire: of(Change::Close),
+                last,
                 reply,
             };
             generations.push(generation);
@@ -290,6 +292,7 @@ impl Supervisor {
                     Ok(Ok(mut more)) => {
                         leaving.refreshed.append(&mut more.refreshed);
                         leaving.retired.append(&mut more.retired);
+                        leaving.cut += more.cut;
                         break;
                     }
                     Ok(Err(_)) => {

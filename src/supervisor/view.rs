@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::actor::{Crew, Current};
-use super::drain::Draining;
+use super::drain::{self, Draining};
 use super::prepare::Bound;
 use super::status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
 use crate::config::runtime::Model;
@@ -100,15 +100,13 @@ impl View {
                 generation: d.generation(),
                 state: "draining".into(),
                 requests: d.requests() as u64,
+                tunnels: d.tunnels() as u64,
             });
         let serving = self.serving.iter().map(|current| GenerationStatus {
             generation: current.id,
             state: "serving".into(),
-            requests: current
-                .generations
-                .iter()
-                .map(|g| g.in_flight() as u64)
-                .sum(),
+            requests: drain::requests(&current.generations) as u64,
+            tunnels: drain::tunnels(&current.generations) as u64,
         });
         draining.chain(serving).collect()
     }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Connection, Slot};
+use super::connection::{Parts, Slot};
 use super::error::{Error, Kind};
 use super::resolve::Names;
 use super::wire::{Socket, Wire};
@@ -30,9 +30,8 @@ pub(super) async fn dial(
     address: &TargetAddr,
     names: Option<&Names>,
     within: Duration,
-    home: usize,
     slot: Slot,
-) -> Result<Box<Connection>, Error> {
+) -> Result<Parts, Error> {
     let deadline = Instant::now() + within;
     let late = || {
         Error::upstream(
@@ -43,7 +42,7 @@ pub(super) async fn dial(
     };
     let socket = match (address, names) {
         (TargetAddr::Ip(ip), _) => timeout_at(deadline, tcp(*ip)).await.map_err(|_| late())?,
-        (TargetAddr::Name(..), Some(names)) => return any(names, deadline, home, slot).await,
+        (TargetAddr::Name(..), Some(names)) => return any(names, deadline, slot).await,
         #[cfg(unix)]
         (TargetAddr::Unix(path), _) => timeout_at(deadline, UnixStream::connect(path))
             .await
@@ -52,19 +51,14 @@ pub(super) async fn dial(
         _ => Err(io::Error::from(io::ErrorKind::Unsupported)),
     };
     let socket = socket.map_err(|e| Error::dial(&e, address))?;
-    handshake(socket, home, slot)
+    handshake(socket, slot)
         .await
         .map_err(|e| Error::exchange(&e, address).unsent())
 }
 
 /// Each address of a name in turn. One that does not answer may use its share of the time that is left, so that the
 /// next ones are tried before the limit.
-async fn any(
-    names: &Names,
-    deadline: Instant,
-    home: usize,
-    slot: Slot,
-) -> Result<Box<Connection>, Error> {
+async fn any(names: &Names, deadline: Instant, slot: Slot) -> Result<Parts, Error> {
     let addresses = names.rotated();
     let mut last = names.error();
     for (tried, address) in addresses.iter().enumerate() {
@@ -72,7 +66,7 @@ async fn any(
         let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         match tokio::time::timeout(share, tcp(*address)).await {
             Ok(Ok(socket)) => {
-                return handshake(socket, home, slot)
+                return handshake(socket, slot)
                     .await
                     .map_err(|e| Error::exchange(&e, names).unsent());
             }
@@ -94,11 +88,11 @@ async fn tcp(address: std::net::SocketAddr) -> io::Result<Socket> {
 }
 
 /// HTTP/1 needs no round trip: this only sets up hyper's two halves, so it has no time limit of its own.
-async fn handshake(socket: Socket, home: usize, slot: Slot) -> hyper::Result<Box<Connection>> {
+async fn handshake(socket: Socket, slot: Slot) -> hyper::Result<Parts> {
     let (sender, http) = Builder::new()
         .max_header_size(HEAD)
         .max_buf_size(BUFFER)
         .handshake(TokioIo::new(Wire::new(socket)))
         .await?;
-    Ok(Connection::new(sender, http, slot, home))
+    Ok(Parts { sender, http, slot })
 }

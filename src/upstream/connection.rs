@@ -17,7 +17,13 @@ use super::body::RequestBody;
 use super::timer::Deadline;
 use super::wire::Wire;
 
-type Http1 = http1::Connection<TokioIo<Wire>, RequestBody>;
+/// A new connection, before it is known who drives it.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) sender: http1::SendRequest<RequestBody>,
+    pub(super) http: http1::Connection<TokioIo<Wire>, RequestBody>,
+    pub(super) slot: Slot,
+}
 
 /// A connection to a target. Dropping it closes the socket.
 #[derive(Debug)]
@@ -54,13 +60,9 @@ impl Drop for Slot {
 }
 
 impl Connection {
-    /// Starts the connection's task on the current worker; `slot` is given back when it ends.
-    pub(super) fn new(
-        sender: http1::SendRequest<RequestBody>,
-        http: Http1,
-        slot: Slot,
-        home: usize,
-    ) -> Box<Connection> {
+    /// Starts the connection's task on the current worker; its slot is given back when it ends.
+    pub(super) fn new(parts: Parts, home: usize) -> Box<Connection> {
+        let Parts { sender, http, slot } = parts;
         let task = tokio::spawn(async move {
             let _slot = slot;
             if let Err(error) = http.await {

@@ -20,6 +20,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 mod timer;
+pub mod upgrade;
 mod wire;
 
 use std::fmt;

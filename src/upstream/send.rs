@@ -25,7 +25,7 @@ use super::{Member, SendOptions, Upstream};
 use crate::metrics::WorkerContext;
 
 /// Targets tried for one request.
-const TARGETS: usize = 3;
+pub(super) const TARGETS: usize = 3;
 /// Pooled connections tried on one target: after a restart of the origin all are stale, a fresh one is then quicker.
 const POOLED: u32 = 2;
 /// Bytes of a second try's copy that a connection keeps room for.
@@ -175,16 +175,14 @@ impl Upstream {
         };
         let within = self.timeouts.connect;
         // Boxed: dialing is rare, and every request's future would carry its state.
-        let fresh = Box::pin(dial(target.address(), target.names(), within, worker, slot)).await?;
-        Ok((fresh, false))
+        let fresh = Box::pin(dial(target.address(), target.names(), within, slot)).await?;
+        Ok((Connection::new(fresh, worker), false))
     }
 }
 
-/// Sends on `connection` and waits for the head of the answer, no longer than the response timeout. `request` is left
-/// empty, but for an unsent error.
 /// What makes the length of an answer a matter of taste. hyper lets `chunked` win and hands on what else was said of the
 /// length, so another hop would see another body (RFC 9112 section 6.3).
-fn ambiguous(head: &HeaderMap) -> Option<&'static str> {
+pub(super) fn ambiguous(head: &HeaderMap) -> Option<&'static str> {
     let mut codings = head.get_all(TRANSFER_ENCODING).iter();
     let coding = codings.next()?;
     if head.contains_key(CONTENT_LENGTH) {
@@ -194,6 +192,8 @@ fn ambiguous(head: &HeaderMap) -> Option<&'static str> {
     (!plain).then_some("a transfer coding that is not chunked alone")
 }
 
+/// Sends on `connection` and waits for the head of the answer, no longer than the response timeout. `request` is left
+/// empty, but for an unsent error.
 async fn exchange(
     connection: &mut Connection,
     request: &mut Request<RequestBody>,
@@ -331,7 +331,7 @@ fn take(rest: &mut &[u8]) -> Option<[u8; 4]> {
 }
 
 /// Only path and query go to an origin (RFC 9112 section 3.2.1).
-fn origin_form(request: &mut Request<RequestBody>) {
+pub(super) fn origin_form(request: &mut Request<RequestBody>) {
     if request.uri().authority().is_some() {
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);

@@ -26,3 +26,4 @@ mod sockets;
 mod swap_load;
 mod tls;
 mod tour;
+mod websocket;

@@ -569,6 +569,91 @@ fn a_client_that_takes_nothing_is_let_go() {
     }
 }
 
+/// An origin that takes one websocket and sends back every byte.
+fn echo() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut conn = Conn::over(listener.accept().unwrap().0).unwrap();
+        let head = conn.head().unwrap().unwrap();
+        assert_eq!(
+            head.get("x-forwarded-proto"),
+            Some("https"),
+            "{}",
+            head.text
+        );
+        conn.send(
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+             sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        )
+        .unwrap();
+        while let Ok(bytes) = conn.some(1 << 16) {
+            if bytes.is_empty() || conn.send(bytes).is_err() {
+                break;
+            }
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_websocket_outlives_its_certificate_and_is_told_when_its_route_goes() {
+    let (to, pair) = (local(free_port()), Pair::new(&["a.test"]));
+    let document =
+        site(to, "", "x").replace("respond = \"x\"", &format!("proxy = \"http://{}\"", echo()));
+    let gate = start(&pair, &document);
+    let mut conn = Client::new()
+        .alpn(&["http/1.1"])
+        .open(to, "a.test")
+        .unwrap();
+    conn.send(
+        "GET / HTTP/1.1\r\nhost: a.test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )
+    .unwrap();
+    assert_eq!(conn.response_head().unwrap().status, 101);
+    // Binary frames with a mask of zeros; a large one is more than TLS takes at once.
+    let mut exchange = |size: usize| {
+        let mut frame = vec![0x82, 0xff];
+        frame.extend((size as u64).to_be_bytes());
+        frame.extend([0; 4]);
+        frame.extend((0..size).map(|i| i as u8));
+        let mut back = Vec::new();
+        for piece in frame.chunks(32 * 1024) {
+            conn.send(piece).unwrap();
+            let until = back.len() + piece.len();
+            while back.len() < until {
+                back.extend(conn.some(until - back.len()).unwrap());
+            }
+        }
+        assert!(
+            back == frame,
+            "the frame of {size} bytes came back otherwise"
+        );
+    };
+    exchange(5);
+    for _ in 0..3 {
+        put(&gate, &Pair::new(&["a.test"]));
+        gate.reload_ok(&format!(
+            "{document}[upstreams.other{}]\ntargets = \"127.0.0.1:9\"\n",
+            free_port()
+        ));
+        exchange(1_000_000);
+    }
+    gate.call(Call::post("/reload?drain_timeout=0s").toml(&gate.document(&site(to, "", "x"))))
+        .expect(200);
+    // Going Away, and the end of TLS as well.
+    let close = [0x88, 2, 0x03, 0xe9];
+    let mut last = Vec::new();
+    while last.len() < close.len() {
+        let some = conn.some(16).unwrap();
+        assert!(!some.is_empty(), "{last:?}");
+        last.extend(some);
+    }
+    assert_eq!(last, close);
+    assert_eq!(conn.stream.read(&mut [0; 16]).unwrap(), 0);
+}
+
 #[test]
 fn curl_speaks_it() {
     let to = local(free_port());

@@ -117,6 +117,8 @@ fn proxy(
         base,
         host_header: host_header?,
         timeout,
+        websocket: raw.websocket.as_ref().is_none_or(|w| w.value),
+        on_change: raw.on_change.as_ref().map(|o| o.value),
     })
 }
 

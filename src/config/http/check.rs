@@ -117,6 +117,7 @@ impl HttpRaw {
             hosts,
             connection: self.connection(check),
             tls,
+            upgraded_timeout: check.limit(self.timeouts.as_ref().and_then(|t| t.upgraded.as_ref())),
             body_limit: self.body_limit(),
             routes,
             fallback,

@@ -48,7 +48,7 @@ section! {
         routes: List<RouteRaw> = [],
         /// Largest request body; overrides `limits.body`.
         body_limit: Limit<Size>,
-        /// What happens to a long flow whose own definition a swap changed or removed; left out: as `[runtime]` says.
+        /// What happens to a websocket when a swap changed or removed its own definition; left out: as `[runtime]` says.
         on_change: OnChange,
         /// For requests that no route takes: pass them on to an upstream.
         proxy: Box<ProxyRaw>,
@@ -73,8 +73,10 @@ section! {
         idle: Limit<Span> = "75s",
         /// How long a write may make no progress.
         write: Limit<Span> = "30s",
+        /// How long a websocket may be silent in both directions.
+        upgraded: Limit<Span> = "1h",
     }
-    later = [&["upgraded"]];
+    later = [];
 }
 
 section! {
@@ -157,9 +159,13 @@ section! {
         host_header: String = "preserve",
         /// For one try; overrides the upstream's `timeouts.response`.
         timeout: Span,
+        /// Let clients upgrade to websocket; `false`: they get the answer to an ordinary request.
+        websocket: bool = true,
+        /// What happens to a websocket when a swap changed or removed its own definition; left out: as the server says.
+        on_change: OnChange,
     }
     short = upstream;
-    later = [&["buffer", "retries", "mirror", "websocket", "split", "on_change"]];
+    later = [&["buffer", "retries", "mirror", "split"]];
 }
 
 section! {

@@ -297,6 +297,7 @@ impl Checked {
                 ..self.spec.connection.clone()
             },
             tls: None,
+            upgraded_timeout: None,
             body_limit: None,
             routes: Vec::new(),
             fallback: Some(ActionSpec::Redirect(RedirectSpec {

@@ -3,6 +3,7 @@
 pub mod files;
 pub mod proxy;
 pub mod respond;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -10,7 +11,7 @@ use std::hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use super::{Files, Quick};
-use crate::config::http::ActionSpec;
+use crate::config::http::{ActionSpec, ProxySpec};
 use crate::config::scalar::TargetAddr;
 use crate::upstream::Upstream;
 
@@ -78,7 +79,18 @@ fn digest(server: &str, spec: &ActionSpec) -> u64 {
     }
     let mut writer = Writer(DefaultHasher::new());
     server.hash(&mut writer.0);
-    // Our writer never fails.
-    let _ = write!(writer, "{spec:?}");
+    let _ = match spec {
+        // What becomes of a flow when its definition is gone is no part of the definition.
+        ActionSpec::Proxy(proxy) => write!(
+            writer,
+            "{:?}",
+            ProxySpec {
+                on_change: None,
+                ..proxy.clone()
+            }
+        ),
+        // Our writer never fails.
+        other => write!(writer, "{other:?}"),
+    };
     writer.0.finish()
 }

@@ -12,16 +12,20 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 use hyper::ext::ReasonPhrase;
 
+use super::upgrade::{self, Outbound, Switching};
 use crate::config::http::{HostHeader, ProxySpec};
+use crate::config::runtime::OnChange;
 use crate::generation::Flight;
 use crate::http::action::with_target;
 use crate::http::body::ResponseBody;
 use crate::http::headers;
+use crate::http::progress::Progress;
 use crate::http::request::{Expectation, RequestContext};
+use crate::http::websocket;
 use crate::upstream::body::{BodyRules, RequestBody};
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::{SendOptions, Upstream};
@@ -34,6 +38,8 @@ pub struct Proxy {
     base: String,
     host_header: HostHeader,
     timeout: Option<Duration>,
+    websocket: bool,
+    on_change: Option<OnChange>,
 }
 
 /// What a proxied request brings with it.
@@ -44,6 +50,10 @@ pub struct Inbound {
     pub expectation: Expectation,
     /// Largest body in bytes.
     pub limit: Option<u64>,
+    /// How long a websocket may be silent.
+    pub upgraded_timeout: Option<Duration>,
+    /// As the server says.
+    pub on_change: OnChange,
 }
 
 impl Proxy {
@@ -53,6 +63,8 @@ impl Proxy {
             base: spec.base.clone(),
             host_header: spec.host_header.clone(),
             timeout: spec.timeout,
+            websocket: spec.websocket,
+            on_change: spec.on_change,
         }
     }
 
@@ -65,7 +77,7 @@ impl Proxy {
         &self,
         context: &RequestContext<'_>,
         inbound: Inbound,
-        flight: &Flight,
+        progress: &Arc<Progress>,
         definition: u64,
     ) -> Result<Response<ResponseBody>, Error> {
         let Some(upstream) = &self.upstream else {
@@ -74,20 +86,21 @@ impl Proxy {
                 "the route's upstream does not exist",
             ));
         };
-        let (request, options) = self.outbound(context, inbound)?;
-        let mut sending = pin!(upstream.send(&context.connection.worker, request, options));
-        let (response, in_flight) = poll_fn(|cx| {
-            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
-                return Poll::Ready(sent);
-            }
-            flight.poll_cut(cx).map(|()| {
-                Err(Error::us(
-                    Kind::DestinationUnavailable,
-                    "cut at the drain deadline of its generation",
-                ))
-            })
-        })
-        .await?;
+        let switching = Switching {
+            idle: inbound.upgraded_timeout,
+            on_change: self.on_change.unwrap_or(inbound.on_change),
+        };
+        let (request, options, websocket) = self.outbound(context, inbound)?;
+        let flight = &progress.flight;
+        if websocket {
+            let outbound = Outbound { request, options };
+            // Boxed: it happens once in the life of a connection, and every request's future would carry its state.
+            let upgrading =
+                upgrade::run(upstream, context, outbound, progress, definition, switching);
+            return until_cut(Box::pin(upgrading), flight).await;
+        }
+        let sending = upstream.send(&context.connection.worker, request, options);
+        let (response, in_flight) = until_cut(sending, flight).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::upstream(
                 Kind::HttpUpgradeFailed,
@@ -95,30 +108,20 @@ impl Proxy {
             ));
         }
         flight.define(with_target(definition, &in_flight.target.key().1));
-        let (mut parts, body) = response.into_parts();
-        parts.version = Version::HTTP_11;
-        let reason = parts.extensions.remove::<ReasonPhrase>();
-        parts.extensions.clear();
-        if let Some(reason) = reason {
-            parts.extensions.insert(reason);
-        }
-        headers::strip_response(&mut parts.headers);
-        Ok(Response::from_parts(
-            parts,
-            ResponseBody::streamed(body, in_flight),
-        ))
+        Ok(inbound_response(response).map(|body| ResponseBody::streamed(body, in_flight)))
     }
 
     fn outbound(
         &self,
         context: &RequestContext<'_>,
         inbound: Inbound,
-    ) -> Result<(Request<RequestBody>, SendOptions), Error> {
+    ) -> Result<(Request<RequestBody>, SendOptions, bool), Error> {
         let Inbound {
             mut parts,
             body,
             expectation,
             limit,
+            ..
         } = inbound;
         let fields = &mut parts.headers;
         let wishes = headers::strip_request(fields, context.connection.trusted);
@@ -137,6 +140,15 @@ impl Proxy {
         if wishes.trailers {
             fields.insert(TE, HeaderValue::from_static("trailers"));
             fields.insert(CONNECTION, HeaderValue::from_static("te"));
+        }
+        // A handshake is a GET without a body (RFC 6455 section 4.1); what else asks for it asks in vain.
+        let websocket = self.websocket
+            && wishes.websocket
+            && context.version == Version::HTTP_11
+            && parts.method == Method::GET
+            && body.is_end_stream();
+        if websocket {
+            websocket::set_upgrade(fields);
         }
         let body = if body.is_end_stream() {
             if expectation == Expectation::Continue {
@@ -172,7 +184,7 @@ impl Proxy {
             response_timeout: self.timeout,
             host_from_target,
         };
-        Ok((Request::from_parts(parts, body), options))
+        Ok((Request::from_parts(parts, body), options, websocket))
     }
 
     fn target(&self, context: &RequestContext<'_>) -> Result<PathAndQuery, Error> {
@@ -187,4 +199,37 @@ impl Proxy {
             .map_err(|error| Error::client(StatusCode::BAD_REQUEST, error.to_string())),
         }
     }
+}
+
+/// An origin's answer as it goes on to the client.
+pub(super) fn inbound_response<B>(response: Response<B>) -> Response<B> {
+    let (mut parts, body) = response.into_parts();
+    parts.version = Version::HTTP_11;
+    let reason = parts.extensions.remove::<ReasonPhrase>();
+    parts.extensions.clear();
+    if let Some(reason) = reason {
+        parts.extensions.insert(reason);
+    }
+    headers::strip_response(&mut parts.headers);
+    Response::from_parts(parts, body)
+}
+
+/// Waits for `work`, unless the request is told to end before.
+async fn until_cut<T>(
+    work: impl Future<Output = Result<T, Error>>,
+    flight: &Flight,
+) -> Result<T, Error> {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(done);
+        }
+        flight.poll_cut(cx).map(|()| {
+            Err(Error::us(
+                Kind::DestinationUnavailable,
+                "cut at the drain deadline of its generation",
+            ))
+        })
+    })
+    .await
 }

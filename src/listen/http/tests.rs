@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::config::http::{ConnectionSpec, HttpSpec};
-use crate::generation::{Generation, Serving};
+use crate::generation::{Generation, Serving, Verdict};
 use crate::http::Files;
 use crate::http::pipeline::DISCARD_TIME;
 use crate::http::test_kit::{server, spec, worker};
@@ -357,7 +357,7 @@ async fn a_request_whose_client_takes_nothing_can_still_be_cut() {
     tokio::time::sleep(Duration::from_secs(100)).await;
     let generation = listener.slot.pin().generation.clone();
     assert_eq!(generation.in_flight(), 1);
-    assert_eq!(generation.settle(|_, _| None), 1);
+    assert_eq!(generation.settle(false, |_| Verdict::Ends), 1);
     (&mut client.served).await.unwrap();
     assert_eq!(generation.in_flight(), 0);
 }
@@ -565,7 +565,7 @@ async fn a_body_that_nobody_wants_keeps_no_routes_and_can_be_cut() {
     });
     assert_eq!(routes.strong_count(), 0);
     let begun = tokio::time::Instant::now();
-    assert_eq!(generation.settle(|_, _| None), 1);
+    assert_eq!(generation.settle(false, |_| Verdict::Ends), 1);
     let answer = client.read_until("hello").await;
     assert!(answer.contains("connection: close\r\n"), "{answer}");
     assert_eq!(begun.elapsed().as_secs(), 0);
@@ -755,7 +755,10 @@ mod http2 {
         tokio::time::sleep(Duration::from_secs(100)).await;
         let generation = listener.slot.pin().generation.clone();
         assert_eq!(generation.in_flight(), 1);
-        assert_eq!(generation.settle(|_, _| None), 1);
+        assert_eq!(
+            generation.settle(false, |_| crate::generation::Verdict::Ends),
+            1
+        );
         assert!(response.into_body().collect().await.is_err());
         assert_eq!(generation.in_flight(), 0);
     }

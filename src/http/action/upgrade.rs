@@ -1,0 +1,72 @@
+//! `proxy` for a request that asks for a websocket: the origin is asked, and only its `101` with the right `Upgrade` makes a
+//! tunnel of the connection. Anything else it says is an ordinary answer, and the connection goes on with HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+
+use super::proxy::inbound_response;
+use super::with_target;
+use crate::config::runtime::OnChange;
+use crate::http::body::{Content, ResponseBody};
+use crate::http::progress::Progress;
+use crate::http::request::RequestContext;
+use crate::http::tunnel::Tunnel;
+use crate::http::websocket;
+use crate::upstream::body::RequestBody;
+use crate::upstream::error::{Error, Kind};
+use crate::upstream::upgrade::Answer;
+use crate::upstream::{SendOptions, Upstream};
+
+/// A request that is ready to be sent.
+pub(super) struct Outbound {
+    pub(super) request: Request<RequestBody>,
+    pub(super) options: SendOptions,
+}
+
+/// What the configuration says of the websocket that may come of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Switching {
+    pub(super) idle: Option<Duration>,
+    pub(super) on_change: OnChange,
+}
+
+/// Sends the handshake; hands the tunnel to the client's connection if the origin agreed.
+pub(super) async fn run(
+    upstream: &Upstream,
+    context: &RequestContext<'_>,
+    outbound: Outbound,
+    progress: &Arc<Progress>,
+    definition: u64,
+    switching: Switching,
+) -> Result<Response<ResponseBody>, Error> {
+    let Outbound { request, options } = outbound;
+    let worker = &context.connection.worker;
+    let (answer, in_flight) = upstream.upgrade(worker, request, options).await?;
+    let target = in_flight.target.key().1.clone();
+    let (response, switched) = match answer {
+        Answer::Refused(response) => {
+            progress.flight.define(with_target(definition, &target));
+            let response = inbound_response(response);
+            return Ok(response.map(|body| ResponseBody::streamed(body, in_flight)));
+        }
+        Answer::Switched(response, switched) => (response, switched),
+    };
+    if !websocket::is_upgrade(response.headers()) {
+        let detail = format!("{target}: switched to something other than websocket");
+        return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
+    }
+    progress.flight.define(with_target(definition, &target));
+    context.connection.switch(Tunnel {
+        origin: switched.stream,
+        first: switched.first,
+        progress: progress.clone(),
+        in_flight,
+        idle: switching.idle,
+        on_change: switching.on_change,
+    });
+    let mut response = inbound_response(response);
+    websocket::set_upgrade(response.headers_mut());
+    Ok(response.map(|()| ResponseBody::new(Content::Empty)))
+}
