@@ -1,8 +1,7 @@
 //! A timer for waits that rarely happen: it costs nothing until something really is pending, and little afterwards.
 
-use std::cmp::Ordering;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
@@ -34,8 +33,8 @@ impl Timer {
     }
 }
 
-/// A timer for deadlines that are mostly not met, all polled with the same waker. It is not moved when a deadline comes
-/// later than it fires: it then fires for nothing, and is set to what is due.
+/// A timer for deadlines that are mostly not met. It is not moved when a deadline comes later than it fires: it then
+/// fires for nothing, and is set to what is due. One request after another waits on it, each with a waker of its own.
 #[derive(Debug, Default)]
 pub(super) struct Deadline {
     sleep: Option<Pin<Box<Sleep>>>,
@@ -44,19 +43,20 @@ pub(super) struct Deadline {
 impl Deadline {
     /// Ready once `at` has come. Takes a lock only when the timer must be set.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
-        let Some(sleep) = &mut self.sleep else {
-            let sleep = self.sleep.insert(Box::pin(tokio::time::sleep_until(at)));
-            return sleep.as_mut().poll(cx);
-        };
-        let fires = sleep.deadline();
-        match (sleep.is_elapsed(), fires.cmp(&at)) {
-            (true, Ordering::Equal | Ordering::Greater) => return Poll::Ready(()),
-            // In time or early: the waker is there already.
-            (false, Ordering::Less | Ordering::Equal) => return Poll::Pending,
-            (true, Ordering::Less) | (false, Ordering::Greater) => {}
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if sleep.deadline() > at {
+            sleep.as_mut().reset(at);
         }
-        sleep.as_mut().reset(at);
-        sleep.as_mut().poll(cx)
+        loop {
+            // Every time, also when it is set already: it knows only the waker of who polled it last.
+            ready!(sleep.as_mut().poll(cx));
+            if sleep.deadline() >= at {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(at);
+        }
     }
 }
 
@@ -81,5 +81,15 @@ mod tests {
         assert!(!met(350) && met(300));
         tokio::time::advance(Duration::from_millis(50)).await;
         assert!(met(350) && !met(500));
+    }
+
+    /// Each request has a task of its own: the one that waits now must be woken, not the one that waited first.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_last_is_woken() {
+        let mut deadline = Deadline::default();
+        let at = Instant::now() + Duration::from_millis(100);
+        let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+        assert!(deadline.poll(&mut cx, at).is_pending());
+        std::future::poll_fn(|cx| deadline.poll(cx, at)).await;
     }
 }
