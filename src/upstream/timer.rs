@@ -61,6 +61,7 @@ impl Deadline {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -90,6 +91,10 @@ mod tests {
         let at = Instant::now() + Duration::from_millis(100);
         let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
         assert!(deadline.poll(&mut cx, at).is_pending());
-        std::future::poll_fn(|cx| deadline.poll(cx, at)).await;
+        let waited = std::future::poll_fn(|cx| deadline.poll(cx, at));
+        tokio::time::timeout(Duration::from_secs(10), waited)
+            .await
+            .unwrap();
+        assert_eq!(Instant::now(), at);
     }
 }
