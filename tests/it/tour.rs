@@ -1,20 +1,12 @@
-//! Done when 11: the README's tour, as a person would do it with an editor and curl.
+//! Done when 11: the README's tour, step by step. With the kit's own client, so that `cargo test` needs nothing but Rust;
+//! `scripts/smoke` does the same with curl.
 
 use std::net::SocketAddr;
-use std::process::Command;
 
-use crate::kit::{Gate, free_port, raw};
+use crate::kit::{Call, Gate, free_port, get, raw};
 
-fn curl(args: &[&str]) -> (i32, String) {
-    let output = Command::new("curl")
-        .args(["-sS", "--max-time", "20"])
-        .args(args)
-        .output()
-        .unwrap();
-    (
-        output.status.code().unwrap_or(-1),
-        String::from_utf8_lossy(&output.stdout).into_owned(),
-    )
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 #[test]
@@ -23,60 +15,44 @@ fn the_tour_by_hand() {
     let server = |port: u16| {
         format!("[http.hello]\nlisten = \"127.0.0.1:{port}\"\nrespond = \"hello from {port}\"\n")
     };
+    let says = |port: u16| get(local(port), "localhost", "/").text();
     let mut gate = Gate::start(&server(first));
-    let admin = format!("http://{}", gate.base.admin);
-    let at = |port: u16| format!("http://127.0.0.1:{port}/");
-    assert_eq!(curl(&[&at(first)]).1, format!("hello from {first}"));
+    assert_eq!(says(first), format!("hello from {first}"));
 
     // The file edited to another port.
     gate.write(&server(second));
-    let (code, answer) = curl(&[
-        "--fail-with-body",
-        "-X",
-        "POST",
-        &format!("{admin}/reload?wait=drained"),
-    ]);
-    assert_eq!(code, 0, "{answer}");
-    assert!(answer.contains("\"committed\""), "{answer}");
-    assert_eq!(curl(&[&at(second)]).1, format!("hello from {second}"));
-    assert_eq!(curl(&[&at(first)]).0, 7, "the old port still answers");
+    let answer = gate.call(Call::post("/reload?wait=drained")).expect(200);
+    assert_eq!(answer["outcome"], "committed", "{answer}");
+    assert_eq!(says(second), format!("hello from {second}"));
+    assert!(raw::refused(local(first)), "the old port still answers");
 
     // A broken file: what is wrong, and nothing changes.
-    let broken = gate.dir.path().join("broken.toml");
-    std::fs::write(
-        &broken,
-        "[http.hello]\nlisten = \"127.0.0.1:80800\"\nrespnd = \"x\"\n",
-    )
-    .unwrap();
-    let data = format!("@{}", broken.display());
-    let adapt = format!("{admin}/adapt");
-    let (code, answer) = curl(&[
-        "--fail-with-body",
-        "-H",
-        "Content-Type: application/toml",
-        "--data-binary",
-        &data,
-        &adapt,
-    ]);
-    assert_eq!(code, 22);
-    for wanted in [
-        "/http/hello/listen",
-        "/http/hello/respnd",
-        "respond",
-        "\"line\"",
-    ] {
-        assert!(answer.contains(wanted), "{wanted} is missing: {answer}");
+    let broken = "[http.hello]\nlisten = \"127.0.0.1:80800\"\nrespnd = \"x\"\n";
+    let answer = gate.call(Call::post("/adapt").toml(broken));
+    assert_eq!(answer.status, 422);
+    let pointers = answer.pointers();
+    for wanted in ["/http/hello/listen", "/http/hello/respnd"] {
+        let named = pointers.iter().any(|pointer| pointer.starts_with(wanted));
+        assert!(named, "{wanted} is missing: {pointers:?}");
     }
-    assert_eq!(curl(&[&at(second)]).1, format!("hello from {second}"));
+    let text = answer.text();
+    assert!(
+        text.contains("did you mean `respond`?") && text.contains("\"line\""),
+        "{text}"
+    );
+    assert_eq!(says(second), format!("hello from {second}"));
 
     // What runs.
-    let (_, now) = curl(&[&format!("{admin}/now")]);
-    assert!(now.contains(&format!("127.0.0.1:{second}")), "{now}");
+    let now = gate.now().expect(200);
+    assert_eq!(
+        now["http"]["hello"]["listen"][0],
+        format!("127.0.0.1:{second}"),
+        "{now}"
+    );
 
-    let (code, answer) = curl(&["--fail-with-body", "-X", "POST", &format!("{admin}/stop")]);
-    assert_eq!(code, 0, "{answer}");
+    gate.call(Call::post("/stop")).expect(200);
     assert_eq!(gate.wait().code(), Some(0));
     for port in [first, second, gate.base.admin.port()] {
-        assert!(raw::refused(SocketAddr::from(([127, 0, 0, 1], port))));
+        assert!(raw::refused(local(port)));
     }
 }
