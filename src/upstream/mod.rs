@@ -13,6 +13,7 @@ pub mod body;
 mod connect;
 mod connection;
 pub mod error;
+mod exchange;
 mod pool;
 mod resolve;
 mod response;
