@@ -3,6 +3,7 @@
 
 mod action;
 mod check;
+mod error_pages;
 mod files;
 pub(in crate::config) mod filters;
 mod matcher;
@@ -22,7 +23,11 @@ use super::template::Template;
 
 pub use check::{Around, Checked, RouteAt};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
-pub use filters::{AccessSpec, FilterSets, FiltersRaw, FiltersSpec, Setting};
+pub use error_pages::{ErrorPagesSpec, PageFor};
+pub use filters::{
+    AccessSpec, CompressSpec, CorsRaw, CorsSpec, EditSpec, FilterSets, FiltersRaw, FiltersSpec,
+    HeadersRaw, HeadersSetting, HeadersSpec, OriginPattern, Piece, RewriteRaw, RewriteSpec, Setting,
+};
 pub use raw::{HttpRaw, RouteRaw};
 pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};
 
@@ -43,6 +48,8 @@ pub struct HttpSpec {
     /// For what no route takes: its own and those it uses.
     pub filters: FiltersSpec,
     pub routes: Vec<RouteSpec>,
+    /// For errors that are ours.
+    pub error_pages: ErrorPagesSpec,
     /// The action for what no route takes.
     pub fallback: Option<ActionSpec>,
     pub on_change: OnChange,

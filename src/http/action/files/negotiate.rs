@@ -7,7 +7,7 @@ use crate::config::http::FileCoding;
 
 /// The codings of `offered` that the client takes, best first: by its weight, then by our order. Those it likes less
 /// than the plain file are left out.
-pub(super) fn codings(headers: &HeaderMap, offered: &[FileCoding]) -> Vec<FileCoding> {
+pub(in crate::http) fn codings(headers: &HeaderMap, offered: &[FileCoding]) -> Vec<FileCoding> {
     if offered.is_empty() || !headers.contains_key(ACCEPT_ENCODING) {
         return Vec::new();
     }
