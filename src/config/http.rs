@@ -22,11 +22,12 @@ use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
 pub use check::{Around, Checked, RouteAt};
-pub use files::{FileCoding, FilesRaw, FilesSpec};
 pub use error_pages::{ErrorPagesSpec, PageFor};
+pub use files::{FileCoding, FilesRaw, FilesSpec};
 pub use filters::{
     AccessSpec, CompressSpec, CorsRaw, CorsSpec, EditSpec, FilterSets, FiltersRaw, FiltersSpec,
-    HeadersRaw, HeadersSetting, HeadersSpec, OriginPattern, Piece, RewriteRaw, RewriteSpec, Setting,
+    HeadersRaw, HeadersSetting, HeadersSpec, OriginPattern, Piece, RewriteRaw, RewriteSpec,
+    Setting,
 };
 pub use raw::{HttpRaw, RouteRaw};
 pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};

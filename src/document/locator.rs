@@ -117,9 +117,9 @@ impl Document {
         });
         for (name, server) in &self.http {
             let pages = server.error_pages.files();
-            out.extend(pages.map(|(key, path)| {
-                (path.clone(), format!("/http/{name}/error_pages/{key}"))
-            }));
+            out.extend(
+                pages.map(|(key, path)| (path.clone(), format!("/http/{name}/error_pages/{key}"))),
+            );
         }
         out.extend(self.certificate_pointers());
         out

@@ -290,9 +290,7 @@ pub(crate) mod test_kit {
 
     use super::connection::Connection;
     use super::*;
-    use crate::config::http::{
-        ActionSpec, ErrorPagesSpec, FiltersSpec, RespondBody, RespondSpec,
-    };
+    use crate::config::http::{ActionSpec, ErrorPagesSpec, FiltersSpec, RespondBody, RespondSpec};
     use crate::config::template::{Part, Template};
     use crate::metrics::{WorkerContext, WorkerCounters};
 

@@ -11,8 +11,8 @@ use super::super::tree::At;
 use super::super::upstream::References;
 use super::raw::{HttpRaw, Protocol, RouteRaw};
 use super::{
-    ActionSpec, ConnectionSpec, ErrorPagesSpec, FilterSets, FiltersSpec, HttpSpec, MatchSpec, RouteSpec, action,
-    matcher,
+    ActionSpec, ConnectionSpec, ErrorPagesSpec, FilterSets, FiltersSpec, HttpSpec, MatchSpec,
+    RouteSpec, action, matcher,
 };
 
 /// A server that has been checked for itself, with the places that checks across servers need.
