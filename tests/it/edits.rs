@@ -82,7 +82,10 @@ fn a_host_that_is_set_counts_more_than_host_header() {
              headers = {{ request = {{ set = {{ host = \"set.test\" }} }} }}\n"
         ));
         let head = seen(to, "/head", "");
-        assert!(head.contains("\r\nhost: set.test\r\n"), "{host_header}: {head}");
+        assert!(
+            head.contains("\r\nhost: set.test\r\n"),
+            "{host_header}: {head}"
+        );
     }
 }
 
@@ -91,12 +94,19 @@ fn fields_of_every_response_are_changed_and_layers_add_up() {
     let route = |name: &str, lines: &str| {
         format!("[[http.web.routes]]\nmatch.path = \"/{name}*\"\n{lines}\n")
     };
-    let layer = |value: &str| format!("headers = {{ response = {{ set = {{ x-who = \"{value}\" }}, add = {{ x-all = \"{value}\" }} }} }}");
+    let layer = |value: &str| {
+        format!(
+            "headers = {{ response = {{ set = {{ x-who = \"{value}\" }}, add = {{ x-all = \"{value}\" }} }} }}"
+        )
+    };
     let lines = [
         "respond = \"rest\"".to_owned(),
         "use = \"set\"".to_owned(),
         layer("server"),
-        route("own", &format!("respond = \"\"\n{}", layer("route {path} {header.x-v}"))),
+        route(
+            "own",
+            &format!("respond = \"\"\n{}", layer("route {path} {header.x-v}")),
+        ),
         route("off", "respond = \"\"\nheaders = false"),
         route("denied", "respond = \"\"\ndeny = \"127.0.0.1\""),
         route("down", "proxy = \"http://127.0.0.1:1\""),
@@ -112,7 +122,11 @@ fn fields_of_every_response_are_changed_and_layers_add_up() {
     let check = |path: &str, status: u16, who_is: &str, all_is: &str| {
         let answer = ask(to, &format!("GET {path}"), "x-v: v\r\n");
         assert_eq!(answer.status, status, "{path}");
-        assert_eq!((who(&answer).as_str(), all(&answer).as_str()), (who_is, all_is), "{path}");
+        assert_eq!(
+            (who(&answer).as_str(), all(&answer).as_str()),
+            (who_is, all_is),
+            "{path}"
+        );
         answer
     };
     check("/", 200, "server", "set server");
@@ -129,30 +143,73 @@ fn fields_of_every_response_are_changed_and_layers_add_up() {
 fn what_can_not_be_is_refused() {
     let gate = Gate::start("");
     for (lines, reason) in [
-        ("headers = { request = { set = { content-length = \"1\" } } }", "follows from the body"),
-        ("headers = { response = { remove = \"connection\" } }", "follows from the body"),
-        ("headers = { response = { add = { transfer-encoding = \"chunked\" } } }", "follows from the body"),
-        ("headers = { request = { set = { \"a b\" = \"1\" } } }", "not the name of a header"),
-        ("headers = { request = { set = { a = \"1\\n2\" } } }", "cannot hold line breaks"),
-        ("headers = { request = { set = { host = \"a b\" } } }", "not a value of `Host`"),
-        ("headers = { request = { remove = \"host\" } }", "needs its `host`"),
-        ("headers = { request = { add = { host = \"a\" } } }", "one `host`"),
+        (
+            "headers = { request = { set = { content-length = \"1\" } } }",
+            "follows from the body",
+        ),
+        (
+            "headers = { response = { remove = \"connection\" } }",
+            "follows from the body",
+        ),
+        (
+            "headers = { response = { add = { transfer-encoding = \"chunked\" } } }",
+            "follows from the body",
+        ),
+        (
+            "headers = { request = { set = { \"a b\" = \"1\" } } }",
+            "not the name of a header",
+        ),
+        (
+            "headers = { request = { set = { a = \"1\\n2\" } } }",
+            "cannot hold line breaks",
+        ),
+        (
+            "headers = { request = { set = { host = \"a b\" } } }",
+            "not a value of `Host`",
+        ),
+        (
+            "headers = { request = { remove = \"host\" } }",
+            "needs its `host`",
+        ),
+        (
+            "headers = { request = { add = { host = \"a\" } } }",
+            "one `host`",
+        ),
+        (
+            "headers = { request = { set = { x-a = \"1\", X-A = \"2\" } } }",
+            "set twice",
+        ),
         ("rewrite = {}", "says nothing"),
-        ("rewrite = { path = \"/a\", add_prefix = \"/b\" }", "more than one thing"),
+        (
+            "rewrite = { path = \"/a\", add_prefix = \"/b\" }",
+            "more than one thing",
+        ),
         ("rewrite = { path = \"a\" }", "begins with `/`"),
         ("rewrite = { path = \"/a/../b\" }", "dot segment"),
         ("rewrite = { regex = \"a\" }", "nothing without each other"),
-        ("rewrite = { regex = \"(a\", to = \"/\" }", "bad regular expression"),
+        (
+            "rewrite = { regex = \"(a\", to = \"/\" }",
+            "bad regular expression",
+        ),
         ("rewrite = { regex = \"a\", to = \"/$1\" }", "no group `1`"),
         ("rewrite = { strip_prefix = \"/\" }", "not a prefix"),
         ("cors = {}", "needs `origins`"),
-        ("cors = { origins = \"*\", credentials = true }", "any page could act"),
+        (
+            "cors = { origins = \"*\", credentials = true }",
+            "any page could act",
+        ),
         ("cors = \"example.com\"", "not an origin"),
-        ("cors = { origins = \"*\", methods = \"G T\" }", "not a method"),
+        (
+            "cors = { origins = \"*\", methods = \"G T\" }",
+            "not a method",
+        ),
         ("compress = []", "empty list"),
         ("compress = [\"br\", \"br\"]", "listed twice"),
         ("compress = \"deflate\"", "not one of"),
-        ("error_pages = { 200 = \"a.html\" }", "not the status of an error"),
+        (
+            "error_pages = { 200 = \"a.html\" }",
+            "not the status of an error",
+        ),
         ("error_pages = { 404 = \"\" }", "a path has a name"),
     ] {
         let text = refused(&gate, lines);
@@ -165,10 +222,18 @@ fn rewrites_lead_to_other_paths_upstream() {
     let route = |lines: &str| format!("[[http.web.routes]]\n{lines}\n");
     let lines = [
         "proxy = \"http://ORIGIN/base\"".to_owned(),
-        route("match.path = \"/api/*\"\nproxy = \"http://ORIGIN\"\nrewrite = { strip_prefix = \"/api\" }"),
-        route("match.path = \"/u/*\"\nproxy = \"http://ORIGIN\"\nrewrite = { regex = '^/u/([^/]+)$', to = '/head?id=$1' }"),
-        route("match.path = \"/v/*\"\nproxy = \"http://ORIGIN\"\nrewrite = { path = \"/x/{header.x-v}/head\" }"),
-        route("match.path = \"/say/*\"\nrespond = \"{path} {query} {query.a} {uri}\"\nrewrite = { path = \"/said?a=1\" }"),
+        route(
+            "match.path = \"/api/*\"\nproxy = \"http://ORIGIN\"\nrewrite = { strip_prefix = \"/api\" }",
+        ),
+        route(
+            "match.path = \"/u/*\"\nproxy = \"http://ORIGIN\"\nrewrite = { regex = '^/u/([^/]+)$', to = '/head?id=$1' }",
+        ),
+        route(
+            "match.path = \"/v/*\"\nproxy = \"http://ORIGIN\"\nrewrite = { path = \"/x/{header.x-v}/head\" }",
+        ),
+        route(
+            "match.path = \"/say/*\"\nrespond = \"{path} {query} {query.a} {uri}\"\nrewrite = { path = \"/said?a=1\" }",
+        ),
     ];
     let (_gate, _origin, to) = before(&lines.join("\n"));
     let line = |path: &str, fields: &str| {
@@ -181,8 +246,11 @@ fn rewrites_lead_to_other_paths_upstream() {
     // A client's own does not pass.
     let (_, head) = line("/v/x", "x-v: v\r\nx-forwarded-prefix: /evil\r\n");
     assert!(!head.contains("x-forwarded-prefix"), "{head}");
-    assert_eq!(line("/u/a%26b?q", "").0, "get /head?id=a%2526b http/1.1".replace("2526", "26"));
-    assert_eq!(line("/v/x?q", "x-v: a/../b\r\n").0, "get /x/a%2f..%2fb/head?q http/1.1");
+    assert_eq!(line("/u/a%26b?q", "").0, "get /head?id=a%26b http/1.1");
+    assert_eq!(
+        line("/v/x?q", "x-v: a/../b\r\n").0,
+        "get /x/a%2f..%2fb/head?q http/1.1"
+    );
     assert_eq!(line("/base/head", "").0, "get /base/base/head http/1.1");
     assert_eq!(ask(to, "GET /v/x", "x-v: ..\r\n").status, 400);
     assert_eq!(get(to, "x", "/say/b?c").text(), "/said a=1 1 /say/b?c");
@@ -190,18 +258,17 @@ fn rewrites_lead_to_other_paths_upstream() {
 
 #[test]
 fn rewritten_folders_lead_to_the_path_the_client_knows() {
+    let www = tempfile::tempdir().unwrap();
+    std::fs::create_dir(www.path().join("sub")).unwrap();
+    std::fs::write(www.path().join("index.html"), "root").unwrap();
+    std::fs::write(www.path().join("sub/index.html"), "sub").unwrap();
+    let root = www.path().display();
     let to = local(free_port());
-    let gate = Gate::setup().start(&format!(
+    let _gate = Gate::start(&format!(
         "[http.web]\nlisten = \"{to}\"\n\
-         [[http.web.routes]]\nmatch.path = \"/site/*\"\nfiles = \"www\"\nrewrite = {{ strip_prefix = \"/site\" }}\n\
-         [[http.web.routes]]\nmatch.path = \"/help*\"\nfiles = \"www\"\nrewrite = {{ path = \"/sub\" }}\n\
-         [http.other]\nlisten = \"127.0.0.1:0\"\nenabled = false\nrespond = \"\"\n",
-    )
-    .replace("files = \"www\"", "files = { root = \"www\" }"));
-    let www = gate.dir.path().join("www");
-    std::fs::create_dir_all(www.join("sub")).unwrap();
-    std::fs::write(www.join("index.html"), "root").unwrap();
-    std::fs::write(www.join("sub/index.html"), "sub").unwrap();
+         [[http.web.routes]]\nmatch.path = \"/site/*\"\nfiles = \"{root}\"\nrewrite = {{ strip_prefix = \"/site\" }}\n\
+         [[http.web.routes]]\nmatch.path = \"/help*\"\nfiles = \"{root}\"\nrewrite = {{ path = \"/sub\" }}\n"
+    ));
     let location = |path: &str| {
         let answer = get(to, "x", path);
         assert_eq!(answer.status, 308, "{path}");
@@ -228,7 +295,10 @@ fn pages_of_other_origins_may_read_what_they_may() {
          expose = [\"x-end\"], max_age = \"10m\" }}\n{rest}"
     ));
     let field = |answer: &Response, name: &str| {
-        answer.header(&format!("access-control-{name}")).unwrap_or("none").to_owned()
+        answer
+            .header(&format!("access-control-{name}"))
+            .unwrap_or("none")
+            .to_owned()
     };
     // A preflight request ends here.
     let preflight = |origin: &str, path: &str| {
@@ -244,7 +314,10 @@ fn pages_of_other_origins_may_read_what_they_may() {
     assert_eq!(field(&answer, "allow-headers"), "x-a, authorization");
     assert_eq!(field(&answer, "allow-credentials"), "true");
     assert_eq!(field(&answer, "max-age"), "600");
-    assert_eq!(answer.head.all("vary"), ["access-control-request-headers", "origin"]);
+    assert_eq!(
+        answer.head.all("vary"),
+        ["access-control-request-headers", "origin"]
+    );
     let answer = preflight("https://evil.test", "/x");
     assert_eq!(answer.status, 204);
     assert_eq!(field(&answer, "allow-origin"), "none");
@@ -253,24 +326,41 @@ fn pages_of_other_origins_may_read_what_they_may() {
     assert_eq!(field(&answer, "allow-origin"), "*");
     assert_eq!(field(&answer, "allow-methods"), "GET, HEAD, POST");
     // An OPTIONS that is none goes on.
-    assert_eq!(ask(to, "OPTIONS /echo", "origin: https://app.test\r\n").status, 200);
+    assert_eq!(
+        ask(to, "OPTIONS /echo", "origin: https://app.test\r\n").status,
+        200
+    );
     assert_eq!(origin.requests(), 1);
 
-    let from = |origin: &str, path: &str| ask(to, &format!("GET {path}"), &format!("origin: {origin}\r\n"));
+    let from = |origin: &str, path: &str| {
+        ask(to, &format!("GET {path}"), &format!("origin: {origin}\r\n"))
+    };
     let answer = from("https://a.b.sub.test", "/fields");
     assert_eq!(field(&answer, "allow-origin"), "https://a.b.sub.test");
     assert_eq!(field(&answer, "expose-headers"), "x-end");
     assert_eq!(field(&answer, "max-age"), "none");
     assert_eq!(answer.header("vary"), Some("origin"));
     let answer = from("https://evil.test", "/fields");
-    assert_eq!((answer.status, field(&answer, "allow-origin")), (200, "none".into()));
+    assert_eq!(
+        (answer.status, field(&answer, "allow-origin")),
+        (200, "none".into())
+    );
     let answer = ask(to, "GET /fields", "");
-    assert_eq!((answer.header("vary"), field(&answer, "allow-origin")), (Some("origin"), "none".into()));
+    assert_eq!(
+        (answer.header("vary"), field(&answer, "allow-origin")),
+        (Some("origin"), "none".into())
+    );
     // Pages must be able to read what went wrong.
     let answer = from("https://app.test", "/denied");
-    assert_eq!((answer.status, field(&answer, "allow-origin")), (403, "https://app.test".into()));
+    assert_eq!(
+        (answer.status, field(&answer, "allow-origin")),
+        (403, "https://app.test".into())
+    );
     let answer = from("https://app.test", "/empty");
-    assert_eq!((answer.status, field(&answer, "allow-origin")), (502, "https://app.test".into()));
+    assert_eq!(
+        (answer.status, field(&answer, "allow-origin")),
+        (502, "https://app.test".into())
+    );
 }
 
 #[test]
@@ -292,17 +382,29 @@ fn error_pages_stand_for_errors_of_ours() {
         .start(&document);
     let answer = get(to, "x", "/nothing");
     assert_eq!((answer.status, answer.text().as_str()), (404, "<p>none"));
-    assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
-    assert_eq!((answer.header("cache-control"), answer.header("x-all")), (Some("no-store"), Some("1")));
+    assert_eq!(
+        answer.header("content-type"),
+        Some("text/html; charset=utf-8")
+    );
+    assert_eq!(
+        (answer.header("cache-control"), answer.header("x-all")),
+        (Some("no-store"), Some("1"))
+    );
     let answer = get(to, "x", "/down");
-    assert_eq!((answer.status, answer.text().as_str()), (502, "{\"sorry\":true}"));
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (502, "{\"sorry\":true}")
+    );
     assert!(answer.header("proxy-status").is_some());
     assert_eq!(get(to, "x", "/denied").text(), "403 Forbidden\n");
     assert_eq!(get(to, "x", "/said").text(), "said");
     let answer = get(to, "x", "/status?code=404");
     assert_eq!((answer.status, answer.text().as_str()), (404, "status"));
     let answer = ask(to, "HEAD /nothing", "");
-    assert_eq!((answer.status, answer.header("content-length")), (404, Some("7")));
+    assert_eq!(
+        (answer.status, answer.header("content-length")),
+        (404, Some("7"))
+    );
     let grpc = ask(to, "GET /nothing", "content-type: application/grpc\r\n");
     assert_eq!(grpc.text(), "404 Not Found\n");
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -330,7 +432,7 @@ fn swaps_change_filters_under_load_and_nothing_fails() {
     let document = |mark: u64| {
         format!(
             "[http.web]\nlisten = \"{to}\"\nproxy = \"http://{}\"\ncompress = [\"gzip\", \"br\"]\n\
-             cors = {{ origins = \"https://a{mark}.test\" }}\nrewrite = {{ path = \"/m{mark}?{{query}}\" }}\n\
+             cors = {{ origins = \"https://a{mark}.test\" }}\nrewrite = {{ path = \"/g{mark}?{{query}}\" }}\n\
              headers = {{ request = {{ set = {{ x-mark = \"{mark}\" }} }}, response = {{ set = {{ x-mark = \"{mark} {{path}}\" }} }} }}\n",
             origin.addr
         )
@@ -339,16 +441,19 @@ fn swaps_change_filters_under_load_and_nothing_fails() {
     let load = Load::start(Shape::new(to));
     for mark in 1..=10 {
         gate.reload_ok(&document(mark));
+        load.raise_floor(mark);
         // Each of what is asked from here on is of one generation, in all its filters.
         let answer = ask(to, "GET /x?q", &format!("origin: https://a{mark}.test\r\n"));
-        assert_eq!(answer.header("x-mark"), Some(format!("{mark} /m{mark}").as_str()));
+        assert_eq!(
+            answer.header("x-mark"),
+            Some(format!("{mark} /g{mark}").as_str())
+        );
         assert_eq!(
             answer.header("access-control-allow-origin"),
             Some(format!("https://a{mark}.test").as_str())
         );
-        assert_eq!(answer.text(), format!("A /m{mark}?q"));
+        assert_eq!(answer.text(), format!("A /g{mark}?q"));
         load.wait_more(20);
     }
-    let report = load.finish();
-    assert!(report.failures.is_empty(), "{:?}", report.failures);
+    load.finish();
 }

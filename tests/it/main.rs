@@ -10,8 +10,10 @@ mod kit;
 
 mod admin;
 mod cli;
+mod compress;
 mod contract;
 mod drain;
+mod edits;
 mod files;
 mod filters;
 mod headers;

@@ -9,7 +9,7 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
-use super::{Passed, Refusal};
+use super::Refusal;
 use crate::config::http::{CorsSpec, FiltersSpec, OriginPattern};
 use crate::http::body::{Content, ResponseBody};
 use crate::http::headers::add_vary;
@@ -33,15 +33,19 @@ enum Origins {
     These(Vec<OriginPattern>),
 }
 
-/// What the way back says of a request's origin.
+/// What the way back must know of a request.
 #[derive(Debug, Default)]
-pub(super) enum Verdict {
-    /// Nothing: it has none, or one that may not.
-    #[default]
-    Silent,
-    Allowed(HeaderValue),
-    /// As `Allowed`, and the answer is ours.
-    Preflight(Option<HeaderValue>),
+pub(super) struct Asked {
+    /// Its origin, if that may.
+    allowed: Option<HeaderValue>,
+    preflight: Option<Preflight>,
+}
+
+/// What a preflight request asks for.
+#[derive(Debug)]
+struct Preflight {
+    method: HeaderValue,
+    headers: Option<HeaderValue>,
 }
 
 impl Cors {
@@ -66,92 +70,71 @@ impl Cors {
     }
 
     /// Looks at a request before any other filter does: whatever answers it, the way back has to know.
-    pub(super) fn ask(&self, parts: &Parts) -> Verdict {
-        let origin = parts.headers.get(ORIGIN);
-        let allowed = origin.filter(|origin| self.allows(origin)).cloned();
-        let preflight = parts.method == Method::OPTIONS
-            && origin.is_some()
-            && parts.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-        match allowed {
-            allowed if preflight => Verdict::Preflight(allowed),
-            Some(origin) => Verdict::Allowed(origin),
-            None => Verdict::Silent,
+    pub(super) fn ask(&self, parts: &Parts) -> Asked {
+        let Some(origin) = parts.headers.get(ORIGIN) else {
+            return Asked::default();
+        };
+        let asked = |name: HeaderName| parts.headers.get(name).cloned();
+        let method = asked(ACCESS_CONTROL_REQUEST_METHOD);
+        let method = method.filter(|_| parts.method == Method::OPTIONS);
+        Asked {
+            allowed: self.allows(origin).then(|| origin.clone()),
+            preflight: method.map(|method| Preflight {
+                method,
+                headers: asked(ACCESS_CONTROL_REQUEST_HEADERS),
+            }),
         }
     }
 
-    /// The answer to a preflight request, less what every answer has.
-    ///
     /// # Errors
-    /// That answer, as filters give theirs.
-    pub(super) fn admit(&self, parts: &Parts, verdict: &Verdict) -> Result<(), Refusal> {
-        let Verdict::Preflight(allowed) = verdict else {
+    /// The answer to a preflight request. What it has to say is said on the way back, as with every answer.
+    pub(super) fn admit(&self, asked: &Asked) -> Result<(), Refusal> {
+        if asked.preflight.is_none() {
             return Ok(());
-        };
+        }
         let mut response = Response::new(ResponseBody::new(Content::Empty));
         *response.status_mut() = StatusCode::NO_CONTENT;
-        let headers = response.headers_mut();
-        if allowed.is_some() {
-            let asked = |name: HeaderName| parts.headers.get(name).cloned();
-            let methods = self.methods.clone();
-            let methods = methods.or_else(|| asked(ACCESS_CONTROL_REQUEST_METHOD));
-            if let Some(methods) = methods {
-                headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
-            }
-            let fields = self.headers.clone();
-            let fields = fields.or_else(|| asked(ACCESS_CONTROL_REQUEST_HEADERS));
-            if let Some(fields) = fields.filter(|value| !value.is_empty()) {
-                headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, fields);
-            }
-            if let Some(age) = &self.max_age {
-                headers.insert(ACCESS_CONTROL_MAX_AGE, age.clone());
-            }
-        }
-        if self.methods.is_none() {
-            add_vary(headers, "access-control-request-method");
-        }
-        if self.headers.is_none() {
-            add_vary(headers, "access-control-request-headers");
-        }
         Err(Box::new(response))
     }
 
     /// Says what an answer has to say; nothing of what it said itself stays.
-    pub(super) fn back(&self, passed: &mut Passed, headers: &mut HeaderMap) {
-        let verdict = std::mem::take(&mut passed.cors);
-        let allowed = match verdict {
-            Verdict::Preflight(allowed) => allowed,
-            other => {
-                strip(headers);
-                match other {
-                    Verdict::Allowed(origin) => Some(origin),
-                    _ => None,
-                }
+    pub(super) fn back(&self, asked: &mut Asked, headers: &mut HeaderMap) {
+        strip(headers);
+        let Asked { allowed, preflight } = std::mem::take(asked);
+        if preflight.is_some() && self.methods.is_none() {
+            add_vary(headers, "access-control-request-method");
+        }
+        if preflight.is_some() && self.headers.is_none() {
+            add_vary(headers, "access-control-request-headers");
+        }
+        let origin = match self.origins {
+            Origins::Every => Some(HeaderValue::from_static("*")),
+            Origins::These(_) => {
+                add_vary(headers, "origin");
+                allowed
             }
         };
-        let every = matches!(self.origins, Origins::Every);
-        if !every {
-            add_vary(headers, "origin");
-        }
-        let Some(origin) = allowed else {
-            if every {
-                let any = HeaderValue::from_static("*");
-                headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, any);
+        let Some(origin) = origin else { return };
+        let mut say = |name: HeaderName, value: Option<HeaderValue>| {
+            if let Some(value) = value {
+                headers.insert(name, value);
             }
+        };
+        say(ACCESS_CONTROL_ALLOW_ORIGIN, Some(origin));
+        let credentials = self.credentials.then(|| HeaderValue::from_static("true"));
+        say(ACCESS_CONTROL_ALLOW_CREDENTIALS, credentials);
+        let Some(preflight) = preflight else {
+            say(ACCESS_CONTROL_EXPOSE_HEADERS, self.expose.clone());
             return;
         };
-        let origin = if every {
-            HeaderValue::from_static("*")
-        } else {
-            origin
-        };
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        if self.credentials {
-            let yes = HeaderValue::from_static("true");
-            headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
-        }
-        if let Some(expose) = &self.expose {
-            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone());
-        }
+        let methods = self.methods.clone().unwrap_or(preflight.method);
+        say(ACCESS_CONTROL_ALLOW_METHODS, Some(methods));
+        let fields = self.headers.clone().or(preflight.headers);
+        say(
+            ACCESS_CONTROL_ALLOW_HEADERS,
+            fields.filter(|value| !value.is_empty()),
+        );
+        say(ACCESS_CONTROL_MAX_AGE, self.max_age.clone());
     }
 
     fn allows(&self, origin: &HeaderValue) -> bool {

@@ -63,8 +63,24 @@ impl Headers {
             let edits = self.request.iter().filter_map(|edit| edit.render(source));
             passed.request.extend(edits.filter(is_possible));
         }
-        let edits = self.response.iter().filter_map(|edit| edit.render(source));
-        passed.response.extend(edits);
+        let variable = self.response.iter().filter(|edit| !edit.is_fixed());
+        passed
+            .response
+            .extend(variable.map(|edit| edit.render(source)));
+    }
+
+    /// Does what there is to do; `rendered` are those with variables, in their order.
+    pub(super) fn back(&self, rendered: Vec<Option<Edit>>, headers: &mut HeaderMap) {
+        let mut rendered = rendered.into_iter();
+        for edit in &self.response {
+            let edit = match edit {
+                Compiled::Fixed(edit) => Some(edit.clone()),
+                Compiled::Set(..) | Compiled::Add(..) => rendered.next().flatten(),
+            };
+            if let Some(edit) = edit {
+                edit.apply(headers);
+            }
+        }
     }
 }
 
@@ -81,6 +97,10 @@ impl Compiled {
                 None => Compiled::Add(name.clone(), template.clone()),
             },
         })
+    }
+
+    fn is_fixed(&self) -> bool {
+        matches!(self, Compiled::Fixed(_))
     }
 
     fn render(&self, source: &impl Source) -> Option<Edit> {

@@ -71,9 +71,9 @@ pub struct Passed {
     /// Changes to the fields of the request, done where it goes out: behind all that the proxy takes away and sets. A field
     /// that is set in the request itself is taken for the client's.
     pub request: Vec<Edit>,
-    /// To the fields of the response.
-    response: Vec<Edit>,
-    cors: cors::Verdict,
+    /// To the fields of the response: those with variables, in their order.
+    response: Vec<Option<Edit>>,
+    cors: cors::Asked,
     compress: compress::Wanted,
 }
 
@@ -131,7 +131,7 @@ impl Filters {
             access.admit(asking.context.client)?;
         }
         if let Some(cors) = &self.cors {
-            cors.admit(asking.parts, &passed.cors)?;
+            cors.admit(&passed.cors)?;
         }
         if let Some(rewrite) = &self.rewrite {
             rewrite.apply(asking, passed)?;
@@ -141,12 +141,12 @@ impl Filters {
 
     /// The way back, for answers of the action and of filters alike.
     pub fn back(&self, mut passed: Passed, response: &mut Response<ResponseBody>) {
-        let edits = std::mem::take(&mut passed.response);
-        for edit in edits {
-            edit.apply(response.headers_mut());
+        if let Some(headers) = &self.headers {
+            let rendered = std::mem::take(&mut passed.response);
+            headers.back(rendered, response.headers_mut());
         }
         if let Some(cors) = &self.cors {
-            cors.back(&mut passed, response.headers_mut());
+            cors.back(&mut passed.cors, response.headers_mut());
         }
         if let Some(compress) = &self.compress {
             compress.back(&passed.compress, response);

@@ -122,6 +122,13 @@ fn edits(raw: Option<&Loc<EditsRaw>>, side: Side, check: &mut Checker<'_>) -> Ve
         {
             check.take(text.at, host_value(fixed));
         }
+        let same = |edit: &EditSpec| matches!(edit, EditSpec::Set(other, _) if Some(other) == name.as_ref());
+        if out.iter().any(same) {
+            let finding = check
+                .findings
+                .key_error(text.at, "the same field is set twice");
+            finding.help("names of fields have no case");
+        }
         let edit = |(name, value)| EditSpec::Set(name, value);
         out.extend(name.zip(value).map(edit));
     }
