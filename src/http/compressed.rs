@@ -30,6 +30,8 @@ const ZSTD_WINDOW: u32 = 19;
 const BROTLI_QUALITY: u32 = 4;
 /// 256 KiB.
 const BROTLI_WINDOW: u32 = 18;
+/// From 1 MiB on it takes tables of several MiB.
+const BROTLI_HINT: usize = (1 << 20) - 1;
 
 /// Compressed content.
 pub struct Compressed {
@@ -179,7 +181,8 @@ impl Encoder {
                 let params = brotli::enc::BrotliEncoderParams {
                     quality: BROTLI_QUALITY as i32,
                     lgwin: BROTLI_WINDOW as i32,
-                    size_hint: length.map_or(0, |l| usize::try_from(l).unwrap_or(usize::MAX)),
+                    size_hint: usize::try_from(length.unwrap_or(0))
+                        .map_or(BROTLI_HINT, |l| l.min(BROTLI_HINT)),
                     ..Default::default()
                 };
                 let writer = brotli::CompressorWriter::with_params(Vec::new(), 4096, &params);
