@@ -21,14 +21,13 @@ use crate::upstream::error::{Error, Kind};
 /// Bytes that are compressed at a time, and before others get their turn.
 const STEP: usize = 32 * 1024;
 
-// Levels at which text takes about as long as copying it through TLS; windows that a browser must take (RFC 9659), small
-// enough that thousands of responses fit.
+// Levels beyond which each percent costs much more time; windows that a client must take (RFC 9659), and small enough
+// that a response costs a megabyte or two.
 const GZIP_LEVEL: u32 = 5;
 const ZSTD_LEVEL: i32 = 3;
-/// 512 KiB.
-const ZSTD_WINDOW: u32 = 19;
+/// 256 KiB, as brotli's.
+const ZSTD_WINDOW: u32 = 18;
 const BROTLI_QUALITY: u32 = 4;
-/// 256 KiB.
 const BROTLI_WINDOW: u32 = 18;
 /// From 1 MiB on it takes tables of several MiB.
 const BROTLI_HINT: usize = (1 << 20) - 1;

@@ -238,6 +238,39 @@ fn a_client_that_goes_away_ends_the_compression() {
 }
 
 #[test]
+fn a_stream_whose_route_is_gone_ends_at_the_drain_deadline() {
+    let origin = Origin::start("A");
+    let to = local(free_port());
+    let document = |action: &str| {
+        format!(
+            "[http.web]\nlisten = \"{to}\"\n{action}\ncompress = \"zstd\"\n\
+             headers = {{ response = {{ set = {{ content-type = \"text/plain\" }} }} }}\n"
+        )
+    };
+    let proxied = document(&format!("proxy = \"http://{}\"", origin.addr));
+    let gate = Gate::setup()
+        .runtime("drain_timeout = \"500ms\"")
+        .start(&proxied);
+    let open = |path: &str| {
+        let mut conn = Conn::open(to).unwrap();
+        conn.send(format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\naccept-encoding: zstd\r\n\r\n"
+        ))
+        .unwrap();
+        assert_eq!(conn.response_head().unwrap().status, 200);
+        conn
+    };
+    let mut waiting = open("/drip");
+    let flowing = open("/infinite");
+    gate.reload_drained(&document("respond = \"\""));
+    // Nothing that looks like an end.
+    assert!(waiting.body(true, None, |_| {}).is_err());
+    drop(flowing);
+    origin.release_all();
+    assert_eq!(ask(to, "GET /", "").status, 200);
+}
+
+#[test]
 fn release_a_large_file_is_compressed_in_bounded_memory() {
     let www = tempfile::tempdir().unwrap();
     let size = count(100 << 20, 8 << 20);

@@ -257,6 +257,20 @@ fn rewrites_lead_to_other_paths_upstream() {
 }
 
 #[test]
+fn a_trusted_proxys_prefix_goes_before_ours() {
+    let (_gate, _origin, to) = before(
+        "proxy = \"http://ORIGIN\"\ntrusted_proxies = \"127.0.0.1\"\nrewrite = { strip_prefix = \"/b\" }\n",
+    );
+    let head = seen(to, "/b/head", "x-forwarded-prefix: /a\r\n");
+    assert!(
+        head.contains("\r\nx-forwarded-prefix: /a, /b\r\n"),
+        "{head}"
+    );
+    let head = seen(to, "/c/head", "x-forwarded-prefix: /a\r\n");
+    assert!(head.contains("\r\nx-forwarded-prefix: /a\r\n"), "{head}");
+}
+
+#[test]
 fn rewritten_folders_lead_to_the_path_the_client_knows() {
     let www = tempfile::tempdir().unwrap();
     std::fs::create_dir(www.path().join("sub")).unwrap();
