@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+
 use crate::kit::load::{Load, Shape};
 use crate::kit::{Call, Conn, Gate, Origin, Response, free_port, get, h2c};
 
@@ -437,6 +440,53 @@ fn error_pages_stand_for_errors_of_ours() {
     answer.problem(409, "not-prepared");
     assert_eq!(answer.pointers(), ["/http/web/error_pages/404"]);
     assert_eq!(get(to, "x", "/nothing").text(), "<p>changed");
+}
+
+#[test]
+fn all_of_it_over_http2_too() {
+    let (_gate, origin, to) = before(
+        "proxy = \"http://ORIGIN\"\nrewrite = { strip_prefix = \"/api\" }\n\
+         cors = { origins = \"https://app.test\", credentials = true }\n\
+         headers = { request = { set = { host = \"{header.x-host}\", x-real-ip = \"{client_ip}\" } }, \
+         response = { set = { x-path = \"{path} {uri}\" }, remove = \"x-origin\" } }\n",
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = h2c::H2::open(to).await;
+        let ask = async |method: &str, fields: &[(&str, &str)]| {
+            let uri = format!("http://{to}/api/a%20b/head?q");
+            let mut request = http::Request::builder().method(method).uri(uri);
+            for (name, value) in fields {
+                request = request.header(*name, *value);
+            }
+            let mut stream = client.stream();
+            stream.ready().await.unwrap();
+            let request = request.body(Full::new(Bytes::new())).unwrap();
+            let (parts, body) = stream.send_request(request).await.unwrap().into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            let text = String::from_utf8_lossy(&body).to_lowercase();
+            (parts.status.as_u16(), parts.headers, text)
+        };
+        let origin_field = ("origin", "https://app.test");
+        let (status, headers, seen) = ask("GET", &[origin_field, ("x-host", "inner.test")]).await;
+        assert_eq!(status, 200);
+        assert!(seen.starts_with("get /a%20b/head?q http/1.1"), "{seen}");
+        for line in [
+            "host: inner.test",
+            "x-real-ip: 127.0.0.1",
+            "x-forwarded-prefix: /api",
+        ] {
+            assert!(seen.contains(&format!("\r\n{line}\r\n")), "{line}: {seen}");
+        }
+        assert_eq!(headers["access-control-allow-origin"], "https://app.test");
+        assert_eq!(headers["access-control-allow-credentials"], "true");
+        assert_eq!(headers["x-path"], "/a%20b/head /api/a%20b/head?q");
+        assert!(!headers.contains_key("x-origin"));
+        let asked = ("access-control-request-method", "POST");
+        let (status, headers, _) = ask("OPTIONS", &[origin_field, asked]).await;
+        assert_eq!((status, origin.requests()), (204, 1));
+        assert_eq!(headers["access-control-allow-methods"], "GET, HEAD, POST");
+    });
 }
 
 #[test]
