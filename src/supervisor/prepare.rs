@@ -1,7 +1,7 @@
 //! Everything of a swap that can fail, before anything of it can be seen: read, parse, load files, plan, resolve names,
 //! compile, reserve addresses. All of it owns what it makes; dropping [`Prepared`] undoes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -356,7 +356,10 @@ impl Supervisor {
         });
         let located = |faults: Vec<Fault>| -> Vec<Diagnostic> {
             let place = |f: Fault| parsed.locate(&f.pointer, f.message, f.help.map(Into::into));
-            faults.into_iter().map(place).collect()
+            let mut all: Vec<_> = faults.into_iter().map(place).collect();
+            // A certificate that `[defaults]` name is wrong for every server, in one place.
+            all.dedup();
+            all
         };
         match built.await {
             Ok(Ok((snapshot, warnings))) => Ok((snapshot, located(warnings))),
@@ -498,7 +501,10 @@ async fn parse(
 /// Reads every file the document names, all at once.
 async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<Files, Rejection> {
     let (mut named, mut errors) = (parsed.document.file_pointers(), Vec::new());
-    for (folder, pointer) in parsed.document.certificate_folders() {
+    let mut folders = parsed.document.certificate_folders();
+    let mut seen = HashSet::new();
+    folders.retain(|(folder, _)| seen.insert(folder.clone()));
+    for (folder, pointer) in folders {
         let listed = tokio::time::timeout_at(deadline, files::pairs(&folder)).await;
         match listed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
@@ -508,6 +514,9 @@ async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<F
             }
         }
     }
+    // What `[defaults]` name is named by every server, and read once.
+    let mut seen = HashSet::new();
+    named.retain(|(path, _)| seen.insert(path.clone()));
     let reads = named.into_iter().map(|(path, pointer)| async move {
         let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
         let error = match read {
@@ -540,7 +549,9 @@ async fn look_for_folders(
     deadline: Instant,
     timeout: Duration,
 ) -> Result<(), Rejection> {
-    let named = parsed.document.folder_pointers();
+    let mut named = parsed.document.folder_pointers();
+    let mut seen = HashSet::new();
+    named.retain(|(folder, _)| seen.insert(folder.clone()));
     let looks = named.into_iter().map(|(path, pointer)| async move {
         let error = match tokio::time::timeout_at(deadline, files::folder(&path)).await {
             Ok(Ok(())) => return None,

@@ -59,6 +59,7 @@ section! {
         /// For requests that no route takes: send the client elsewhere.
         redirect: Box<RedirectRaw>,
     }
+    one_of = ["proxy", "files", "respond", "redirect"];
     later = [FILTERS, &["proxy_protocol", "error_pages", "tcp"]];
 }
 
@@ -181,6 +182,7 @@ section! {
         headers: Map<String>,
     }
     short = body;
+    one_of = ["body", "file"];
     later = [];
 }
 
