@@ -10,7 +10,7 @@ use std::ops::Deref;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
-pub use shape::{Auto, Limit, List, Map};
+pub use shape::{Auto, Limit, List, Map, Switch};
 
 use super::check::shorten;
 use super::findings::{Findings, did_you_mean};
