@@ -32,7 +32,7 @@ use crate::tls::store::{Fault, Material};
 use crate::upstream::Shared;
 use crate::worker;
 
-/// How long reading the configuration file itself may take.
+/// How long reading the configuration file itself, or what it includes, may take.
 const READ_FILE: Duration = Duration::from_secs(30);
 /// How often it is looked whether an address that retires is free.
 const RETIRE_LOOK: Duration = Duration::from_millis(5);
@@ -492,7 +492,12 @@ async fn parse(
             },
         )
     });
-    match parsed.await {
+    // It reads what the document includes and its secrets, and a file may hang.
+    let Ok(parsed) = tokio::time::timeout(READ_FILE, parsed).await else {
+        let detail = format!("the document and its files could not be read within {READ_FILE:?}");
+        return Err(Rejection::new(409, "not-prepared", detail));
+    };
+    match parsed {
         Ok(Ok(parsed)) => Ok(parsed),
         Ok(Err(Refused::Syntax(errors))) => Err(Rejection::with(400, "malformed-document", errors)),
         Ok(Err(Refused::Invalid { errors, .. })) => {
