@@ -137,6 +137,21 @@ fn an_own_action_takes_the_place_of_the_one_in_defaults() {
 }
 
 #[test]
+fn filters_of_defaults_hold_where_a_server_says_nothing_else() {
+    let document = document(
+        "[defaults.http]\nlisten = ':1'\nrespond = ''\nallow = '10.0.0.0/8'\nbody_limit = '1KiB'\nuse = 'f'\n\
+         [filters.f]\ndeny = '10.1.0.0/16'\n\
+         [http.a]\nhosts = 'a'\n\
+         [http.b]\nhosts = 'b'\nallow = false\nbody_limit = 'unlimited'\nuse = []\n\
+         [http.c]\nhosts = 'c'\nallow = '10.0.0.0/8'\nbody_limit = '1KiB'\nuse = 'f'\n",
+    );
+    let filters = |name: &str| format!("{:?}", document.http[name].filters);
+    assert_eq!(filters("a"), filters("c"));
+    assert_ne!(filters("a"), filters("b"));
+    assert_eq!(document.whole()["http"]["b"]["allow"], false);
+}
+
+#[test]
 fn of_body_and_file_the_own_one_holds() {
     let document = document(
         "[defaults.http]\nlisten = ':1'\nrespond = { body = 'x', status = 404 }\n\
