@@ -29,6 +29,7 @@ macro_rules! filtered {
     (
         $(#[$meta:meta])*
         pub struct $name:ident { $($fields:tt)* }
+        $(one_of = $one_of:expr;)?
         later = $later:expr;
     ) => {
         $crate::config::decode::section! {
@@ -50,6 +51,7 @@ macro_rules! filtered {
                 /// Compress responses that gain by it, where the client takes it: our order among those it likes equally. `false`: none.
                 compress: $crate::config::decode::Switch<$crate::config::decode::List<$crate::config::http::FileCoding>>,
             }
+            $(one_of = $one_of;)?
             later = $later;
         }
 

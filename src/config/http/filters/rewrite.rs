@@ -26,6 +26,7 @@ section! {
         /// As `path`; `$1`, `${1}` or `$name` is what a group of `regex` matched, `$$` is a dollar.
         to: String,
     }
+    one_of = ["strip_prefix", "add_prefix", "path", "regex", "to"];
     later = [];
 }
 
