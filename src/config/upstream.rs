@@ -1,4 +1,5 @@
 //! `[upstreams.NAME]`: where requests go.
+mod balance;
 mod reference;
 
 use std::collections::HashSet;
@@ -10,6 +11,7 @@ use super::decode::{Limit, List, section, words};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
+pub use balance::{Balance, BalanceRaw};
 pub use reference::{Reference, References, base_path};
 
 section! {
@@ -18,7 +20,7 @@ section! {
         /// Where the requests go, at least one.
         targets: List<TargetRaw>,
         /// How a target is chosen.
-        balance: Balance = "round_robin",
+        balance: BalanceRaw = "round_robin",
         /// What the targets speak.
         protocol: Protocol = "h1",
         /// Idle connections that are kept.
@@ -40,9 +42,11 @@ section! {
         address: String,
         /// Share of the traffic, 0 to 1000; 0 gets none.
         weight: u64 = 1,
+        /// Used only while no other target is usable.
+        backup: bool = false,
     }
     short = address;
-    later = [&["backup"]];
+    later = [];
 }
 
 section! {
@@ -89,23 +93,14 @@ pub enum Protocol {
 }
 
 words!(Protocol { "h1" => Protocol::Http1, "http1" => Protocol::Http1 } later ["h2c", "h2", "auto"]);
-words!(Balance {
-    "round_robin" => Balance::RoundRobin,
-    "least_requests" => Balance::LeastRequests,
-} later ["p2c_ewma", "random", "ip_hash", "hash"]);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balance {
-    RoundRobin,
-    LeastRequests,
-}
-
 /// One target of an upstream. Its identity is (upstream, address); the weight may change freely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetSpec {
     pub address: TargetAddr,
     /// Share of the traffic, 0 to 1000; 0 gets none.
     pub weight: u32,
+    /// Used only while no other target is usable.
+    pub backup: bool,
 }
 
 /// Checked `[upstreams.NAME]`, or the upstream that a URL in a `proxy` key stands for.
@@ -155,10 +150,7 @@ impl UpstreamRaw {
         UpstreamSpec {
             name: name.into(),
             targets,
-            balance: self
-                .balance
-                .as_ref()
-                .map_or(Balance::RoundRobin, |b| b.value),
+            balance: balance::balance(self.balance.as_ref(), check),
             pool: PoolSpec {
                 idle: pool
                     .and_then(|p| p.idle.as_ref())
@@ -224,6 +216,7 @@ impl UpstreamRaw {
             targets.push(TargetSpec {
                 address,
                 weight: u32::try_from(weight).unwrap_or(u32::MAX),
+                backup: raw.backup.as_ref().is_some_and(|b| b.value),
             });
         }
         if total == 0 && !list.is_empty() && !list.spoiled {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ::http::header::HOST;
 use ::http::{Request, Response, StatusCode, Version};
+use tokio::time::Instant;
 
 use super::body::{Progress, RequestBody};
 use super::connect::dial;
@@ -18,11 +19,10 @@ use super::error::{Error, Kind};
 use super::exchange::{Spare, exchange, origin_form};
 use super::pool::{InFlight, Keep, Lease};
 use super::response::UpstreamBody;
+use super::select::Tries;
 use super::{Member, SendOptions, Upstream};
 use crate::metrics::WorkerContext;
 
-/// Targets tried for one request.
-pub(super) const TARGETS: usize = 3;
 /// Pooled connections tried on one target: after a restart of the origin all are stale, a fresh one is then quicker.
 const POOLED: u32 = 2;
 
@@ -73,27 +73,22 @@ impl Upstream {
                 }
             });
         }
-        let mut tried = [usize::MAX; TARGETS];
-        let mut last = None;
-        for count in 0..TARGETS {
-            let Some(index) = self.pick(worker.index, &tried[..count]) else {
-                break;
-            };
-            tried[count] = index;
-            let member = &self.members[index];
+        let mut tries = Tries::new(self, worker.index, &options);
+        while let Some(member) = tries.next() {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
-            match self.try_member(member, &plan, &mut request).await {
+            let began = self.watches_latency().then(Instant::now);
+            let outcome = self.try_member(member, &plan, &mut request).await;
+            if let Some(began) = began {
+                member.learn(began, outcome.is_ok());
+            }
+            match outcome {
                 Ok(answer) => return Ok(answer),
-                Err(error) if error.unsent => {
-                    tracing::debug!(upstream = %self.name, target = %member.target.address(), %error, "not sent");
-                    last = Some(error);
-                }
-                Err(error) => return Err(error),
+                Err(error) => tries.failed(member, error)?,
             }
         }
-        Err(last.unwrap_or_else(|| self.none_usable()))
+        Err(tries.over())
     }
 
     /// One target: a pooled connection or two, then a fresh one. After an unsent error `request` is as it was.
