@@ -1,6 +1,7 @@
 //! `[upstreams.NAME]`: where requests go.
 mod balance;
 mod reference;
+mod sticky;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use super::tree::At;
 
 pub use balance::{Balance, BalanceRaw};
 pub use reference::{Reference, References, base_path};
+pub use sticky::{SameSite, StickyRaw, StickySpec};
 
 section! {
     /// A named set of targets that requests go to.
@@ -21,6 +23,8 @@ section! {
         targets: List<TargetRaw>,
         /// How a target is chosen.
         balance: BalanceRaw = "round_robin",
+        /// A cookie that keeps a client with its target; left out: none.
+        sticky: StickyRaw,
         /// What the targets speak.
         protocol: Protocol = "h1",
         /// Idle connections that are kept.
@@ -31,7 +35,7 @@ section! {
         resolve: ResolveRaw = {},
     }
     later = [&[
-        "sticky", "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
+        "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
     ]];
 }
 
@@ -110,6 +114,7 @@ pub struct UpstreamSpec {
     /// Never empty.
     pub targets: Vec<TargetSpec>,
     pub balance: Balance,
+    pub sticky: Option<StickySpec>,
     pub pool: PoolSpec,
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
@@ -151,6 +156,7 @@ impl UpstreamRaw {
             name: name.into(),
             targets,
             balance: balance::balance(self.balance.as_ref(), check),
+            sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             pool: PoolSpec {
                 idle: pool
                     .and_then(|p| p.idle.as_ref())

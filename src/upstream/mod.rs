@@ -19,8 +19,10 @@ mod latency;
 mod pool;
 mod resolve;
 mod response;
+mod retry;
 mod select;
 mod send;
+pub mod sticky;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -35,6 +37,7 @@ use std::time::Duration;
 use ::http::HeaderValue;
 use parking_lot::Mutex;
 
+use crate::config::http::RetrySpec;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{Balance, PoolSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts};
 use crate::registry::Registry;
@@ -59,6 +62,8 @@ pub struct Shared {
     rounds: Box<[Arc<Round>]>,
     names: Registry<(Arc<str>, u16), Names>,
     lookups: Registry<LookupKey, Lookup>,
+    budgets: Registry<Arc<str>, retry::Budget>,
+    secret: sticky::Secret,
     resolver: Arc<Resolver>,
 }
 
@@ -80,6 +85,8 @@ impl Shared {
             rounds: (0..workers.max(1)).map(|_| Arc::default()).collect(),
             names: Registry::default(),
             lookups: Registry::default(),
+            budgets: Registry::default(),
+            secret: sticky::Secret::default(),
             resolver,
         }
     }
@@ -127,6 +134,8 @@ pub struct Upstream {
     balance: Balance,
     /// By member, hashes of the addresses; empty unless the policy hashes.
     seeds: Box<[u64]>,
+    sticky: Option<sticky::Sticky>,
+    budget: Arc<retry::Budget>,
     /// By worker; none when there is only one member.
     turns: Box<[Turn]>,
     pool: PoolSpec,
@@ -163,6 +172,10 @@ pub struct SendOptions {
     pub host_from_target: bool,
     /// Hash of what [`Upstream::keyed_by`] asked for.
     pub key: Option<u64>,
+    /// The target that the client's cookie names ([`sticky::sticky_id`]).
+    pub sticky: Option<u64>,
+    /// `None`: what was not sent goes to up to three targets.
+    pub retries: Option<Arc<RetrySpec>>,
 }
 
 impl Upstream {
@@ -183,6 +196,8 @@ impl Upstream {
             weights: spec.targets.iter().map(|t| t.weight).collect(),
             backups: members.iter().any(|m| m.backup),
             seeds: select::seeds(spec),
+            sticky: sticky::Sticky::build(spec, shared),
+            budget: shared.budgets.lease(&spec.name, retry::Budget::new),
             members,
             balance: spec.balance.clone(),
             turns: (0..turns).map(|_| Turn::default()).collect(),

@@ -3,6 +3,7 @@
 
 mod answers;
 mod requests;
+mod retries;
 mod targets;
 
 use std::future::Future;
@@ -126,6 +127,7 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             })
             .collect(),
         balance: Balance::RoundRobin,
+        sticky: None,
         pool: PoolSpec {
             idle: 8,
             idle_timeout: Duration::from_secs(60),
