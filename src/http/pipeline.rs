@@ -166,9 +166,7 @@ async fn handle(
             http1,
         );
     };
-    if let Some(session) = &connection.tls
-        && entry.misdirected(session, context.host_name())
-    {
+    if entry.misdirected(connection.tls.as_ref(), context.host_name(), server) {
         return local(
             error::plain(StatusCode::MISDIRECTED_REQUEST),
             body,
@@ -207,6 +205,9 @@ async fn handle(
         server: &server.name,
         route: route.and_then(|route| route.name.as_deref()),
         generation: serving.generation.id,
+        // Of another server's handshake it would prove nothing here.
+        client: (server.client_auth.as_ref())
+            .and_then(|_| connection.tls.as_ref()?.client.as_deref()),
     };
     match &action.kind {
         Kind::Respond(respond) => local(respond.respond(&vars(&parts)), body, expectation, http1),

@@ -8,7 +8,8 @@ use http::request::Parts;
 use super::headers::scheme_text;
 use super::request::RequestContext;
 use super::text;
-use crate::config::template::{Source, Var};
+use crate::config::template::{ClientCertPart, Source, Var};
+use crate::tls::ClientCert;
 
 /// What a template of an action may name.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct Vars<'a> {
     pub server: &'a str,
     pub route: Option<&'a str>,
     pub generation: u64,
+    /// The client's certificate, if the server asks for one.
+    pub client: Option<&'a ClientCert>,
 }
 
 impl Source for Vars<'_> {
@@ -53,6 +56,14 @@ impl Source for Vars<'_> {
                 let session = context.connection.tls.as_ref();
                 session.and_then(|t| t.sni.as_deref()).unwrap_or("").into()
             }
+            Var::ClientCert(part) => self
+                .client
+                .map_or("", |client| match part {
+                    ClientCertPart::Subject => &client.subject,
+                    ClientCertPart::Fingerprint => &client.fingerprint,
+                    ClientCertPart::San => &client.san,
+                })
+                .into(),
             Var::Header(name) => header(&self.parts.headers, name),
             Var::Cookie(name) => text::cookies(&self.parts.headers)
                 .find(|(key, _)| *key == name.as_bytes())

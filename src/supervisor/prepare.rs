@@ -1,19 +1,21 @@
 //! Everything of a swap that can fail, before anything of it can be seen: read, parse, load files, plan, resolve names,
 //! compile, reserve addresses. All of it owns what it makes; dropping [`Prepared`] undoes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Rejection;
 use super::actor::{Crew, Supervisor};
 use super::admin_socket::AdminReserved;
+use super::certificates::{self, Watched};
 use super::event::{Kind, Phase};
 use super::files;
 use super::log::SwapState;
@@ -26,9 +28,9 @@ use crate::document::{Context, Document, Parsed, Refused};
 use crate::http::Files;
 use crate::listen::accept::{Binding, ConnectionLimit};
 use crate::net;
-use crate::snapshot::{BindingKey, Snapshot};
+use crate::snapshot::{BindingKey, Pems, Snapshot};
 use crate::tls;
-use crate::tls::store::{Fault, Material};
+use crate::tls::store::{Fault, Material, Wanted};
 use crate::upstream::Shared;
 use crate::worker;
 
@@ -114,7 +116,7 @@ impl Supervisor {
         state: &SwapState,
         request: &SwapRequest,
     ) -> Result<Option<Box<Prepared>>, Rejection> {
-        self.inner.check_if_match(request)?;
+        self.inner.check_if_match(request.if_match.as_deref())?;
         let generation = self.current.as_ref().map_or(0, |current| current.id);
         let Read {
             bytes,
@@ -148,12 +150,14 @@ impl Supervisor {
 
         let timeout = document.runtime.prepare_timeout;
         let deadline = Instant::now() + timeout;
-        let files = load(&parsed, deadline, timeout).await?;
+        let stamps = Arc::new(Watched::of(&document).stamps().await);
+        let (files, pems) = load(&parsed, deadline, timeout).await?;
         look_for_folders(&parsed, deadline, timeout).await?;
         if request.kind == Kind::Reload
             && let Some(current) = &self.current
             && *current.document == *document
             && current.snapshot.files == files
+            && current.snapshot.pems.files == pems
         {
             strict(request, &warnings)?;
             if file.is_some() {
@@ -175,9 +179,16 @@ impl Supervisor {
         let state_lock = self.lock_state(&parsed, &mut warnings)?;
         let crew = match &self.crew {
             Some(crew) => crew.clone(),
-            None => Arc::new(self.hire(&document)?),
+            None => {
+                let folder = state_lock.as_ref().map(|lock| lock.dir().to_owned());
+                Arc::new(self.hire(&document, folder)?)
+            }
         };
-        let (snapshot, faults) = self.compile(&parsed, &document, files, &crew).await?;
+        let pems = Pems {
+            files: pems,
+            stamps,
+        };
+        let (snapshot, faults) = self.compile(&parsed, &document, files, pems, &crew).await?;
         warnings.extend(faults);
         warnings.extend(resolve(&parsed, &snapshot, deadline).await);
         let (opened, admin) = self.reserve(&parsed, &steps, deadline).await?;
@@ -262,12 +273,7 @@ impl Supervisor {
             return Ok(None);
         }
         let document = &parsed.document;
-        let Some(dir) = document
-            .runtime
-            .state_dir
-            .clone()
-            .or_else(|| state_dir::default_dir(&document.admin))
-        else {
+        let Some(dir) = state_dir::folder(document) else {
             return Ok(None);
         };
         match state_dir::lock(&dir) {
@@ -290,7 +296,7 @@ impl Supervisor {
     }
 
     /// The workers, at boot.
-    fn hire(&self, document: &Document) -> Result<Crew, Rejection> {
+    fn hire(&self, document: &Document, state_folder: Option<PathBuf>) -> Result<Crew, Rejection> {
         let runtime = &document.runtime;
         let count = match runtime.model {
             crate::config::runtime::Model::PerCore => runtime.workers,
@@ -323,7 +329,7 @@ impl Supervisor {
         Ok(Crew {
             workers,
             shared,
-            tls: Arc::new(tls),
+            tls: Arc::new(tls.with_state_folder(state_folder)),
             limit,
             model: runtime.model,
         })
@@ -335,6 +341,7 @@ impl Supervisor {
         parsed: &Parsed,
         document: &Arc<Document>,
         files: Files,
+        pems: Pems,
         crew: &Crew,
     ) -> Result<(Arc<Snapshot>, Vec<Diagnostic>), Rejection> {
         let before = self
@@ -349,9 +356,10 @@ impl Supervisor {
                 .as_ref()
                 .map(|(document, snapshot)| (&**document, &**snapshot));
             let running = before.map(|(_, snapshot)| &snapshot.certificates);
-            let loaded = Material::load(document.http.values(), &files, running, &tls);
+            let loaded = Material::load(Wanted::http(&document), &pems.files, running, &tls);
             let (certificates, warnings) = loaded?;
-            let snapshot = Snapshot::build(&document, files, certificates, &shared, &tls, before);
+            let snapshot =
+                Snapshot::build(&document, files, pems, certificates, &shared, &tls, before);
             Ok((Arc::new(snapshot), warnings))
         });
         let located = |faults: Vec<Fault>| -> Vec<Diagnostic> {
@@ -495,13 +503,30 @@ async fn parse(
     }
 }
 
-/// Reads every file the document names, all at once.
-async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<Files, Rejection> {
-    let (mut named, mut errors) = (parsed.document.file_pointers(), Vec::new());
+/// Reads every file the document names, all at once: those of answers, and those of certificates.
+async fn load(
+    parsed: &Parsed,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<(Files, Files), Rejection> {
+    // Each once, however many name it: at the first place that does.
+    let mut named = IndexMap::new();
+    let mut name = |path: PathBuf, pointer: &str| {
+        named.entry(path).or_insert_with(|| pointer.to_owned());
+    };
+    let mut errors = Vec::new();
+    for (path, pointer) in parsed.document.file_pointers() {
+        name(path, &pointer);
+    }
+    let mut folders: Vec<PathBuf> = Vec::new();
     for (folder, pointer) in parsed.document.certificate_folders() {
+        if folders.contains(&folder) {
+            continue;
+        }
+        folders.push(folder.clone());
         let listed = tokio::time::timeout_at(deadline, files::pairs(&folder)).await;
         match listed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
-            Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
+            Ok(paths) => paths.into_iter().for_each(|path| name(path, &pointer)),
             Err(error) => {
                 let message = format!("{}: {error}", folder.display());
                 errors.push(parsed.locate(&pointer, message, None));
@@ -527,11 +552,18 @@ async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<F
             Err(error) => errors.push(error),
         }
     }
-    if errors.is_empty() {
-        Ok(files)
-    } else {
-        Err(Rejection::with(409, "not-prepared", errors))
+    if !errors.is_empty() {
+        return Err(Rejection::with(409, "not-prepared", errors));
     }
+    let pems = certificates::pems(&parsed.document, &folders, &files);
+    let answers: HashSet<_> = parsed
+        .document
+        .answer_pointers()
+        .into_iter()
+        .map(|(path, _)| path)
+        .collect();
+    files.retain(|path, _| answers.contains(path));
+    Ok((files, pems))
 }
 
 /// Sees that every folder to be served is one.

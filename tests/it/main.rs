@@ -9,7 +9,9 @@
 mod kit;
 
 mod admin;
+mod certificates;
 mod cli;
+mod client_certs;
 mod contract;
 mod drain;
 mod files;
