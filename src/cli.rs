@@ -1,4 +1,4 @@
-//! The command line: `run` starts the process, `check` and `schema` need none, and `adapt`, `reload`, `now`, `stop` and
+//! The command line: `run` starts the process, `check`, `trust` and `schema` need none, and `adapt`, `reload`, `now`, `stop` and
 //! `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see [`Exit`].
 
 mod args;
@@ -7,6 +7,7 @@ mod draw;
 mod file;
 mod local;
 mod remote;
+mod trust;
 
 use std::process::ExitCode;
 
@@ -61,6 +62,7 @@ pub fn main() -> ExitCode {
         None => local::run(args.run),
         Some(Verb::Run(run)) => local::run(run),
         Some(Verb::Check(check)) => local::check(&check),
+        Some(Verb::Trust(args)) => trust::trust(&args),
         Some(Verb::Schema) => local::schema(),
         Some(Verb::Reload(reload)) => remote::block_on(remote::reload(reload)),
         Some(Verb::Adapt(adapt)) => remote::block_on(remote::adapt(adapt)),
