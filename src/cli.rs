@@ -1,11 +1,13 @@
-//! The command line: `run` starts the process, `check`, `trust` and `schema` need none, and `adapt`, `reload`, `now`, `stop` and
-//! `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see [`Exit`].
+//! The command line: `run` and the quick modes start the process, `check`, `trust` and `schema` need none, and `adapt`,
+//! `reload`, `now`, `stop` and `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see
+//! [`Exit`].
 
 mod args;
 mod client;
 mod draw;
 mod file;
 mod local;
+mod quick;
 mod remote;
 mod trust;
 
@@ -63,6 +65,9 @@ pub fn main() -> ExitCode {
         Some(Verb::Run(run)) => local::run(run),
         Some(Verb::Check(check)) => local::check(&check),
         Some(Verb::Trust(args)) => trust::trust(&args),
+        Some(Verb::ReverseProxy(args)) => quick::reverse_proxy(&args),
+        Some(Verb::FileServer(args)) => quick::file_server(&args),
+        Some(Verb::Respond(args)) => quick::respond(&args),
         Some(Verb::Schema) => local::schema(),
         Some(Verb::Reload(reload)) => remote::block_on(remote::reload(reload)),
         Some(Verb::Adapt(adapt)) => remote::block_on(remote::adapt(adapt)),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
-use crate::http::{Entry, Files};
+use crate::http::{Entry, Files, filter};
 use crate::tls::stamp::Stamps;
 use crate::tls::{self, store::Material};
 use crate::upstream::{Shared, Upstream};
@@ -74,6 +74,14 @@ pub struct Snapshot {
     pub certificates: Material,
 }
 
+/// What the files of a document hold.
+#[derive(Debug, Clone, Default)]
+pub struct Contents {
+    /// Those that are answers.
+    pub answers: Files,
+    pub pems: Pems,
+}
+
 /// The files that hold certificates, keys and CAs: they are taken over when they change, so they are kept apart.
 #[derive(Debug, Clone, Default)]
 pub struct Pems {
@@ -84,16 +92,20 @@ pub struct Pems {
 
 impl Snapshot {
     /// Compiles `document`. `before` is what runs, with the document it was made of; `certificates` those that the
-    /// document names, made of `pems`.
+    /// document names, made of the PEM files among `contents`.
     pub fn build(
         document: &Document,
-        files: Files,
-        pems: Pems,
+        contents: Contents,
         certificates: Material,
         shared: &Arc<Shared>,
         tls: &tls::Shared,
+        filters: &filter::Shared,
         before: Option<(&Document, &Snapshot)>,
     ) -> Snapshot {
+        let Contents {
+            answers: files,
+            pems,
+        } = contents;
         let upstreams: BTreeMap<_, _> = document
             .upstreams
             .iter()
@@ -128,7 +140,7 @@ impl Snapshot {
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
                 let entry = kept.unwrap_or_else(|| {
-                    let entry = Entry::build(&specs, &upstreams, &files);
+                    let entry = Entry::build(&specs, &upstreams, &files, filters);
                     Arc::new(entry.over_tls(presented(&specs, &certificates, tls)))
                 });
                 (key, entry)
@@ -220,14 +232,19 @@ mod tests {
         let shared = Arc::new(Shared::new(tokio::runtime::Handle::current(), 1));
         let tls = tls::Shared::new().unwrap();
         let build = |text, before| {
-            let (pems, certificates) = (Pems::default(), Material::default());
+            let certificates = Material::default();
+            let filters = filter::Shared::default();
+            let contents = Contents {
+                answers: files(text),
+                ..Contents::default()
+            };
             Snapshot::build(
                 &document,
-                files(text),
-                pems,
+                contents,
                 certificates,
                 &shared,
                 &tls,
+                &filters,
                 before,
             )
         };

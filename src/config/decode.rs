@@ -10,7 +10,7 @@ use std::ops::Deref;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
-pub use shape::{Auto, Limit, List, Map};
+pub use shape::{Auto, Limit, List, Map, Switch};
 
 use super::findings::{Findings, did_you_mean};
 use super::tree::{At, Node, Value};

@@ -9,7 +9,6 @@ use super::headers::scheme_text;
 use super::request::RequestContext;
 use super::text;
 use crate::config::template::{ClientCertPart, Source, Var};
-use crate::tls::ClientCert;
 
 /// What a template of an action may name.
 #[derive(Debug)]
@@ -19,8 +18,6 @@ pub struct Vars<'a> {
     pub server: &'a str,
     pub route: Option<&'a str>,
     pub generation: u64,
-    /// The client's certificate, if the server asks for one.
-    pub client: Option<&'a ClientCert>,
 }
 
 impl Source for Vars<'_> {
@@ -56,8 +53,8 @@ impl Source for Vars<'_> {
                 let session = context.connection.tls.as_ref();
                 session.and_then(|t| t.sni.as_deref()).unwrap_or("").into()
             }
-            Var::ClientCert(part) => self
-                .client
+            Var::ClientCert(part) => context
+                .client_cert
                 .map_or("", |client| match part {
                     ClientCertPart::Subject => &client.subject,
                     ClientCertPart::Fingerprint => &client.fingerprint,

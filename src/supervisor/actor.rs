@@ -25,6 +25,7 @@ use super::state_dir::StateLock;
 use super::view::View;
 use crate::document::Document;
 use crate::generation::Generation;
+use crate::http::filter;
 use crate::listen::accept::ConnectionLimit;
 use crate::snapshot::Snapshot;
 use crate::tls;
@@ -108,6 +109,7 @@ pub(super) struct Crew {
     pub(super) workers: Vec<Worker>,
     pub(super) shared: Arc<Shared>,
     pub(super) tls: Arc<tls::Shared>,
+    pub(super) filters: filter::Shared,
     pub(super) limit: Arc<ConnectionLimit>,
     pub(super) model: crate::config::runtime::Model,
 }

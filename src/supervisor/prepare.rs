@@ -25,11 +25,12 @@ use super::state_dir::{self, LockError, StateLock};
 use crate::config::scalar::ListenAddr;
 use crate::config::{Diagnostic, Format};
 use crate::document::{Context, Document, Parsed, Refused};
-use crate::http::Files;
+use crate::http::{Files, filter};
 use crate::listen::accept::{Binding, ConnectionLimit};
 use crate::net;
-use crate::snapshot::{BindingKey, Pems, Snapshot};
+use crate::snapshot::{BindingKey, Contents, Pems, Snapshot};
 use crate::tls;
+use crate::tls::stamp::Stamps;
 use crate::tls::store::{Fault, Material, Wanted};
 use crate::upstream::Shared;
 use crate::worker;
@@ -151,13 +152,13 @@ impl Supervisor {
         let timeout = document.runtime.prepare_timeout;
         let deadline = Instant::now() + timeout;
         let stamps = Arc::new(Watched::of(&document).stamps().await);
-        let (files, pems) = load(&parsed, deadline, timeout).await?;
+        let contents = load(&parsed, stamps, deadline, timeout).await?;
         look_for_folders(&parsed, deadline, timeout).await?;
         if request.kind == Kind::Reload
             && let Some(current) = &self.current
             && *current.document == *document
-            && current.snapshot.files == files
-            && current.snapshot.pems.files == pems
+            && current.snapshot.files == contents.answers
+            && current.snapshot.pems.files == contents.pems.files
         {
             strict(request, &warnings)?;
             if file.is_some() {
@@ -184,11 +185,7 @@ impl Supervisor {
                 Arc::new(self.hire(&document, folder)?)
             }
         };
-        let pems = Pems {
-            files: pems,
-            stamps,
-        };
-        let (snapshot, faults) = self.compile(&parsed, &document, files, pems, &crew).await?;
+        let (snapshot, faults) = self.compile(&parsed, &document, contents, &crew).await?;
         warnings.extend(faults);
         warnings.extend(resolve(&parsed, &snapshot, deadline).await);
         let (opened, admin) = self.reserve(&parsed, &steps, deadline).await?;
@@ -330,6 +327,7 @@ impl Supervisor {
             workers,
             shared,
             tls: Arc::new(tls.with_state_folder(state_folder)),
+            filters: filter::Shared::default(),
             limit,
             model: runtime.model,
         })
@@ -340,26 +338,33 @@ impl Supervisor {
         &self,
         parsed: &Parsed,
         document: &Arc<Document>,
-        files: Files,
-        pems: Pems,
-        crew: &Crew,
+        contents: Contents,
+        crew: &Arc<Crew>,
     ) -> Result<(Arc<Snapshot>, Vec<Diagnostic>), Rejection> {
         let before = self
             .current
             .as_ref()
             .map(|current| (current.document.clone(), current.snapshot.clone()));
         let document = document.clone();
-        let (shared, tls) = (crew.shared.clone(), crew.tls.clone());
+        let crew = crew.clone();
         // A large table takes its time: not on a thread that has other work.
         let built = self.options.compiler.spawn_blocking(move || {
             let before = before
                 .as_ref()
                 .map(|(document, snapshot)| (&**document, &**snapshot));
             let running = before.map(|(_, snapshot)| &snapshot.certificates);
-            let loaded = Material::load(Wanted::http(&document), &pems.files, running, &tls);
+            let pems = &contents.pems.files;
+            let loaded = Material::load(Wanted::http(&document), pems, running, &crew.tls);
             let (certificates, warnings) = loaded?;
-            let snapshot =
-                Snapshot::build(&document, files, pems, certificates, &shared, &tls, before);
+            let snapshot = Snapshot::build(
+                &document,
+                contents,
+                certificates,
+                &crew.shared,
+                &crew.tls,
+                &crew.filters,
+                before,
+            );
             Ok((Arc::new(snapshot), warnings))
         });
         let located = |faults: Vec<Fault>| -> Vec<Diagnostic> {
@@ -503,12 +508,13 @@ async fn parse(
     }
 }
 
-/// Reads every file the document names, all at once: those of answers, and those of certificates.
+/// Reads every file the document names, all at once. `stamps`: of those of certificates, from before.
 async fn load(
     parsed: &Parsed,
+    stamps: Arc<Stamps>,
     deadline: Instant,
     timeout: Duration,
-) -> Result<(Files, Files), Rejection> {
+) -> Result<Contents, Rejection> {
     // Each once, however many name it: at the first place that does.
     let mut named = IndexMap::new();
     let mut name = |path: PathBuf, pointer: &str| {
@@ -563,7 +569,13 @@ async fn load(
         .map(|(path, _)| path)
         .collect();
     files.retain(|path, _| answers.contains(path));
-    Ok((files, pems))
+    Ok(Contents {
+        answers: files,
+        pems: Pems {
+            files: pems,
+            stamps,
+        },
+    })
 }
 
 /// Sees that every folder to be served is one.

@@ -17,7 +17,7 @@ use super::super::scalar::{HostPattern, ListenAddr, REDACTED, Secret, SecretRef,
 use super::super::template::{Part, Template, Var};
 use super::super::tree::{At, Node, Value};
 use super::check::{Checked, addresses};
-use super::{ActionSpec, ConnectionSpec, HttpSpec, RedirectSpec};
+use super::{ActionSpec, ConnectionSpec, FiltersSpec, HttpSpec, RedirectSpec};
 
 section! {
     /// Makes the server HTTPS. The certificate is chosen by the name the client asks for (SNI) over all servers of the
@@ -409,7 +409,7 @@ impl Checked {
             },
             tls: None,
             upgraded_timeout: None,
-            body_limit: None,
+            filters: FiltersSpec::default(),
             routes: Vec::new(),
             fallback: Some(ActionSpec::Redirect(RedirectSpec {
                 to: Template { parts },
