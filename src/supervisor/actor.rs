@@ -28,7 +28,7 @@ use crate::generation::Generation;
 use crate::http::filter;
 use crate::listen::accept::ConnectionLimit;
 use crate::snapshot::Snapshot;
-use crate::tls;
+use crate::tls::{self, store::Fault};
 use crate::upstream::Shared;
 use crate::worker::Worker;
 
@@ -74,6 +74,7 @@ pub fn start(options: Options) -> (Handle, tokio::task::JoinHandle<()>) {
         admin: None,
         drains: JoinSet::new(),
         asked,
+        said: Vec::new(),
         draining: Vec::new(),
         next_generation: 1,
         nonce: fastrand::u64(..),
@@ -95,6 +96,8 @@ pub(super) struct Supervisor {
     pub(super) drains: JoinSet<()>,
     /// Questions about certificates, which are answered between two swaps.
     asked: mpsc::Receiver<Ask>,
+    /// What of the files was said to be kept out.
+    pub(super) said: Vec<Fault>,
     pub(super) draining: Vec<Arc<Draining>>,
     pub(super) next_generation: u64,
     /// Makes ETags end with the process.

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -17,19 +16,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::Rejection;
-use super::actor::Supervisor;
+use super::actor::{Current, Supervisor};
 use super::files;
 use super::handle::Handle;
 use crate::config::Diagnostic;
 use crate::document::Document;
-use crate::snapshot::Pems;
+use crate::snapshot::{Pems, Snapshot};
 use crate::tls::stamp::Stamps;
 use crate::tls::store::{self, Certificate, Fault, Files, Material, Readings, Wanted};
 
 /// Refreshes that may wait for their turn.
 pub(super) const WAITING: usize = 16;
-/// How long reading files may take when nobody waits.
-const READ: Duration = Duration::from_secs(30);
 const DAY: i64 = 24 * 60 * 60;
 
 /// A certificate that serves.
@@ -104,9 +101,17 @@ pub(super) enum Ask {
     },
     /// What can be used is. Answers whether something cannot; `aloud`: that is said in the log.
     Follow {
+        seen: Box<Seen>,
         aloud: bool,
         reply: oneshot::Sender<bool>,
     },
+}
+
+/// What a look at the files has found, and what served then: if that serves no more, somebody else has read them later.
+pub(super) struct Seen {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) stamps: Stamps,
+    pub(super) read: Readings,
 }
 
 impl Handle {
@@ -160,55 +165,67 @@ impl Supervisor {
                 // Whoever has gone does not want to know.
                 let _ = reply.send(answer.map_err(Into::into));
             }
-            Ask::Follow { aloud, reply } => {
-                let spoiled = tokio::select! {
-                    biased;
-                    () = stopping.cancelled() => Ok(false),
-                    spoiled = self.renew(false, READ) => spoiled,
+            Ask::Follow { seen, aloud, reply } => {
+                let Seen {
+                    snapshot,
+                    stamps,
+                    read,
+                } = *seen;
+                let serves = |current: &Current| Arc::ptr_eq(&current.snapshot, &snapshot);
+                let spoiled = match self.current.as_ref().is_some_and(serves) {
+                    true => self.renew(false, stamps, read).await,
+                    // Looked at again in a second.
+                    false => Ok(false),
                 };
                 let spoiled = spoiled.unwrap_or_else(|rejection| {
-                    tracing::error!(
-                        detail = rejection.detail,
-                        "certificates could not be followed"
-                    );
+                    let detail = rejection.detail;
+                    tracing::error!(detail, "certificates could not be followed");
                     false
                 });
-                if spoiled
-                    && aloud
-                    && let Some(current) = &self.current
-                {
-                    for fault in &current.snapshot.certificates.kept_out {
-                        let pointer = fault.pointer.as_str();
-                        tracing::warn!(
-                            pointer,
-                            "kept out, what served before stays: {}",
-                            fault.message
-                        );
-                    }
-                }
+                self.say_kept_out(aloud);
                 let _ = reply.send(spoiled);
+            }
+        }
+    }
+
+    /// Says what is kept out, once until it is mended.
+    fn say_kept_out(&mut self, aloud: bool) {
+        let kept_out = self
+            .current
+            .as_ref()
+            .map_or(&[][..], |c| &c.snapshot.certificates.kept_out);
+        self.said.retain(|fault| kept_out.contains(fault));
+        for fault in kept_out.iter().filter(|_| aloud) {
+            if !self.said.contains(fault) {
+                let (pointer, message) = (fault.pointer.as_str(), &fault.message);
+                tracing::warn!(pointer, "kept out, what served before stays: {message}");
+                self.said.push(fault.clone());
             }
         }
     }
 
     async fn refresh(&mut self, request: &RefreshRequest) -> Result<(), Rejection> {
         self.inner.check_if_match(request.if_match.as_deref())?;
-        let timeout = self
-            .current
-            .as_ref()
-            .map_or(READ, |current| current.document.runtime.prepare_timeout);
-        self.renew(true, timeout).await.map(drop)
+        let Some(current) = &self.current else {
+            return Err(Rejection::new(503, "not-ready", "no generation serves"));
+        };
+        let deadline = Instant::now() + current.document.runtime.prepare_timeout;
+        let watched = Watched::of(&current.document);
+        let stamps = watched.stamps(deadline).await;
+        let read = watched.read(&current.snapshot.pems.files, deadline).await;
+        self.renew(true, stamps, read).await.map(drop)
     }
 
-    /// Takes over what the files hold now. `whole`: all of it or nothing. Returns whether something cannot be used.
-    async fn renew(&mut self, whole: bool, timeout: Duration) -> Result<bool, Rejection> {
+    /// Takes over what was read. `whole`: all of it or nothing. Returns whether something cannot be used.
+    async fn renew(
+        &mut self,
+        whole: bool,
+        stamps: Stamps,
+        read: Readings,
+    ) -> Result<bool, Rejection> {
         let (Some(current), Some(crew)) = (&self.current, &self.crew) else {
             return Err(Rejection::new(503, "not-ready", "no generation serves"));
         };
-        let watched = Watched::of(&current.document);
-        let stamps = watched.stamps().await;
-        let before = &current.snapshot.pems.files;
-        let read = watched.read(before, Instant::now() + timeout).await;
         let (document, snapshot) = (current.document.clone(), current.snapshot.clone());
         let tls = crew.tls.clone();
         let built = self.options.compiler.spawn_blocking(move || {
@@ -274,19 +291,20 @@ impl Watched {
         }
     }
 
-    /// How all of them lie there now.
-    pub(super) async fn stamps(&self) -> Stamps {
+    /// How all of them lie there now; nothing, if that does not show in time.
+    pub(super) async fn stamps(&self, deadline: Instant) -> Stamps {
         if self.files.is_empty() && self.folders.is_empty() {
             return Stamps::default();
         }
         let (files, folders) = (self.files.clone(), self.folders.clone());
         let look = tokio::task::spawn_blocking(move || Stamps::take(&files, &folders));
-        // It fails when the runtime ends.
-        look.await.unwrap_or_default()
+        let looked = tokio::time::timeout_at(deadline, look).await;
+        // The look itself fails when the runtime ends.
+        looked.ok().and_then(Result::ok).unwrap_or_default()
     }
 
     /// What all of them hold now. A pipe is read by swaps only: `before` has what it gave.
-    async fn read(&self, before: &Files, deadline: Instant) -> Readings {
+    pub(super) async fn read(&self, before: &Files, deadline: Instant) -> Readings {
         let mut out = Readings::default();
         let mut paths: HashSet<PathBuf> = self.files.iter().cloned().collect();
         for folder in &self.folders {
@@ -296,7 +314,7 @@ impl Watched {
             }
         }
         let reads = paths.into_iter().map(|path| async move {
-            let pipe = tokio::fs::metadata(&path)
+            let pipe = within(deadline, tokio::fs::metadata(&path))
                 .await
                 .is_ok_and(|meta| !meta.is_file() && !meta.is_dir());
             let kept = before.get(&path).filter(|_| pipe);

@@ -151,7 +151,7 @@ impl Supervisor {
 
         let timeout = document.runtime.prepare_timeout;
         let deadline = Instant::now() + timeout;
-        let stamps = Arc::new(Watched::of(&document).stamps().await);
+        let stamps = Arc::new(Watched::of(&document).stamps(deadline).await);
         let contents = load(&parsed, stamps, deadline, timeout).await?;
         look_for_folders(&parsed, deadline, timeout).await?;
         if request.kind == Kind::Reload

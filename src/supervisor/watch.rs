@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::certificates::{Ask, CertificateStatus, Watched, list};
+use super::certificates::{Ask, CertificateStatus, Seen, Watched, list};
 use super::handle::Inner;
 use crate::document::Document;
 use crate::snapshot::Snapshot;
@@ -18,6 +18,8 @@ use crate::snapshot::Snapshot;
 const LOOK: Duration = Duration::from_secs(1);
 const MAX_LOOK: Duration = Duration::from_secs(60);
 const SHARE: u32 = 50;
+/// How long reading the files may take.
+const READ: Duration = Duration::from_secs(30);
 /// Time between two looks at the ends, if nothing changes.
 const ENDS: Duration = Duration::from_secs(60);
 
@@ -50,9 +52,11 @@ pub(super) async fn run(inner: Arc<Inner>) {
             looked = Some((snapshot.clone(), Instant::now()));
         }
         let started = Instant::now();
-        if let Some(aloud) = files.look(&document, &snapshot).await {
+        if let Some((seen, aloud)) = files.look(&document, snapshot).await {
             let (reply, answer) = oneshot::channel();
-            if inner.asks.send(Ask::Follow { aloud, reply }).await.is_err() {
+            let seen = Box::new(seen);
+            let ask = Ask::Follow { seen, aloud, reply };
+            if inner.asks.send(ask).await.is_err() {
                 return;
             }
             files.doubtful = answer.await.unwrap_or(false) && !aloud;
@@ -70,25 +74,39 @@ struct Follower {
 }
 
 impl Follower {
-    /// `Some`: they have to be; true: what cannot be used now is said.
-    async fn look(&mut self, document: &Arc<Document>, snapshot: &Snapshot) -> Option<bool> {
+    /// `Some`: they had to be; true: what cannot be used now is said.
+    async fn look(
+        &mut self,
+        document: &Arc<Document>,
+        snapshot: Arc<Snapshot>,
+    ) -> Option<(Seen, bool)> {
         let same = |known: &&(Arc<Document>, Watched)| Arc::ptr_eq(&known.0, document);
         if self.watched.as_ref().filter(same).is_none() {
             self.watched = Some((document.clone(), Watched::of(document)));
             self.doubtful = false;
         }
         let (_, watched) = self.watched.as_ref()?;
-        let stamps = watched.stamps().await;
+        let deadline = Instant::now() + READ;
+        let stamps = watched.stamps(deadline).await;
         let known = &snapshot.pems.stamps;
-        let ours = snapshot.certificates.renewal();
-        if !stamps.same(known) {
-            return Some(false);
+        let same = stamps.same(known);
+        let due = || {
+            let ours = snapshot.certificates.renewal();
+            ours.is_some_and(|at| Timestamp::now() >= at)
+        };
+        if same && !self.doubtful && !known.is_fresh() && !due() {
+            return None;
         }
-        if self.doubtful {
-            return Some(true);
-        }
-        let due = ours.is_some_and(|at| Timestamp::now() >= at);
-        (known.is_fresh() || due).then_some(false)
+        let read = watched.read(&snapshot.pems.files, deadline).await;
+        let aloud = same && self.doubtful;
+        Some((
+            Seen {
+                snapshot,
+                stamps,
+                read,
+            },
+            aloud,
+        ))
     }
 }
 

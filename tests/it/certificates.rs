@@ -122,6 +122,8 @@ fn a_refresh_under_handshakes_fails_none_and_the_first_after_it_shows_the_new_on
     for client in clients {
         client.join().expect("no handshake fails");
     }
+    // Whoever looked between the two files of a pair has not cried wolf.
+    assert!(!gate.output().contains("kept out"));
     let status = gate.status();
     assert_eq!(status["generation"], 1);
     let counted = &status["handshakes"];
@@ -170,6 +172,8 @@ fn a_pair_that_does_not_fit_is_kept_out_and_said() {
             && s["certificates"][0].get("error").is_none()
     });
     assert_eq!(gate.etag(), before);
+    let said = gate.output();
+    assert_eq!(said.matches("is not the key of").count(), 1, "{said}");
 }
 
 #[test]
