@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -35,7 +34,7 @@ use crate::tls::store::{Fault, Material, Wanted};
 use crate::upstream::Shared;
 use crate::worker;
 
-/// How long reading the configuration file itself may take.
+/// How long reading the configuration file itself, or what it includes, may take.
 const READ_FILE: Duration = Duration::from_secs(30);
 /// How often it is looked whether an address that retires is free.
 const RETIRE_LOOK: Duration = Duration::from_millis(5);
@@ -369,7 +368,10 @@ impl Supervisor {
         });
         let located = |faults: Vec<Fault>| -> Vec<Diagnostic> {
             let place = |f: Fault| parsed.locate(&f.pointer, f.message, f.help.map(Into::into));
-            faults.into_iter().map(place).collect()
+            let mut all: Vec<_> = faults.into_iter().map(place).collect();
+            // A certificate that `[defaults]` name is wrong for every server, in one place.
+            all.dedup();
+            all
         };
         match built.await {
             Ok(Ok((snapshot, warnings))) => Ok((snapshot, located(warnings))),
@@ -493,7 +495,12 @@ async fn parse(
             },
         )
     });
-    match parsed.await {
+    // It reads what the document includes and its secrets, and a file may hang.
+    let Ok(parsed) = tokio::time::timeout(READ_FILE, parsed).await else {
+        let detail = format!("the document and its files could not be read within {READ_FILE:?}");
+        return Err(Rejection::new(409, "not-prepared", detail));
+    };
+    match parsed {
         Ok(Ok(parsed)) => Ok(parsed),
         Ok(Err(Refused::Syntax(errors))) => Err(Rejection::with(400, "malformed-document", errors)),
         Ok(Err(Refused::Invalid { errors, .. })) => {
@@ -515,30 +522,23 @@ async fn load(
     deadline: Instant,
     timeout: Duration,
 ) -> Result<Contents, Rejection> {
-    // Each once, however many name it: at the first place that does.
-    let mut named = IndexMap::new();
-    let mut name = |path: PathBuf, pointer: &str| {
-        named.entry(path).or_insert_with(|| pointer.to_owned());
-    };
-    let mut errors = Vec::new();
-    for (path, pointer) in parsed.document.file_pointers() {
-        name(path, &pointer);
-    }
-    let mut folders: Vec<PathBuf> = Vec::new();
-    for (folder, pointer) in parsed.document.certificate_folders() {
-        if folders.contains(&folder) {
-            continue;
-        }
-        folders.push(folder.clone());
-        let listed = tokio::time::timeout_at(deadline, files::pairs(&folder)).await;
+    let (mut named, mut errors) = (parsed.document.file_pointers(), Vec::new());
+    let mut folders = parsed.document.certificate_folders();
+    let mut seen = HashSet::new();
+    folders.retain(|(folder, _)| seen.insert(folder.clone()));
+    for (folder, pointer) in &folders {
+        let listed = tokio::time::timeout_at(deadline, files::pairs(folder)).await;
         match listed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
-            Ok(paths) => paths.into_iter().for_each(|path| name(path, &pointer)),
+            Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
             Err(error) => {
                 let message = format!("{}: {error}", folder.display());
-                errors.push(parsed.locate(&pointer, message, None));
+                errors.push(parsed.locate(pointer, message, None));
             }
         }
     }
+    // What `[defaults]` name is named by every server, and read once.
+    let mut seen = HashSet::new();
+    named.retain(|(path, _)| seen.insert(path.clone()));
     let reads = named.into_iter().map(|(path, pointer)| async move {
         let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
         let error = match read {
@@ -561,6 +561,7 @@ async fn load(
     if !errors.is_empty() {
         return Err(Rejection::with(409, "not-prepared", errors));
     }
+    let folders: Vec<PathBuf> = folders.into_iter().map(|(folder, _)| folder).collect();
     let pems = certificates::pems(&parsed.document, &folders, &files);
     let answers: HashSet<_> = parsed
         .document
@@ -584,7 +585,9 @@ async fn look_for_folders(
     deadline: Instant,
     timeout: Duration,
 ) -> Result<(), Rejection> {
-    let named = parsed.document.folder_pointers();
+    let mut named = parsed.document.folder_pointers();
+    let mut seen = HashSet::new();
+    named.retain(|(folder, _)| seen.insert(folder.clone()));
     let looks = named.into_iter().map(|(path, pointer)| async move {
         let error = match tokio::time::timeout_at(deadline, files::folder(&path)).await {
             Ok(Ok(())) => return None,

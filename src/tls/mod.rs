@@ -40,6 +40,8 @@ pub use server::{Handshake, Presented, Server};
 
 /// Sessions of TLS 1.2 clients that take no tickets, the whole process together.
 const SESSIONS: usize = 4096;
+/// Names for which certificates of ours are kept although nobody uses them.
+const MAX_UNUSED: usize = 64;
 const H2: &[u8] = b"h2";
 const H1: &[u8] = b"http/1.1";
 
@@ -125,10 +127,17 @@ impl Shared {
         let by_ca = local.ca.is_some();
         let made = made.map(|certificate| (Arc::new(certificate), by_ca));
         if let Ok(made) = &made {
-            store::forget_unused(&mut local.made);
+            forget_unused(&mut local.made);
             local.made.insert(names.to_vec(), made.clone());
         }
         (made, why)
+    }
+}
+
+/// Lets go of certificates of ours that nobody uses, when there are many.
+fn forget_unused(made: &mut HashMap<Vec<String>, (Arc<Certificate>, bool)>) {
+    if made.len() >= MAX_UNUSED {
+        made.retain(|_, (certificate, _)| Arc::strong_count(certificate) > 1);
     }
 }
 

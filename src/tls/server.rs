@@ -3,7 +3,7 @@
 //! belongs to.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -68,9 +68,11 @@ impl Server {
         alpn: &[Alpn],
         shared: &Shared,
     ) -> Result<Server, rustls::Error> {
+        let mut seen = HashSet::new();
         let all: Vec<_> = servers
             .iter()
             .flat_map(|s| s.certificates)
+            .filter(|certificate| seen.insert(Arc::as_ptr(certificate)))
             .cloned()
             .collect();
         let chooser = Arc::new(Chooser::new(&all));

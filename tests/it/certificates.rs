@@ -220,6 +220,38 @@ fn a_folder_is_followed_each_pair_for_itself() {
 }
 
 #[test]
+fn what_defaults_name_is_one_for_all_servers() {
+    let (to, one, two) = (
+        local(free_port()),
+        Pair::new(&["one.test"]),
+        Pair::new(&["two.test"]),
+    );
+    let gate = Gate::start("");
+    let certs = gate.dir.path().join("certs");
+    std::fs::create_dir(&certs).unwrap();
+    put(&certs, "one", &one);
+    put(&certs, "two", &two);
+    gate.reload_ok(&format!(
+        "[defaults.http]\nlisten = \"{to}\"\ntls = {{ certificates = {{ dir = \"certs\" }} }}\n\
+         [http.a]\nhosts = \"one.test\"\nrespond = \"a\"\n[http.b]\nhosts = \"two.test\"\nrespond = \"b\"\n"
+    ));
+    let list = gate.call(Call::get("/certificates")).expect(200);
+    let all = list["certificates"].as_array().unwrap();
+    assert_eq!(all.len(), 2, "{list}");
+    assert_eq!(all[0]["servers"], serde_json::json!(["a", "b"]));
+    let next = Pair::new(&["two.test"]);
+    put(&certs, "two", &next);
+    refresh(&gate);
+    assert_eq!(given(to, "two.test"), next.der);
+    assert_eq!(Client::new().get(to, "one.test", "/").text(), "a");
+    std::fs::write(certs.join("one.key"), "nothing").unwrap();
+    until("a warning", || {
+        gate.output().contains("kept out").then_some(())
+    });
+    assert_eq!(gate.output().matches("kept out").count(), 1);
+}
+
+#[test]
 fn a_refresh_minds_conditions_and_forms() {
     let (to, pair) = (local(free_port()), Pair::new(&["a.test"]));
     let gate = start(&pair, &site(to, PAIR, "x"));
