@@ -9,6 +9,7 @@
 mod kit;
 
 mod admin;
+mod balance;
 mod certificates;
 mod cli;
 mod client_certs;
