@@ -18,7 +18,7 @@ use crate::log;
 use crate::supervisor::SwapRecord;
 use crate::supervisor::event::Kind;
 use crate::tls;
-use crate::tls::store::{self, Material};
+use crate::tls::store::{self, Material, Wanted};
 
 /// What a process starts with, as findings and the first line name it.
 struct Start<'a> {
@@ -265,7 +265,7 @@ fn judge_certificates(parsed: &Parsed) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
             return (vec![parsed.locate("", message, None)], vec![]);
         }
     };
-    match Material::load(document.http.values(), &files, None, &shared) {
+    match Material::load(Wanted::http(document), &files, None, &shared) {
         Ok((_, warnings)) => (vec![], located(warnings)),
         Err(errors) => (located(errors), vec![]),
     }

@@ -119,7 +119,14 @@ impl Document {
 
     /// The files whose contents are part of the configuration, each with the JSON Pointer of its path.
     pub fn file_pointers(&self) -> Vec<(PathBuf, String)> {
-        let mut out = self.action_pointers(|action| match action {
+        let mut out = self.answer_pointers();
+        out.extend(self.certificate_pointers());
+        out
+    }
+
+    /// Those of them that are answers.
+    pub fn answer_pointers(&self) -> Vec<(PathBuf, String)> {
+        self.action_pointers(|action| match action {
             ActionSpec::Respond(respond) => match &respond.body {
                 RespondBody::File(path) => Some((path, "respond/file")),
                 RespondBody::Template(_) => None,
@@ -132,7 +139,6 @@ impl Document {
                 pages.map(|(key, path)| (path.clone(), format!("/http/{name}/error_pages/{key}"))),
             );
         }
-        out.extend(self.certificate_pointers());
         out
     }
 
@@ -171,7 +177,7 @@ impl Document {
         out
     }
 
-    /// Those of them that hold certificates and keys.
+    /// Those of them that hold certificates, keys and CAs.
     pub fn certificate_pointers(&self) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
         let all = self.http.iter().flat_map(|(name, s)| certificates(name, s));
@@ -182,6 +188,12 @@ impl Document {
                         out.push((path.clone(), format!("{pointer}/{part}")));
                     }
                 }
+            }
+        }
+        for (name, server) in &self.http {
+            let auth = server.tls.as_ref().and_then(|tls| tls.client_auth.as_ref());
+            if let Some(PemSource::File(path)) = auth.map(|auth| &auth.ca) {
+                out.push((path.clone(), format!("/http/{name}/tls/client_auth/ca")));
             }
         }
         out

@@ -10,8 +10,10 @@ mod kit;
 
 mod admin;
 mod balance;
+mod certificates;
 mod cli;
 mod compress;
+mod client_certs;
 mod contract;
 mod drain;
 mod edits;
