@@ -110,21 +110,10 @@ impl Snapshot {
             answers: files,
             pems,
         } = contents;
-        let upstreams: BTreeMap<_, _> = document
-            .upstreams
-            .iter()
-            .map(|(name, spec)| {
-                let kept = before.and_then(|(old, snapshot)| {
-                    let same = old.upstreams.get(name) == Some(spec);
-                    same.then(|| snapshot.upstreams.get(name).cloned())
-                        .flatten()
-                });
-                (
-                    name.clone(),
-                    kept.unwrap_or_else(|| Arc::new(Upstream::build(spec, shared))),
-                )
-            })
-            .collect();
+        let mut upstreams = BTreeMap::new();
+        for name in document.upstreams.keys() {
+            add_upstream(name, document, shared, before, &mut upstreams);
+        }
         let old_bindings = before.map(|(old, _)| bindings(old)).unwrap_or_default();
         let entries = bindings(document)
             .into_iter()
@@ -182,6 +171,44 @@ impl Snapshot {
             ..self.clone()
         }
     }
+}
+
+/// Adds an upstream and, before it, those that it is split over: a document has no circle of them. `None`: it is not
+/// there, which no document is.
+fn add_upstream(
+    name: &Arc<str>,
+    document: &Document,
+    shared: &Arc<Shared>,
+    before: Option<(&Document, &Snapshot)>,
+    all: &mut BTreeMap<Arc<str>, Arc<Upstream>>,
+) -> Option<Arc<Upstream>> {
+    if let Some(there) = all.get(name) {
+        return Some(there.clone());
+    }
+    let spec = document.upstreams.get(name)?;
+    let mut members = Vec::with_capacity(spec.split.len());
+    for part in &spec.split {
+        let member = add_upstream(&part.upstream, document, shared, before, all)?;
+        members.push((member, part.share));
+    }
+    let kept = before.and_then(|(old, snapshot)| {
+        let kept = snapshot.upstreams.get(name)?;
+        // Its spec names the members; they may have changed themselves.
+        let mut pairs = kept.members().zip(&members);
+        let same = old.upstreams.get(name) == Some(spec)
+            && pairs.all(|((old, _), (new, _))| Arc::ptr_eq(old, new));
+        same.then(|| kept.clone())
+    });
+    let upstream = kept.unwrap_or_else(|| {
+        let own = Upstream::build(spec, shared);
+        Arc::new(if members.is_empty() {
+            own
+        } else {
+            own.over(members)
+        })
+    });
+    all.insert(name.clone(), upstream.clone());
+    Some(upstream)
 }
 
 /// What the servers of an address present. First comes the server without `hosts`, which is there for clients whose name

@@ -1,6 +1,7 @@
 //! `[upstreams.NAME]`: where requests go.
 mod balance;
 mod reference;
+mod split;
 mod sticky;
 
 use std::collections::HashSet;
@@ -8,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, section, words};
+use super::decode::{Limit, List, Map, section, words};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
 pub use balance::{Balance, BalanceRaw};
 pub use reference::{Reference, References, base_path};
+pub use split::{ShareSpec, resolve as resolve_splits, shares};
 pub use sticky::{SameSite, StickyRaw, StickySpec};
 
 section! {
@@ -21,6 +23,10 @@ section! {
     pub struct UpstreamRaw {
         /// Where the requests go, at least one.
         targets: List<TargetRaw>,
+        /// Instead of targets: names of upstreams, each with its share of the requests, 0 to 1000; 0 gets none, not even from
+        /// `sticky`. One without a usable target leaves its requests to the others, by share. Of the other keys only
+        /// `sticky` counts here, the rest is each member's own.
+        split: Map<u64>,
         /// How a target is chosen.
         balance: BalanceRaw = "round_robin",
         /// A cookie that keeps a client with its target; left out: none.
@@ -34,8 +40,9 @@ section! {
         /// How names of targets are looked up.
         resolve: ResolveRaw = {},
     }
+    one_of = ["targets", "split"];
     later = [&[
-        "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
+        "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file",
     ]];
 }
 
@@ -111,8 +118,10 @@ pub struct TargetSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamSpec {
     pub name: Arc<str>,
-    /// Never empty.
+    /// Empty for a split only.
     pub targets: Vec<TargetSpec>,
+    /// Instead of targets; see [`resolve_splits`].
+    pub split: Vec<ShareSpec>,
     pub balance: Balance,
     pub sticky: Option<StickySpec>,
     pub pool: PoolSpec,
@@ -155,6 +164,7 @@ impl UpstreamRaw {
         UpstreamSpec {
             name: name.into(),
             targets,
+            split: Vec::new(),
             balance: balance::balance(self.balance.as_ref(), check),
             sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             pool: PoolSpec {
@@ -179,8 +189,12 @@ impl UpstreamRaw {
     }
 
     fn targets(&self, at: At, check: &mut Checker<'_>) -> Vec<TargetSpec> {
+        if let (Some(_), Some(split)) = (&self.targets, &self.split) {
+            let message = "an upstream has either `targets` or `split`";
+            check.findings.key_error(split.at, message);
+        }
         let Some(list) = &self.targets else {
-            if !self.spoiled.contains(&"targets") {
+            if !self.has("targets") && !self.has("split") {
                 check
                     .findings
                     .error(at, "an upstream needs `targets`")

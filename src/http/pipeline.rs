@@ -291,9 +291,13 @@ async fn act(
             answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
-            let key = proxy.key(&vars(&inbound.parts));
+            let chosen = match proxy.choose(&vars(&inbound.parts)) {
+                Ok(chosen) => chosen,
+                Err(error) => return Handled::failed(&error, false),
+            };
+            let progress = &exchange.progress;
             match proxy
-                .forward(context, inbound, &exchange.progress, action.definition, key)
+                .forward(context, inbound, progress, action.definition, chosen)
                 .await
             {
                 Ok(response) => Handled::answered(response, false),

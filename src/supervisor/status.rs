@@ -85,7 +85,18 @@ pub struct ListenerStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UpstreamStatus {
     pub name: String,
+    /// None for a split.
     pub targets: Vec<TargetStatus>,
+    /// The members of a split, which have their targets under their own names.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub split: Vec<ShareStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ShareStatus {
+    pub upstream: String,
+    /// Share of the requests, of the sum of all.
+    pub share: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

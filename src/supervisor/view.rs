@@ -11,7 +11,9 @@ use super::certificates::{self, CertificateList};
 use super::drain::{self, Draining};
 use super::prepare::Bound;
 use super::status::HandshakeStatus;
-use super::status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
+use super::status::{
+    GenerationStatus, ListenerStatus, ShareStatus, Status, TargetStatus, UpstreamStatus,
+};
 use crate::config::runtime::Model;
 use crate::document::Document;
 use crate::metrics::WorkerCounters;
@@ -183,6 +185,13 @@ impl View {
         snapshot
             .map(|(name, upstream)| UpstreamStatus {
                 name: name.to_string(),
+                split: upstream
+                    .members()
+                    .map(|(member, share)| ShareStatus {
+                        upstream: member.name().to_string(),
+                        share,
+                    })
+                    .collect(),
                 targets: upstream
                     .targets()
                     .map(|(address, weight, target)| TargetStatus {

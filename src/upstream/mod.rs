@@ -22,6 +22,7 @@ mod response;
 mod retry;
 mod select;
 mod send;
+mod split;
 pub mod sticky;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use pool::{InFlight, Target, sweep};
 use resolve::{Lookup, LookupKey, Names, Resolver};
 pub use response::UpstreamBody;
 pub use select::KeyedBy;
+pub use split::Choice;
 
 /// Identity of a target: the same address under another upstream is another target.
 pub type TargetKey = (Arc<str>, TargetAddr);
@@ -63,7 +65,6 @@ pub struct Shared {
     names: Registry<(Arc<str>, u16), Names>,
     lookups: Registry<LookupKey, Lookup>,
     budgets: Registry<Arc<str>, retry::Budget>,
-    secret: sticky::Secret,
     resolver: Arc<Resolver>,
 }
 
@@ -86,7 +87,6 @@ impl Shared {
             names: Registry::default(),
             lookups: Registry::default(),
             budgets: Registry::default(),
-            secret: sticky::Secret::default(),
             resolver,
         }
     }
@@ -127,6 +127,8 @@ impl fmt::Debug for Shared {
 pub struct Upstream {
     name: Arc<str>,
     members: Box<[Member]>,
+    /// Instead of members of its own.
+    split: Option<split::Split>,
     /// By member.
     weights: Box<[u32]>,
     /// Some member is there only for when no other is usable.
@@ -172,8 +174,8 @@ pub struct SendOptions {
     pub host_from_target: bool,
     /// Hash of what [`Upstream::keyed_by`] asked for.
     pub key: Option<u64>,
-    /// The target that the client's cookie names ([`sticky::sticky_id`]).
-    pub sticky: Option<u64>,
+    /// The target that the client's cookie names ([`sticky::StickyId::read`]).
+    pub sticky: Option<sticky::StickyId>,
     /// `None`: what was not sent goes to up to three targets.
     pub retries: Option<Arc<RetrySpec>>,
 }
@@ -196,9 +198,10 @@ impl Upstream {
             weights: spec.targets.iter().map(|t| t.weight).collect(),
             backups: members.iter().any(|m| m.backup),
             seeds: select::seeds(spec),
-            sticky: sticky::Sticky::build(spec, shared),
+            sticky: sticky::Sticky::build(spec),
             budget: shared.budgets.lease(&spec.name, retry::Budget::new),
             members,
+            split: None,
             balance: spec.balance.clone(),
             turns: (0..turns).map(|_| Turn::default()).collect(),
             pool: spec.pool.clone(),

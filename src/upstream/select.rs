@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::latency::{FAILED, p2c};
+use super::sticky::StickyId;
 use super::{Member, SendOptions, Upstream, balance, hash};
 use crate::config::http::{MAX_ATTEMPTS, RetrySpec};
 use crate::config::template::Template;
@@ -31,7 +32,7 @@ pub(super) struct Tries<'a> {
     upstream: &'a Upstream,
     worker: usize,
     key: Option<u64>,
-    sticky: Option<u64>,
+    sticky: Option<StickyId>,
     retries: Option<&'a RetrySpec>,
     tried: [usize; MOST],
     count: usize,

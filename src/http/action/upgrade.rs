@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 
-use super::proxy::{inbound_response, stick};
+use super::proxy::{Chosen, inbound_response};
 use super::with_target;
 use crate::config::runtime::OnChange;
 use crate::http::body::{Content, ResponseBody};
@@ -14,10 +14,10 @@ use crate::http::progress::Progress;
 use crate::http::request::RequestContext;
 use crate::http::tunnel::Tunnel;
 use crate::http::websocket;
+use crate::upstream::SendOptions;
 use crate::upstream::body::RequestBody;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::upgrade::Answer;
-use crate::upstream::{SendOptions, Upstream};
 
 /// A request that is ready to be sent.
 pub(super) struct Outbound {
@@ -34,7 +34,7 @@ pub(super) struct Switching {
 
 /// Sends the handshake; hands the tunnel to the client's connection if the origin agreed.
 pub(super) async fn run(
-    upstream: &Upstream,
+    chosen: Chosen<'_>,
     context: &RequestContext<'_>,
     outbound: Outbound,
     progress: &Arc<Progress>,
@@ -43,14 +43,13 @@ pub(super) async fn run(
 ) -> Result<Response<ResponseBody>, Error> {
     let Outbound { request, options } = outbound;
     let worker = &context.connection.worker;
-    let sticky = options.sticky;
-    let (answer, in_flight) = upstream.upgrade(worker, request, options).await?;
+    let (answer, in_flight) = chosen.upstream.upgrade(worker, request, options).await?;
     let target = in_flight.target.key().1.clone();
     let (response, switched) = match answer {
         Answer::Refused(response) => {
             progress.flight.define(with_target(definition, &target));
             let mut response = inbound_response(response);
-            stick(&mut response, upstream, &in_flight.target, sticky, context);
+            chosen.stick(&mut response, &in_flight.target, context);
             return Ok(response.map(|body| ResponseBody::streamed(body, in_flight)));
         }
         Answer::Switched(response, switched) => (response, switched),
@@ -61,7 +60,7 @@ pub(super) async fn run(
     }
     progress.flight.define(with_target(definition, &target));
     let mut response = inbound_response(response);
-    stick(&mut response, upstream, &in_flight.target, sticky, context);
+    chosen.stick(&mut response, &in_flight.target, context);
     context.connection.switch(Tunnel {
         origin: switched.stream,
         first: switched.first,
