@@ -89,13 +89,18 @@ impl Snapshot {
             .iter()
             .map(|(name, spec)| {
                 let kept = before.and_then(|(old, snapshot)| {
-                    let same = old.upstreams.get(name) == Some(spec);
+                    let clients = snapshot.certificates.clients();
+                    let same = old.upstreams.get(name) == Some(spec)
+                        && certificates.clients().same(clients, name);
                     same.then(|| snapshot.upstreams.get(name).cloned())
                         .flatten()
                 });
                 (
                     name.clone(),
-                    kept.unwrap_or_else(|| Arc::new(Upstream::build(spec, shared))),
+                    kept.unwrap_or_else(|| {
+                        let client = certificates.clients().of(name);
+                        Arc::new(Upstream::build_over(spec, client, shared))
+                    }),
                 )
             })
             .collect();

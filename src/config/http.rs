@@ -24,7 +24,8 @@ pub use check::{Around, Checked, RouteAt};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
 pub use filters::{AccessSpec, FilterSets, FiltersRaw, FiltersSpec, Setting};
 pub use raw::{HttpRaw, RouteRaw};
-pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};
+pub use tls::{CertificateSpec, KeyRaw, PemSource, TlsSpec, TlsVersion, redirects_to};
+pub(super) use tls::{cert_source, key_source};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
 #[derive(Debug, Clone, PartialEq)]

@@ -350,7 +350,8 @@ impl Supervisor {
                 .as_ref()
                 .map(|(document, snapshot)| (&**document, &**snapshot));
             let running = before.map(|(_, snapshot)| &snapshot.certificates);
-            let loaded = Material::load(document.http.values(), &files, running, &crew.tls);
+            let (servers, upstreams) = (document.http.values(), document.upstreams.values());
+            let loaded = Material::load(servers, upstreams, &files, running, &crew.tls);
             let (certificates, warnings) = loaded?;
             let snapshot = Snapshot::build(
                 &document,

@@ -15,12 +15,11 @@ use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::RequestBody;
-use super::connect::dial;
 use super::connection::{Connection, Parts, Slot};
 use super::error::{Error, Kind};
 use super::exchange::{ambiguous, origin_form};
 use super::pool::{InFlight, Keep, Lease};
-use super::response::UpstreamBody;
+use super::response::{Held, UpstreamBody};
 use super::send::TARGETS;
 use super::wire::Wire;
 use super::{Member, SendOptions, Upstream};
@@ -99,13 +98,9 @@ impl Upstream {
         let target = &member.target;
         let in_flight = InFlight::begin(target, worker.index);
         let address = target.address();
-        let Some(slot) = target.slot(self.pool.max_connections) else {
-            let open = target.connections();
-            let detail = format!("{address}: {open} connections are open");
-            return Err(Error::upstream(Kind::ConnectionLimitReached, detail).unsent());
-        };
-        let within = self.timeouts.connect;
-        let mut parts = dial(address, target.names(), within, slot).await?;
+        let slot = target.slot(self.pool.max_connections);
+        let slot = slot.ok_or_else(|| member.no_slot())?;
+        let mut parts = self.dial_h1(member, slot).await?;
         let response = ask(&mut parts, request, limit, member).await?;
         if let Some(fault) = ambiguous(response.headers()) {
             let detail = format!("{address}: {fault}");
@@ -115,9 +110,9 @@ impl Upstream {
             let connection = Connection::new(parts, worker.index);
             // Not kept: what was asked of it is not what pooled connections are for.
             let keep = Keep::new(0, Duration::ZERO, worker.index, worker.of);
-            let lease = Lease::new(connection, target, keep);
+            let held = Held::H1(Lease::new(connection, &member.pool, keep));
             let idle = self.timeouts.idle;
-            let response = response.map(|body| UpstreamBody::new(body, lease, None, idle));
+            let response = response.map(|body| UpstreamBody::new(body, held, None, idle));
             return Ok((Answer::Refused(response), in_flight));
         }
         let Parts {
