@@ -28,7 +28,7 @@ pub struct UpstreamBody {
     /// The request's body, unless it was empty.
     sent: Option<Arc<Progress>>,
     limit: Option<Duration>,
-    /// While a piece is waited for: until when.
+    /// While a piece is waited for: until when, unless the request's body still comes.
     due: Option<Instant>,
 }
 
@@ -76,15 +76,21 @@ impl UpstreamBody {
         let UpstreamBody {
             incoming,
             held,
+            sent,
             limit,
             due,
-            ..
         } = self;
         let mut incoming = Pin::new(incoming);
         let ask = |cx: &mut Context<'_>| incoming.as_mut().poll_frame(cx);
-        let due = |passed| match (*limit, passed) {
-            (Some(limit), None) => Some(*due.get_or_insert_with(|| Instant::now() + limit)),
-            _ => None,
+        let due = |passed| {
+            let limit = (*limit)?;
+            let Some(passed) = passed else {
+                return Some(*due.get_or_insert_with(|| Instant::now() + limit));
+            };
+            // While the client still sends, the origin may be silent.
+            let later = sent.as_ref()?.last() + limit;
+            *due = Some(later);
+            (later > passed).then_some(later)
         };
         let piece = match held {
             Some(Held::H1(lease)) => lease.connection.poll(cx, ask, due),

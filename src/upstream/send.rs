@@ -61,12 +61,7 @@ impl Upstream {
             worker,
             sent: request.body().progress(),
             response_timeout: options.response_timeout.or(self.timeouts.response),
-            keep: Keep::new(
-                self.pool.idle,
-                self.pool.idle_timeout,
-                worker.index,
-                worker.of,
-            ),
+            keep: self.keep(worker),
         };
         if let Some(sent) = plan.sent.clone().filter(|sent| !sent.gate.is_open()) {
             hyper::ext::on_informational(&mut request, move |response| {
@@ -196,6 +191,12 @@ impl Upstream {
         // Boxed: dialing is rare, and every request's future would carry its state.
         let fresh = Box::pin(self.dial_h1(member, slot)).await?;
         Ok((Connection::new(fresh, worker), false))
+    }
+
+    /// What this generation says about keeping connections.
+    pub(super) fn keep(&self, worker: &WorkerContext) -> Keep {
+        let (idle, timeout) = (self.pool.idle, self.pool.idle_timeout);
+        Keep::new(idle, timeout, worker.index, worker.of)
     }
 
     /// A fresh connection that speaks HTTP/1.

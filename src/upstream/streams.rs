@@ -203,6 +203,9 @@ async fn exchange(
     };
     let error = match outcome {
         Some(Ok(response)) if response.status() != StatusCode::SWITCHING_PROTOCOLS => {
+            if let Some(sent) = &plan.sent {
+                sent.gate.shut();
+            }
             return Ok(response);
         }
         Some(Ok(_)) => {
