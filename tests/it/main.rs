@@ -27,4 +27,6 @@ mod sockets;
 mod swap_load;
 mod tls;
 mod tour;
+mod upstream_h2;
+mod upstream_tls;
 mod websocket;
