@@ -18,6 +18,7 @@ mod headers;
 mod held_back;
 mod limits;
 mod proxy;
+mod quick;
 mod refused;
 mod reload;
 mod routes;
