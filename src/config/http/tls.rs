@@ -214,7 +214,10 @@ impl CertificateRaw {
     }
 }
 
-pub(in crate::config) fn cert_source(cert: &Loc<String>, check: &mut Checker<'_>) -> Option<PemSource> {
+pub(in crate::config) fn cert_source(
+    cert: &Loc<String>,
+    check: &mut Checker<'_>,
+) -> Option<PemSource> {
     if cert.is_empty() {
         check.findings.error(cert.at, "an empty path");
         return None;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod multiplexed;
 mod requests;
 mod targets;
 
