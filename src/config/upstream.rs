@@ -1,6 +1,8 @@
 //! `[upstreams.NAME]`: where requests go.
+mod balance;
 mod protocol;
 mod reference;
+mod sticky;
 mod tls;
 
 use std::collections::HashSet;
@@ -8,12 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, section, words};
+use super::decode::{Limit, List, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
+pub use balance::{Balance, BalanceRaw};
 pub use protocol::Protocol;
 pub use reference::{Reference, References, base_path};
+pub use sticky::{SameSite, StickyRaw, StickySpec};
 pub use tls::{UpstreamTlsRaw, UpstreamTlsSpec};
 
 section! {
@@ -22,7 +26,9 @@ section! {
         /// Where the requests go, at least one.
         targets: List<TargetRaw>,
         /// How a target is chosen.
-        balance: Balance = "round_robin",
+        balance: BalanceRaw = "round_robin",
+        /// A cookie that keeps a client with its target; left out: none.
+        sticky: StickyRaw,
         /// What the targets speak.
         protocol: Protocol = "h1",
         /// TLS to the targets; cleartext without it.
@@ -35,7 +41,7 @@ section! {
         resolve: ResolveRaw = {},
     }
     later = [&[
-        "sticky", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
+        "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
     ]];
 }
 
@@ -46,9 +52,11 @@ section! {
         address: String,
         /// Share of the traffic, 0 to 1000; 0 gets none.
         weight: u64 = 1,
+        /// Used only while no other target is usable.
+        backup: bool = false,
     }
     short = address;
-    later = [&["backup"]];
+    later = [];
 }
 
 section! {
@@ -88,23 +96,14 @@ section! {
     later = [];
 }
 
-words!(Balance {
-    "round_robin" => Balance::RoundRobin,
-    "least_requests" => Balance::LeastRequests,
-} later ["p2c_ewma", "random", "ip_hash", "hash"]);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balance {
-    RoundRobin,
-    LeastRequests,
-}
-
 /// One target of an upstream. Its identity is (upstream, address); the weight may change freely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetSpec {
     pub address: TargetAddr,
     /// Share of the traffic, 0 to 1000; 0 gets none.
     pub weight: u32,
+    /// Used only while no other target is usable.
+    pub backup: bool,
 }
 
 /// Checked `[upstreams.NAME]`, or the upstream that a URL in a `proxy` key stands for.
@@ -114,6 +113,7 @@ pub struct UpstreamSpec {
     /// Never empty.
     pub targets: Vec<TargetSpec>,
     pub balance: Balance,
+    pub sticky: Option<StickySpec>,
     /// [`Protocol::H2`] only with `tls`, [`Protocol::H2c`] only without.
     pub protocol: Protocol,
     /// `None`: cleartext.
@@ -177,10 +177,8 @@ impl UpstreamRaw {
         UpstreamSpec {
             name: name.into(),
             targets,
-            balance: self
-                .balance
-                .as_ref()
-                .map_or(Balance::RoundRobin, |b| b.value),
+            balance: balance::balance(self.balance.as_ref(), check),
+            sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             protocol,
             tls: tls.map(|(tls, _)| tls),
             pool: PoolSpec {
@@ -248,6 +246,7 @@ impl UpstreamRaw {
             targets.push(TargetSpec {
                 address,
                 weight: u32::try_from(weight).unwrap_or(u32::MAX),
+                backup: raw.backup.as_ref().is_some_and(|b| b.value),
             });
         }
         if total == 0 && !list.is_empty() && !list.spoiled {

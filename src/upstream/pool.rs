@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::connection::{Connection, Slot, State};
+use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
 use super::resolve::Names;
 use super::transport::TransportKey;
@@ -32,6 +33,7 @@ pub struct Target {
     /// By worker.
     rounds: Box<[Arc<Round>]>,
     names: Option<Arc<Names>>,
+    pub(super) latency: Latency,
 }
 
 /// Requests that one worker has in flight: on cache lines of its own (adjacent lines are fetched in pairs), so that
@@ -94,6 +96,7 @@ impl Target {
             rounds: rounds.into(),
             key,
             names,
+            latency: Latency::default(),
         }
     }
 

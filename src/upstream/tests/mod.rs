@@ -4,6 +4,7 @@
 mod answers;
 mod multiplexed;
 mod requests;
+mod retries;
 mod targets;
 
 use std::future::Future;
@@ -123,9 +124,11 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             .map(|(address, weight)| TargetSpec {
                 address: address.clone(),
                 weight: *weight,
+                backup: false,
             })
             .collect(),
         balance: Balance::RoundRobin,
+        sticky: None,
         protocol: Protocol::Http1,
         tls: None,
         pool: PoolSpec {
