@@ -9,6 +9,7 @@ use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::http::{Entry, Files, filter};
+use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
 use crate::tls::{self, store::Material};
 use crate::upstream::{Shared, Upstream};
@@ -76,12 +77,14 @@ pub struct Snapshot {
     pub files: Files,
     pub pems: Pems,
     pub certificates: Material,
+    /// How upstreams are spoken to.
+    pub clients: Clients,
 }
 
 /// What the files of a document hold.
 #[derive(Debug, Clone, Default)]
 pub struct Contents {
-    /// Those that are answers.
+    /// Those that only a swap reads anew: answers, and what TLS to upstreams needs.
     pub answers: Files,
     pub pems: Pems,
 }
@@ -100,7 +103,7 @@ impl Snapshot {
     pub fn build(
         document: &Document,
         contents: Contents,
-        certificates: Material,
+        (certificates, clients): (Material, Clients),
         shared: &Arc<Shared>,
         tls: &tls::Shared,
         filters: &filter::Shared,
@@ -115,13 +118,17 @@ impl Snapshot {
             .iter()
             .map(|(name, spec)| {
                 let kept = before.and_then(|(old, snapshot)| {
-                    let same = old.upstreams.get(name) == Some(spec);
+                    let same = old.upstreams.get(name) == Some(spec)
+                        && clients.same(&snapshot.clients, name);
                     same.then(|| snapshot.upstreams.get(name).cloned())
                         .flatten()
                 });
                 (
                     name.clone(),
-                    kept.unwrap_or_else(|| Arc::new(Upstream::build(spec, shared))),
+                    kept.unwrap_or_else(|| {
+                        let client = clients.of(name);
+                        Arc::new(Upstream::build_over(spec, client, shared))
+                    }),
                 )
             })
             .collect();
@@ -156,6 +163,7 @@ impl Snapshot {
             files,
             pems,
             certificates,
+            clients,
         }
     }
 
@@ -245,7 +253,7 @@ mod tests {
             Snapshot::build(
                 &document,
                 contents,
-                certificates,
+                (certificates, Clients::default()),
                 &shared,
                 &tls,
                 &filters,
