@@ -9,6 +9,7 @@ use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::http::{Entry, Files, filter};
+use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
 use crate::tls::{self, store::Material};
 use crate::upstream::{Shared, Upstream};
@@ -76,12 +77,14 @@ pub struct Snapshot {
     pub files: Files,
     pub pems: Pems,
     pub certificates: Material,
+    /// How upstreams are spoken to.
+    pub clients: Clients,
 }
 
 /// What the files of a document hold.
 #[derive(Debug, Clone, Default)]
 pub struct Contents {
-    /// Those that are answers.
+    /// Those that only a swap reads anew: answers, and what TLS to upstreams needs.
     pub answers: Files,
     pub pems: Pems,
 }
@@ -100,7 +103,7 @@ impl Snapshot {
     pub fn build(
         document: &Document,
         contents: Contents,
-        certificates: Material,
+        (certificates, clients): (Material, Clients),
         shared: &Arc<Shared>,
         tls: &tls::Shared,
         filters: &filter::Shared,
@@ -112,7 +115,8 @@ impl Snapshot {
         } = contents;
         let mut upstreams = BTreeMap::new();
         for name in document.upstreams.keys() {
-            add_upstream(name, document, shared, before, &mut upstreams);
+            let of = (document, &clients);
+            add_upstream(name, of, shared, before, &mut upstreams);
         }
         let old_bindings = before.map(|(old, _)| bindings(old)).unwrap_or_default();
         let entries = bindings(document)
@@ -145,6 +149,7 @@ impl Snapshot {
             files,
             pems,
             certificates,
+            clients,
         }
     }
 
@@ -177,7 +182,7 @@ impl Snapshot {
 /// there, which no document is.
 fn add_upstream(
     name: &Arc<str>,
-    document: &Document,
+    of: (&Document, &Clients),
     shared: &Arc<Shared>,
     before: Option<(&Document, &Snapshot)>,
     all: &mut BTreeMap<Arc<str>, Arc<Upstream>>,
@@ -185,10 +190,11 @@ fn add_upstream(
     if let Some(there) = all.get(name) {
         return Some(there.clone());
     }
+    let (document, clients) = of;
     let spec = document.upstreams.get(name)?;
     let mut members = Vec::with_capacity(spec.split.len());
     for part in &spec.split {
-        let member = add_upstream(&part.upstream, document, shared, before, all)?;
+        let member = add_upstream(&part.upstream, of, shared, before, all)?;
         members.push((member, part.share));
     }
     let kept = before.and_then(|(old, snapshot)| {
@@ -196,11 +202,12 @@ fn add_upstream(
         // Its spec names the members; they may have changed themselves.
         let mut pairs = kept.members().zip(&members);
         let same = old.upstreams.get(name) == Some(spec)
+            && clients.same(&snapshot.clients, name)
             && pairs.all(|((old, _), (new, _))| Arc::ptr_eq(old, new));
         same.then(|| kept.clone())
     });
     let upstream = kept.unwrap_or_else(|| {
-        let own = Upstream::build(spec, shared);
+        let own = Upstream::build_over(spec, clients.of(name), shared);
         Arc::new(if members.is_empty() {
             own
         } else {
@@ -272,7 +279,7 @@ mod tests {
             Snapshot::build(
                 &document,
                 contents,
-                certificates,
+                (certificates, Clients::default()),
                 &shared,
                 &tls,
                 &filters,

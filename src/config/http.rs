@@ -33,9 +33,10 @@ pub use filters::{
 pub use raw::{HttpRaw, RouteRaw};
 pub use retries::{MAX_ATTEMPTS, RetriesRaw, RetrySpec};
 pub use tls::{
-    Alpn, CertificateSpec, ClientAuthMode, ClientAuthSpec, PemSource, TlsSpec, TlsVersion,
+    Alpn, CertificateSpec, ClientAuthMode, ClientAuthSpec, KeyRaw, PemSource, TlsSpec, TlsVersion,
     redirects_to,
 };
+pub(super) use tls::{cert_source, key_source};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
 #[derive(Debug, Clone, PartialEq)]

@@ -124,9 +124,9 @@ impl Document {
         out
     }
 
-    /// Those of them that are answers.
+    /// Those of them that only a swap reads anew.
     pub fn answer_pointers(&self) -> Vec<(PathBuf, String)> {
-        self.action_pointers(|action| match action {
+        let mut out = self.action_pointers(|action| match action {
             ActionSpec::Respond(respond) => match &respond.body {
                 RespondBody::File(path) => Some((path, "respond/file")),
                 RespondBody::Template(_) => None,
@@ -138,6 +138,27 @@ impl Document {
             out.extend(
                 pages.map(|(key, path)| (path.clone(), format!("/http/{name}/error_pages/{key}"))),
             );
+        }
+        out.extend(self.upstream_pointers());
+        out
+    }
+
+    /// The files that TLS to upstreams needs.
+    pub fn upstream_pointers(&self) -> Vec<(PathBuf, String)> {
+        let mut out = Vec::new();
+        for (name, upstream) in &self.upstreams {
+            let Some(tls) = &upstream.tls else { continue };
+            let pointer = format!("/upstreams/{name}/tls");
+            if let Some(PemSource::File(path)) = &tls.ca {
+                out.push((path.clone(), format!("{pointer}/ca")));
+            }
+            if let Some(CertificateSpec::Pair { cert, key }) = &tls.client {
+                for (source, part) in [(cert, "client_cert"), (key, "client_key")] {
+                    if let PemSource::File(path) = source {
+                        out.push((path.clone(), format!("{pointer}/{part}")));
+                    }
+                }
+            }
         }
         out
     }

@@ -30,7 +30,7 @@ use crate::net;
 use crate::snapshot::{BindingKey, Contents, Pems, Snapshot};
 use crate::tls;
 use crate::tls::stamp::Stamps;
-use crate::tls::store::{Fault, Material, Wanted};
+use crate::tls::store::Fault;
 use crate::upstream::Shared;
 use crate::worker;
 
@@ -351,14 +351,14 @@ impl Supervisor {
             let before = before
                 .as_ref()
                 .map(|(document, snapshot)| (&**document, &**snapshot));
-            let running = before.map(|(_, snapshot)| &snapshot.certificates);
-            let pems = &contents.pems.files;
-            let loaded = Material::load(Wanted::http(&document), pems, running, &crew.tls);
-            let (certificates, warnings) = loaded?;
+            let running = before.map(|(_, snapshot)| (&snapshot.certificates, &snapshot.clients));
+            let (pems, answers) = (&contents.pems.files, &contents.answers);
+            let loaded = tls::store::load(&document, pems, answers, running, &crew.tls);
+            let (certificates, clients, warnings) = loaded?;
             let snapshot = Snapshot::build(
                 &document,
                 contents,
-                certificates,
+                (certificates, clients),
                 &crew.shared,
                 &crew.tls,
                 &crew.filters,

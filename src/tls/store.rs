@@ -15,6 +15,7 @@ use bytes::Bytes;
 use jiff::{Span, Timestamp};
 
 use super::Shared;
+use super::client::Clients;
 use super::client_auth::ClientAuth;
 use crate::config::http::TlsSpec;
 use crate::document::Document;
@@ -68,6 +69,33 @@ pub struct Material {
     made: HashMap<Origin, Arc<Certificate>>,
     /// What the files have and is not used, since it cannot be.
     pub kept_out: Vec<Fault>,
+}
+
+/// What the TLS of a document needs: what its servers present, made of `pems`, and how its upstreams are spoken to, made
+/// of `files`; with what is worth a warning. `before`: those that serve.
+///
+/// # Errors
+/// Everything wrong with any of them.
+pub fn load(
+    document: &Document,
+    pems: &Files,
+    files: &Files,
+    before: Option<(&Material, &Clients)>,
+    shared: &Shared,
+) -> Result<(Material, Clients, Vec<Fault>), Vec<Fault>> {
+    let (material, clients) = before.unzip();
+    let material = Material::load(Wanted::http(document), pems, material, shared);
+    let clients = Clients::load(document.upstreams.values(), files, clients, shared);
+    match (material, clients) {
+        (Ok((material, mut warnings)), Ok((clients, more))) => {
+            warnings.extend(more);
+            Ok((material, clients, warnings))
+        }
+        (material, clients) => {
+            let errors = material.err().into_iter().chain(clients.err());
+            Err(errors.flatten().collect())
+        }
+    }
 }
 
 /// Those of one server.

@@ -329,7 +329,10 @@ impl ClientAuthRaw {
     }
 }
 
-fn cert_source(cert: &Loc<String>, check: &mut Checker<'_>) -> Option<PemSource> {
+pub(in crate::config) fn cert_source(
+    cert: &Loc<String>,
+    check: &mut Checker<'_>,
+) -> Option<PemSource> {
     if cert.is_empty() {
         check.findings.error(cert.at, "an empty path");
         return None;
@@ -341,7 +344,7 @@ fn cert_source(cert: &Loc<String>, check: &mut Checker<'_>) -> Option<PemSource>
     })
 }
 
-fn key_source(
+pub(in crate::config) fn key_source(
     key: &Loc<KeyRaw>,
     running: Option<&CertificateSpec>,
     check: &mut Checker<'_>,
