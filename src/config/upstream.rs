@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, Map, section};
+use super::decode::{Limit, List, Loc, Map, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
@@ -45,10 +45,12 @@ section! {
         timeouts: UpstreamTimeoutsRaw = {},
         /// How names of targets are looked up.
         resolve: ResolveRaw = {},
+        /// How much one target takes at once; left out: any amount.
+        limits: UpstreamLimitsRaw,
     }
     one_of = ["targets", "split"];
     later = [&[
-        "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file",
+        "health", "passive", "slow_start", "via", "proxy_protocol", "targets_file",
     ]];
 }
 
@@ -93,6 +95,22 @@ section! {
 }
 
 section! {
+    /// How much one target takes at once, counted over the whole process.
+    pub struct UpstreamLimitsRaw {
+        /// Requests in flight, websockets among them. At so many another target is picked; backups are not for this.
+        requests: Limit<u64> = "unlimited",
+        /// Open connections. As `pool.max_connections`, but requests wait for one.
+        connections: Limit<u64> = "unlimited",
+        /// Requests that wait while every target is full, for each target; the first one gets the first free place. One with a `sticky`
+        /// cookie waits for its own target, and goes to another only after that.
+        queue: u64 = 100,
+        /// How long a request waits before it is answered with 503.
+        wait: Span = "1s",
+    }
+    later = [];
+}
+
+section! {
     /// How DNS names of targets are looked up.
     pub struct ResolveRaw {
         /// How often a name is looked up again.
@@ -130,6 +148,18 @@ pub struct UpstreamSpec {
     pub pool: PoolSpec,
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
+    pub limits: Option<LimitsSpec>,
+}
+
+/// Checked `limits` of one target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitsSpec {
+    /// `None`: any number.
+    pub requests: Option<usize>,
+    /// `None`: any number.
+    pub connections: Option<usize>,
+    pub queue: usize,
+    pub wait: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,6 +239,7 @@ impl UpstreamRaw {
                 interval: check.duration(resolve.and_then(|r| r.interval.as_ref())),
                 timeout: check.duration(resolve.and_then(|r| r.timeout.as_ref())),
             },
+            limits: self.limits.as_ref().map(|l| l.value.spec(check)),
         }
     }
 
@@ -273,5 +304,23 @@ impl UpstreamRaw {
                 .help("give at least one of them a weight from 1 to 1000");
         }
         targets
+    }
+}
+
+impl UpstreamLimitsRaw {
+    fn spec(&self, check: &mut Checker<'_>) -> LimitsSpec {
+        let mut count = |raw: Option<&Loc<Limit<u64>>>| {
+            let raw = raw?;
+            raw.get().map(|count| check.count(raw.at, count))
+        };
+        LimitsSpec {
+            requests: count(self.requests.as_ref()),
+            connections: count(self.connections.as_ref()),
+            queue: self
+                .queue
+                .as_ref()
+                .map_or(0, |n| usize::try_from(n.value).unwrap_or(usize::MAX)),
+            wait: check.duration(self.wait.as_ref()),
+        }
     }
 }

@@ -90,6 +90,9 @@ pub struct UpstreamStatus {
     /// The members of a split, which have their targets under their own names.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub split: Vec<ShareStatus>,
+    /// Requests that wait because every target is full (`limits`).
+    #[serde(default)]
+    pub queued: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

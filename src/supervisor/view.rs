@@ -185,6 +185,7 @@ impl View {
         snapshot
             .map(|(name, upstream)| UpstreamStatus {
                 name: name.to_string(),
+                queued: upstream.queued() as u64,
                 split: upstream
                     .members()
                     .map(|(member, share)| ShareStatus {

@@ -23,6 +23,7 @@ mod latency;
 mod multiplex;
 mod outgoing;
 mod pool;
+mod queue;
 mod resolve;
 mod response;
 mod retry;
@@ -75,6 +76,7 @@ pub struct Shared {
     names: Registry<(Arc<str>, u16), Names>,
     lookups: Registry<LookupKey, Lookup>,
     budgets: Registry<Arc<str>, retry::Budget>,
+    queues: Registry<Arc<str>, queue::Queue>,
     resolver: Arc<Resolver>,
 }
 
@@ -97,6 +99,7 @@ impl Shared {
             names: Registry::default(),
             lookups: Registry::default(),
             budgets: Registry::default(),
+            queues: Registry::default(),
             resolver,
         }
     }
@@ -148,6 +151,7 @@ pub struct Upstream {
     seeds: Box<[u64]>,
     sticky: Option<sticky::Sticky>,
     budget: Arc<retry::Budget>,
+    limits: Option<queue::Limits>,
     /// By worker; none when there is only one member.
     turns: Box<[Turn]>,
     pool: PoolSpec,
@@ -223,6 +227,7 @@ impl Upstream {
             backups: members.iter().any(|m| m.backup),
             seeds: select::seeds(spec),
             sticky: sticky::Sticky::build(spec),
+            limits: queue::Limits::build(spec, &members, shared),
             budget: shared.budgets.lease(&spec.name, retry::Budget::new),
             members,
             split: None,
@@ -250,6 +255,13 @@ impl Upstream {
 
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// Requests that wait for a target with room.
+    pub fn queued(&self) -> usize {
+        self.limits
+            .as_ref()
+            .map_or(0, |limits| limits.waiting.len())
     }
 
     /// Targets of this generation's view: for `/status` and for `Entry::holds`.

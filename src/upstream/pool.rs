@@ -5,15 +5,16 @@
 //! are idle, HTTP/2 connections as long as they take streams. Sizes and timeouts are not kept here: they come with each request from its generation, so they may change freely.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::connection::{Connection, Slot, State};
+use super::connection::{Connection, Open, Slot, State};
 use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
+use super::queue::Queue;
 use super::resolve::Names;
 use super::transport::TransportKey;
 use super::{Shared, TargetKey};
@@ -26,9 +27,13 @@ use crate::registry::Registry;
 pub struct Target {
     key: TargetKey,
     /// Shared with the connections, which must not keep the target alive.
-    open: Arc<AtomicUsize>,
-    /// By worker.
+    open: Arc<Open>,
+    /// By worker; those that no limit counts.
     in_flight: Box<[Count]>,
+    /// Those that a limit counts.
+    admitted: Count,
+    /// Where requests wait for a place here; not there as long as no generation had a limit.
+    queue: OnceLock<Arc<Queue>>,
     pools: Registry<TransportKey, Pool>,
     /// By worker.
     rounds: Box<[Arc<Round>]>,
@@ -92,6 +97,8 @@ impl Target {
         Target {
             open: Arc::default(),
             in_flight: rounds.iter().map(|_| Count::default()).collect(),
+            admitted: Count::default(),
+            queue: OnceLock::new(),
             pools: Registry::default(),
             rounds: rounds.into(),
             key,
@@ -116,8 +123,33 @@ impl Target {
 
     /// Requests in flight, over all generations and workers.
     pub fn in_flight(&self) -> usize {
-        let here = |count: &Count| count.0.load(Ordering::Relaxed);
+        self.without_limit() + self.admitted.0.load(Ordering::SeqCst)
+    }
+
+    fn without_limit(&self) -> usize {
+        let here = |count: &Count| count.0.load(Ordering::SeqCst);
         self.in_flight.iter().map(here).sum()
+    }
+
+    /// One more in flight, if there are fewer than `limit`. Exact, but for requests of generations without a limit.
+    pub(super) fn admit(self: &Arc<Self>, limit: usize) -> Option<InFlight> {
+        let one_more = |n| (self.without_limit().saturating_add(n) < limit).then(|| n + 1);
+        let order = Ordering::SeqCst;
+        self.admitted.0.fetch_update(order, order, one_more).ok()?;
+        Some(InFlight {
+            target: self.clone(),
+            counted: Counted::Admitted,
+        })
+    }
+
+    /// From now on requests wait in `queue` for a place here: it is told of each that becomes free.
+    pub(super) fn has_queue(&self, queue: &Arc<Queue>) {
+        // All generations that have this target have the same one.
+        self.queue.get_or_init(|| queue.clone());
+    }
+
+    pub(super) fn open(&self) -> &Open {
+        &self.open
     }
 
     fn count(&self, worker: usize) -> &AtomicUsize {
@@ -126,7 +158,7 @@ impl Target {
 
     /// Open connections, idle ones included; the whole process.
     pub fn connections(&self) -> usize {
-        self.open.load(Ordering::Acquire)
+        self.open.count()
     }
 
     /// Idle connections; the whole process.
@@ -387,7 +419,15 @@ impl Lease {
 #[derive(Debug)]
 pub struct InFlight {
     pub target: Arc<Target>,
-    worker: usize,
+    counted: Counted,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Counted {
+    /// Among those of this worker.
+    Worker(usize),
+    /// Where a limit is.
+    Admitted,
 }
 
 impl InFlight {
@@ -395,15 +435,23 @@ impl InFlight {
         target.count(worker).fetch_add(1, Ordering::Relaxed);
         InFlight {
             target: target.clone(),
-            worker,
+            counted: Counted::Worker(worker),
         }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let count = self.target.count(self.worker);
-        count.fetch_sub(1, Ordering::Relaxed);
+        let count = match self.counted {
+            Counted::Worker(worker) => self.target.count(worker),
+            Counted::Admitted => &self.target.admitted.0,
+        };
+        // In one order with who begins to wait: one of the two sees the other.
+        count.fetch_sub(1, Ordering::SeqCst);
+        self.target.open.freed();
+        if let Some(queue) = self.target.queue.get() {
+            queue.freed();
+        }
     }
 }
 

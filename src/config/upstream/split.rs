@@ -146,3 +146,89 @@ impl<'d> Walk<'d> {
         check.findings.key_error(at, message);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use crate::config::Format;
+    use crate::document::{Context, Document, Refused};
+
+    fn parse(text: &str) -> Result<Document, Vec<String>> {
+        let context = Context {
+            base: "/base".into(),
+            running: None,
+        };
+        match Document::parse(text.as_bytes(), Format::Toml, &context) {
+            Ok(parsed) => Ok(parsed.document),
+            Err(Refused::Invalid { errors, .. }) => {
+                let all = errors.into_iter();
+                Err(all
+                    .map(|e| format!("{}: {}", e.pointer, e.message))
+                    .collect())
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    const WEB: &str = "[http.web]\nlisten = '127.0.0.1:1'\nproxy = 'app'\n";
+    const COLOURS: &str =
+        "[upstreams.blue]\ntargets = '127.0.0.1:2'\n[upstreams.green]\ntargets = '127.0.0.1:3'\n";
+
+    #[test]
+    fn members_are_names_and_addresses() {
+        let text = format!(
+            "{WEB}{COLOURS}[upstreams.app]\nsplit = {{ blue = 95, inner = 5, '127.0.0.1:4' = 0 }}\n\
+             [upstreams.inner]\nsplit = {{ green = 1 }}\n"
+        );
+        let document = parse(&text).unwrap();
+        let split = &document.upstreams["app"].split;
+        let shares: Vec<_> = split.iter().map(|s| (&*s.upstream, s.share)).collect();
+        assert_eq!(shares, [("blue", 95), ("inner", 5), ("127.0.0.1:4", 0)]);
+        assert!(document.upstreams.contains_key("127.0.0.1:4"));
+    }
+
+    #[test]
+    fn an_action_may_split_itself() {
+        let text = format!(
+            "[http.web]\nlisten = '127.0.0.1:1'\nproxy = {{ split = {{ blue = 3, green = 1 }} }}\n{COLOURS}"
+        );
+        let document = parse(&text).unwrap();
+        assert_eq!(document.upstreams["split:blue=3,green=1"].split.len(), 2);
+    }
+
+    #[test]
+    fn what_leads_nowhere_or_back_is_told_with_its_place() {
+        let app = |rest: &str| parse(&format!("{WEB}{COLOURS}[upstreams.app]\n{rest}\n"));
+        let only = |rest: &str| app(rest).unwrap_err().join("; ");
+        assert_eq!(
+            only("split = { bleu = 1 }"),
+            "/upstreams/app/split/bleu: there is no upstream `bleu`"
+        );
+        assert_eq!(
+            only("split = { app = 1, blue = 1 }"),
+            "/upstreams/app/split/app: this split leads back to itself: app → app"
+        );
+        assert_eq!(
+            only("split = { a = 1 }\n[upstreams.a]\nsplit = { app = 1 }"),
+            "/upstreams/a/split/app: this split leads back to itself: app → a → app"
+        );
+        assert!(only("split = { blue = 0, green = 0 }").contains("every share is 0"));
+        assert!(only("split = {}").contains("at least one"));
+        assert!(only("split = { blue = 1001 }").contains("not within 0 to 1000"));
+        assert!(only("split = { blue = 1 }\ntargets = '127.0.0.1:5'").contains("either"));
+        assert!(only("split = { 'http://127.0.0.1:5/x' = 1 }").contains("no path"));
+        let deep: String = (0..9)
+            .map(|n| format!("[upstreams.u{n}]\nsplit = {{ u{} = 1 }}\n", n + 1))
+            .collect();
+        let deep = format!("split = {{ u0 = 1 }}\n{deep}[upstreams.u9]\ntargets = '127.0.0.1:5'");
+        assert!(only(&deep).contains("more than 8 splits"));
+    }
+
+    #[test]
+    fn defaults_have_the_one_or_the_other() {
+        let text = format!(
+            "{WEB}{COLOURS}[upstreams.app]\nsplit = {{ blue = 1 }}\n[defaults.upstreams]\ntargets = '127.0.0.1:5'\n"
+        );
+        assert!(parse(&text).unwrap().upstreams["app"].targets.is_empty());
+    }
+}

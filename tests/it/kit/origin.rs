@@ -37,6 +37,10 @@ struct State {
 #[derive(Debug, Default)]
 struct Holding {
     waiting: usize,
+    /// The most that waited at once.
+    peak: usize,
+    /// So many may go on.
+    passes: usize,
     open: bool,
 }
 
@@ -126,6 +130,17 @@ impl Origin {
         );
     }
 
+    /// The most requests that waited in `hold` or were in `nap` at once.
+    pub(crate) fn peak(&self) -> usize {
+        self.state.holding.lock().unwrap().peak
+    }
+
+    /// Lets one go on that waits in `hold`, or will.
+    pub(crate) fn release_one(&self) {
+        self.state.holding.lock().unwrap().passes += 1;
+        self.state.changed.notify_all();
+    }
+
     /// Lets all go on, now and later.
     pub(crate) fn release_all(&self) {
         self.state.holding.lock().unwrap().open = true;
@@ -159,12 +174,26 @@ impl State {
     fn wait(&self) {
         let mut holding = self.holding.lock().unwrap();
         holding.waiting += 1;
+        holding.peak = holding.peak.max(holding.waiting);
         self.changed.notify_all();
         let (mut holding, _) = self
             .changed
-            .wait_timeout_while(holding, PATIENCE, |h| !h.open)
+            .wait_timeout_while(holding, PATIENCE, |h| !h.open && h.passes == 0)
             .unwrap();
+        holding.passes = holding.passes.saturating_sub(1);
         holding.waiting -= 1;
+    }
+
+    /// As long as a small piece of work.
+    fn nap(&self) {
+        let count = |by: isize| {
+            let mut holding = self.holding.lock().unwrap();
+            holding.waiting = holding.waiting.saturating_add_signed(by);
+            holding.peak = holding.peak.max(holding.waiting);
+        };
+        count(1);
+        std::thread::sleep(Duration::from_millis(3));
+        count(-1);
     }
 
     /// Answers one request; true to keep the connection.
@@ -230,6 +259,10 @@ impl State {
                 conn.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\nfirst \r\n")?;
                 self.wait();
                 conn.send("6\r\nsecond\r\n0\r\n\r\n")?;
+            }
+            "nap" => {
+                self.nap();
+                self.plain(conn, &method, "", id.as_bytes())?;
             }
             "hold" => {
                 self.wait();
