@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::supervisor::event::Event;
 use crate::supervisor::{
     AdminBinding, CertificateList, EventReader, Handle, RefreshRefused, RefreshRequest, Running,
-    Status, SubmitError, SwapRecord, SwapRequest,
+    Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest, TargetStatus,
 };
 
 /// The supervisor as seen from here. Same meaning as the methods of [`Handle`].
@@ -34,6 +34,11 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
         &self,
         request: RefreshRequest,
     ) -> impl Future<Output = Result<CertificateList, RefreshRefused>> + Send;
+    /// It is done at the first poll; the rest is waiting.
+    fn set_target(
+        &self,
+        request: TargetRequest,
+    ) -> impl Future<Output = Result<TargetStatus, TargetRefused>> + Send;
     fn ready(&self) -> bool;
 }
 
@@ -77,6 +82,9 @@ impl Control for Handle {
         request: RefreshRequest,
     ) -> Result<CertificateList, RefreshRefused> {
         Handle::refresh_certificates(self, request).await
+    }
+    async fn set_target(&self, request: TargetRequest) -> Result<TargetStatus, TargetRefused> {
+        Handle::set_target(self, request).await
     }
     fn ready(&self) -> bool {
         Handle::ready(self)

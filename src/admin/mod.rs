@@ -29,6 +29,7 @@ mod serve;
 mod status;
 mod stream;
 mod swaps;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -47,6 +48,7 @@ pub use problem::Problem;
 pub use serve::serve;
 pub use status::Health;
 pub use swaps::SwapList;
+pub use targets::TargetChange;
 
 use crate::supervisor::AdminBinding;
 use control::Control;
@@ -77,6 +79,7 @@ pub(crate) enum Operation {
     Status,
     Certificates,
     RefreshCertificates,
+    SetTarget,
     Livez,
     Readyz,
     Openapi,
@@ -105,6 +108,11 @@ pub(crate) const ROUTES: &[(&str, &str, Operation)] = &[
         "POST",
         "/certificates/refresh",
         Operation::RefreshCertificates,
+    ),
+    (
+        "POST",
+        "/upstreams/{upstream}/targets/{target}",
+        Operation::SetTarget,
     ),
     ("GET", "/livez", Operation::Livez),
     ("GET", "/readyz", Operation::Readyz),
@@ -165,6 +173,7 @@ fn router<C: Control>(app: App<C>) -> Router {
                     | Operation::Adapt
                     | Operation::Stop
                     | Operation::RefreshCertificates
+                    | Operation::SetTarget
             )
         );
         router = router.route(path, endpoint);
@@ -187,6 +196,7 @@ fn endpoint<C: Control>(operation: Operation) -> MethodRouter<App<C>> {
         Operation::Status => get(status::status::<C>),
         Operation::Certificates => get(certificates::list::<C>),
         Operation::RefreshCertificates => post(certificates::refresh::<C>),
+        Operation::SetTarget => post(targets::set::<C>),
         Operation::Livez => get(status::livez),
         Operation::Readyz => get(status::readyz::<C>),
         Operation::Openapi => get(assets::openapi),

@@ -18,9 +18,11 @@ mod request;
 mod state_dir;
 mod status;
 mod swap;
+mod targets;
 mod view;
 mod watch;
 
+pub use crate::upstream::TargetState;
 pub use actor::{Options, start};
 pub use admin_socket::{AdminBinding, AdminListener};
 pub use certificates::{CertificateList, CertificateStatus, RefreshRefused, RefreshRequest};
@@ -29,6 +31,7 @@ pub use log::EventReader;
 pub use request::{Source, SubmitError, SwapRecord, SwapRequest};
 pub use state_dir::folder as state_folder;
 pub use status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
+pub use targets::{TargetRefused, TargetRequest};
 
 use crate::config::Diagnostic;
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::upstream::TargetState;
+
 use super::certificates::CertificateStatus;
 use crate::config::Diagnostic;
 
@@ -106,6 +108,9 @@ pub struct ShareStatus {
 pub struct TargetStatus {
     pub address: String,
     pub weight: u32,
+    /// What an operator says of it.
+    #[serde(default)]
+    pub state: TargetState,
     /// `up`, or `down` while its name does not resolve.
     pub health: String,
     /// Requests in flight.

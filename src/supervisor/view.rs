@@ -20,6 +20,7 @@ use crate::metrics::WorkerCounters;
 use crate::net;
 use crate::snapshot::{Snapshot, bindings};
 use crate::tls;
+use crate::upstream::Target;
 
 /// Version of the admin API: raised by any change that is not an addition.
 const API: u32 = 1;
@@ -195,16 +196,22 @@ impl View {
                     .collect(),
                 targets: upstream
                     .targets()
-                    .map(|(address, weight, target)| TargetStatus {
-                        address: address.to_string(),
-                        weight,
-                        health: if target.is_up() { "up" } else { "down" }.into(),
-                        in_flight: target.in_flight() as u64,
-                        connections: target.connections() as u64,
-                        idle: target.idle() as u64,
-                    })
+                    .map(|(_, weight, target)| target_status(weight, target))
                     .collect(),
             })
             .collect()
+    }
+}
+
+/// What `/status` says of a target.
+pub(super) fn target_status(weight: u32, target: &Target) -> TargetStatus {
+    TargetStatus {
+        address: target.key().1.to_string(),
+        weight,
+        state: target.state(),
+        health: if target.is_found() { "up" } else { "down" }.into(),
+        in_flight: target.in_flight() as u64,
+        connections: target.connections() as u64,
+        idle: target.idle() as u64,
     }
 }

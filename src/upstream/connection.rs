@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -50,6 +51,8 @@ pub(super) struct Open {
     /// Requests that wait for a connection to end or to be free.
     waiting: AtomicUsize,
     freed: Notify,
+    /// For those who wait for an end and take nothing.
+    ended: Notify,
 }
 
 /// One that waits for a connection.
@@ -72,7 +75,13 @@ impl Open {
     pub(super) fn freed(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.freed.notify_one();
+            self.ended.notify_waiters();
         }
+    }
+
+    /// Ready when something ends. Only told while one has [`ForFree`].
+    pub(super) fn ended(&self) -> Notified<'_> {
+        self.ended.notified()
     }
 }
 

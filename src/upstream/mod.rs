@@ -30,6 +30,7 @@ mod retry;
 mod select;
 mod send;
 mod split;
+mod state;
 pub mod sticky;
 mod streams;
 #[cfg(test)]
@@ -59,6 +60,7 @@ use resolve::{Lookup, LookupKey, Names, Resolver};
 pub use response::UpstreamBody;
 pub use select::KeyedBy;
 pub use split::Choice;
+pub use state::TargetState;
 use transport::Transport;
 
 /// Identity of a target: the same address under another upstream is another target.
@@ -249,7 +251,7 @@ impl Upstream {
         };
         // Those that are late are told by their state below.
         let _ = tokio::time::timeout(self.resolve_timeout, all).await;
-        let down = self.members.iter().filter(|m| !m.target.is_up());
+        let down = self.members.iter().filter(|m| !m.target.is_found());
         down.map(|m| m.target.address().to_string()).collect()
     }
 
@@ -280,9 +282,13 @@ impl Upstream {
             .zip(&self.weights)
             .find(|(m, weight)| **weight > 0 && !m.target.is_up());
         match down.and_then(|(m, _)| m.target.names()) {
-            Some(names) => names.error(),
-            None => {
-                let detail = format!("upstream {}: every target has weight 0", self.name);
+            Some(names) if !names.is_up() => names.error(),
+            _ => {
+                let why = match self.weights.iter().any(|weight| *weight > 0) {
+                    true => "no target is up",
+                    false => "every target has weight 0",
+                };
+                let detail = format!("upstream {}: {why}", self.name);
                 Error::upstream(Kind::DestinationUnavailable, detail).unsent()
             }
         }

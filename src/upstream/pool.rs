@@ -16,6 +16,7 @@ use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
 use super::queue::Queue;
 use super::resolve::Names;
+use super::state::{TargetState, Wish};
 use super::transport::TransportKey;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
@@ -39,6 +40,7 @@ pub struct Target {
     rounds: Box<[Arc<Round>]>,
     names: Option<Arc<Names>>,
     pub(super) latency: Latency,
+    pub(super) wish: Wish,
 }
 
 /// Requests that one worker has in flight: on cache lines of its own (adjacent lines are fetched in pairs), so that
@@ -104,6 +106,7 @@ impl Target {
             key,
             names,
             latency: Latency::default(),
+            wish: Wish::default(),
         }
     }
 
@@ -168,9 +171,22 @@ impl Target {
         shards.map(|shard| shard.held.lock().idle()).sum()
     }
 
-    /// False while its name does not resolve.
+    /// False while its name does not resolve, and while an operator says so.
     pub fn is_up(&self) -> bool {
+        self.state() != TargetState::Down && self.is_found()
+    }
+
+    /// False while its name does not resolve.
+    pub fn is_found(&self) -> bool {
         self.names.as_ref().is_none_or(|names| names.is_up())
+    }
+
+    /// Tells those that wait that something has ended here, or might go here now.
+    pub(super) fn freed(&self) {
+        self.open.freed();
+        if let Some(queue) = self.queue.get() {
+            queue.freed();
+        }
     }
 
     pub fn key(&self) -> &TargetKey {
@@ -448,10 +464,7 @@ impl Drop for InFlight {
         };
         // In one order with who begins to wait: one of the two sees the other.
         count.fetch_sub(1, Ordering::SeqCst);
-        self.target.open.freed();
-        if let Some(queue) = self.target.queue.get() {
-            queue.freed();
-        }
+        self.target.freed();
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Place {
     index: usize,
     target: Arc<Target>,
     limit: usize,
+    /// It is the client's own: also while it drains.
+    own: bool,
 }
 
 /// A place that was free.
@@ -124,14 +126,16 @@ impl Place {
             index,
             target: member.target.clone(),
             limit: limit.unwrap_or(usize::MAX),
+            own: false,
         }
     }
 
     fn take(&self) -> Option<Given> {
-        let flight = self
-            .target
-            .is_up()
-            .then(|| self.target.admit(self.limit))??;
+        let open = match self.own {
+            true => self.target.is_up(),
+            false => self.target.is_for_all(),
+        };
+        let flight = open.then(|| self.target.admit(self.limit))??;
         Some(Given {
             index: self.index,
             flight,
@@ -153,11 +157,14 @@ impl Upstream {
         };
         let of = |index: usize| Place::new(index, &self.members[index], limits.requests);
         if let Some(own) = own {
-            return Arc::new([of(own)]);
+            return Arc::new([Place {
+                own: true,
+                ..of(own)
+            }]);
         }
         let fits = |index: &usize| {
             let (member, weight) = (&self.members[*index], self.weights[*index]);
-            weight > 0 && !tried.contains(index) && member.target.is_up()
+            weight > 0 && !tried.contains(index) && member.target.is_for_all()
         };
         let (first, backup): (Vec<usize>, Vec<usize>) = (0..self.members.len())
             .filter(fits)
@@ -286,6 +293,7 @@ mod tests {
             index,
             target: (*target).clone(),
             limit,
+            own: false,
         };
         of.iter().enumerate().map(place).collect()
     }

@@ -244,7 +244,8 @@ impl Upstream {
 
     /// The next target by policy among the usable ones; a backup only if there is no other.
     pub(super) fn pick(&self, worker: usize, key: Option<u64>, tried: &[usize]) -> Option<usize> {
-        let is_there = |index: usize| self.members[index].target.is_up() && !tried.contains(&index);
+        let is_there =
+            |index: usize| self.members[index].target.is_for_all() && !tried.contains(&index);
         let usable = |index: usize| is_there(index) && self.has_room(index);
         if !self.backups {
             return self.choose(worker, key, &usable);

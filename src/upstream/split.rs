@@ -64,7 +64,7 @@ impl Upstream {
             let sticky = choice.upstream.sticky.as_ref();
             let had = sticky.and_then(|sticky| cookie(sticky.cookie()));
             let kept = sticky.and_then(|sticky| sticky.member(had?));
-            let kept = kept.filter(|index| split.is_usable(*index));
+            let kept = kept.filter(|index| split.is_usable(*index, true));
             let Some(index) = kept.or_else(|| split.by_share()) else {
                 // No document has such a split.
                 break;
@@ -76,28 +76,31 @@ impl Upstream {
         choice
     }
 
-    /// Whether some target of it could take a request now.
-    fn has_usable(&self) -> bool {
+    /// Whether some target of it could take a request now; `own`: of a client that was here before.
+    fn has_usable(&self, own: bool) -> bool {
         if let Some(split) = &self.split {
-            return (0..split.members.len()).any(|index| split.is_usable(index));
+            return (0..split.members.len()).any(|index| split.is_usable(index, own));
         }
         let mut members = self.members.iter().zip(&self.weights);
-        members.any(|(member, weight)| *weight > 0 && member.target.is_up())
+        members.any(|(member, weight)| match own {
+            true => member.target.is_up(),
+            false => *weight > 0 && member.target.is_for_all(),
+        })
     }
 }
 
 impl Split {
-    fn is_usable(&self, index: usize) -> bool {
-        self.shares[index] > 0 && self.members[index].has_usable()
+    fn is_usable(&self, index: usize, own: bool) -> bool {
+        self.shares[index] > 0 && self.members[index].has_usable(own)
     }
 
     fn by_share(&self) -> Option<usize> {
         let chance = |below: u64| fastrand::u64(..below);
         let any = balance::random(&self.shares, chance, |_| true)?;
-        if self.is_usable(any) {
+        if self.is_usable(any, false) {
             return Some(any);
         }
-        let other = balance::random(&self.shares, chance, |index| self.is_usable(index));
+        let other = balance::random(&self.shares, chance, |index| self.is_usable(index, false));
         // Nobody: then its error tells why.
         Some(other.unwrap_or(any))
     }

@@ -34,6 +34,7 @@ mod sockets;
 mod split;
 mod swap_load;
 mod target_limits;
+mod target_state;
 mod tls;
 mod tour;
 mod upstream_h2;

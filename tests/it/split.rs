@@ -80,6 +80,7 @@ fn a_sticky_split_keeps_its_clients_and_its_members_theirs() {
     // A small share: still green, also in another process, which has to give the same names to all.
     let canary = split("blue = 1000, green = 1");
     gate.write(&canary);
+    gate.signal(rustix::process::Signal::TERM);
     gate = gate.restart();
     let mut conn = Conn::open(to).unwrap();
     for _ in 0..50 {

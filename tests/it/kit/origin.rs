@@ -26,6 +26,10 @@ struct State {
     connections: AtomicU64,
     /// Request heads read.
     requests: AtomicU64,
+    /// Milliseconds before each answer.
+    delay: AtomicU64,
+    /// What every answer's status is, but for 0.
+    status: AtomicU64,
     /// Requests whose peer went away before the end.
     broken: AtomicU64,
     /// Requests that wait in `hold` or `drip`, and whether they may go on.
@@ -105,6 +109,17 @@ impl Origin {
 
     pub(crate) fn broken(&self) -> u64 {
         self.state.broken.load(Ordering::SeqCst)
+    }
+
+    /// From now on every answer takes so long.
+    pub(crate) fn slow_down(&self, by: Duration) {
+        let millis = by.as_millis() as u64;
+        self.state.delay.store(millis, Ordering::SeqCst);
+    }
+
+    /// From now on every answer has this status.
+    pub(crate) fn say(&self, status: u64) {
+        self.state.status.store(status, Ordering::SeqCst);
     }
 
     /// Closes every connection that is open now, as an origin does with idle ones.
@@ -208,6 +223,10 @@ impl State {
                 .find_map(|p| p.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
         };
         let verb = path.rsplit('/').next().unwrap_or_default();
+        let delay = self.delay.load(Ordering::SeqCst);
+        if delay > 0 {
+            std::thread::sleep(Duration::from_millis(delay));
+        }
 
         // Those that answer before, or without, reading the body.
         match verb {
@@ -221,6 +240,13 @@ impl State {
             }
             "refuse-continue" => {
                 conn.send("HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")?;
+                return Ok(false);
+            }
+            "socket" => {
+                // For the key of RFC 6455 section 1.3.
+                let accept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+                conn.send(format!("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: {accept}\r\nx-origin: {}\r\n\r\n", self.name))?;
+                while !conn.some(1 << 16)?.is_empty() {}
                 return Ok(false);
             }
             "hang" => {
@@ -346,8 +372,12 @@ impl State {
     }
 
     fn plain(&self, conn: &mut Conn, method: &str, fields: &str, body: &[u8]) -> io::Result<()> {
+        let status = match self.status.load(Ordering::SeqCst) {
+            0 => 200,
+            other => other,
+        };
         let head = format!(
-            "HTTP/1.1 200 OK\r\nx-origin: {}\r\n{fields}content-length: {}\r\n\r\n",
+            "HTTP/1.1 {status} OK\r\nx-origin: {}\r\n{fields}content-length: {}\r\n\r\n",
             self.name,
             body.len()
         );
