@@ -18,7 +18,7 @@ mod request;
 mod state_dir;
 mod status;
 mod swap;
-mod targets;
+mod target_state;
 mod view;
 mod watch;
 
@@ -31,7 +31,7 @@ pub use log::EventReader;
 pub use request::{Source, SubmitError, SwapRecord, SwapRequest};
 pub use state_dir::folder as state_folder;
 pub use status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
-pub use targets::{TargetRefused, TargetRequest};
+pub use target_state::{TargetRefused, TargetRequest};
 
 use crate::config::Diagnostic;
 

@@ -208,7 +208,7 @@ pub(super) fn target_status(weight: u32, target: &Target) -> TargetStatus {
     TargetStatus {
         address: target.key().1.to_string(),
         weight,
-        state: target.state(),
+        state: target.wish(),
         health: if target.is_found() { "up" } else { "down" }.into(),
         in_flight: target.in_flight() as u64,
         connections: target.connections() as u64,

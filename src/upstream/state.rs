@@ -43,12 +43,12 @@ impl Wish {
 
 impl Target {
     /// What an operator says of it.
-    pub fn state(&self) -> TargetState {
+    pub fn wish(&self) -> TargetState {
         self.wish.get()
     }
 
     /// Counts from the next request on.
-    pub fn set_state(&self, state: TargetState) {
+    pub fn set_wish(&self, state: TargetState) {
         self.wish.set(state);
         // Who waits may go there now.
         self.freed();
@@ -56,7 +56,7 @@ impl Target {
 
     /// Whether it may get requests of any client. One that drains is up for its own clients only.
     pub(super) fn is_for_all(&self) -> bool {
-        self.state() == TargetState::Up && self.is_up()
+        self.wish() == TargetState::Up && self.is_up()
     }
 
     /// Waits until nothing is in flight. Cancel-safe; it may have something again when this returns.
@@ -94,8 +94,8 @@ mod tests {
             (TargetState::Down, false, false),
             (TargetState::Up, true, true),
         ] {
-            target.set_state(state);
-            let now = (target.state(), target.is_up(), target.is_for_all());
+            target.set_wish(state);
+            let now = (target.wish(), target.is_up(), target.is_for_all());
             assert_eq!(now, (state, up, for_all));
         }
         let flights = [0, 0].map(|worker| InFlight::begin(&target, worker));

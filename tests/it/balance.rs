@@ -186,10 +186,10 @@ fn a_post_goes_elsewhere_when_nothing_of_it_was_sent() {
     let a = Origin::start("A");
     let to = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let targets = format!("{}, \"127.0.0.1:{}\"", target(&a, ""), free_port());
-    let gate = Gate::start(&config(to, &targets, "", ""));
-    let mut conn = Conn::open(to).unwrap();
+    let gate = Gate::start("");
     for proxy in ["", ", buffer = \"1KiB\""] {
         gate.reload_ok(&config(to, &targets, proxy, ""));
+        let mut conn = Conn::open(to).unwrap();
         for _ in 0..10 {
             let post = "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello";
             let answer = conn.exchange(post).unwrap();

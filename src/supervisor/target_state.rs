@@ -73,7 +73,7 @@ impl Handle {
                 missing(format!("the upstream `{name}` has no target `{target}`"))
             })?;
         drop(snapshot);
-        target.set_state(request.state);
+        target.set_wish(request.state);
         if request.wait_idle {
             target.idle_at_last().await;
         }
