@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
+use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{Entry, Files, filter};
 use crate::tls::{self, store::Material};
 use crate::upstream::{Shared, Upstream};
@@ -70,6 +71,16 @@ pub struct Snapshot {
     pub entries: BTreeMap<BindingKey, Arc<Entry>>,
     pub files: Files,
     pub certificates: Material,
+    pub access_log: Option<Arc<AccessLog>>,
+}
+
+/// What outlives generations, as far as compiling one takes leases on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Lasting<'a> {
+    pub upstreams: &'a Arc<Shared>,
+    pub tls: &'a tls::Shared,
+    pub filters: &'a filter::Shared,
+    pub records: &'a record::Shared,
 }
 
 impl Snapshot {
@@ -79,11 +90,26 @@ impl Snapshot {
         document: &Document,
         files: Files,
         certificates: Material,
-        shared: &Arc<Shared>,
-        tls: &tls::Shared,
-        filters: &filter::Shared,
+        access_log: Option<Arc<AccessLog>>,
+        lasting: Lasting<'_>,
         before: Option<(&Document, &Snapshot)>,
     ) -> Snapshot {
+        let Lasting {
+            upstreams: shared,
+            tls,
+            filters,
+            records,
+        } = lasting;
+        // One that changed is another for every entry.
+        let same_log = before.is_none_or(|(old, _)| old.access_log == document.access_log);
+        let access_log = match before {
+            Some((_, snapshot)) if same_log => snapshot.access_log.clone(),
+            _ => access_log,
+        };
+        let recording = Recording {
+            shared: records,
+            log: access_log.as_ref(),
+        };
         let upstreams: BTreeMap<_, _> = document
             .upstreams
             .iter()
@@ -104,7 +130,8 @@ impl Snapshot {
             .into_iter()
             .map(|(key, specs)| {
                 let kept = before.and_then(|(_, snapshot)| {
-                    let same = old_bindings.get(&key) == Some(&specs)
+                    let same = same_log
+                        && old_bindings.get(&key) == Some(&specs)
                         && specs
                             .iter()
                             .all(|s| certificates.same(&snapshot.certificates, &s.name))
@@ -118,7 +145,7 @@ impl Snapshot {
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
                 let entry = kept.unwrap_or_else(|| {
-                    let entry = Entry::build(&specs, &upstreams, &files, filters);
+                    let entry = Entry::build(&specs, &upstreams, &files, filters, recording);
                     Arc::new(entry.over_tls(presented(&specs, &certificates, tls)))
                 });
                 (key, entry)
@@ -129,6 +156,7 @@ impl Snapshot {
             entries,
             files,
             certificates,
+            access_log,
         }
     }
 }
@@ -185,9 +213,13 @@ mod tests {
                 &document,
                 files,
                 certificates,
-                &shared,
-                &tls,
-                &filters,
+                None,
+                Lasting {
+                    upstreams: &shared,
+                    tls: &tls,
+                    filters: &filters,
+                    records: &record::Shared::new(Arc::default(), 1),
+                },
                 before,
             )
         };

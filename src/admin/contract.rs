@@ -34,6 +34,7 @@ fn operation_id(operation: Operation) -> &'static str {
         Operation::Status => "status",
         Operation::Livez => "livez",
         Operation::Readyz => "readyz",
+        Operation::Metrics => "metrics",
         Operation::Openapi => "openapi",
         Operation::Schema => "schema",
     }

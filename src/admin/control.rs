@@ -8,7 +8,8 @@ use tokio::sync::watch;
 
 use crate::supervisor::event::Event;
 use crate::supervisor::{
-    AdminBinding, EventReader, Handle, Running, Status, SubmitError, SwapRecord, SwapRequest,
+    AdminBinding, EventReader, Figures, Handle, Running, Status, SubmitError, SwapRecord,
+    SwapRequest,
 };
 
 /// The supervisor as seen from here. Same meaning as the methods of [`Handle`].
@@ -27,6 +28,7 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Option<SwapRecord>> + Send;
     fn binding(&self) -> watch::Receiver<Option<Arc<AdminBinding>>>;
     fn status(&self) -> Status;
+    fn figures(&self) -> Figures;
     fn ready(&self) -> bool;
 }
 
@@ -61,6 +63,9 @@ impl Control for Handle {
     }
     fn status(&self) -> Status {
         Handle::status(self)
+    }
+    fn figures(&self) -> Figures {
+        Handle::figures(self)
     }
     fn ready(&self) -> bool {
         Handle::ready(self)

@@ -19,6 +19,8 @@ mod guard;
 mod idempotency;
 mod incoming;
 mod media;
+mod metrics;
+mod monitor;
 mod now;
 mod origin;
 mod problem;
@@ -76,6 +78,7 @@ pub(crate) enum Operation {
     Status,
     Livez,
     Readyz,
+    Metrics,
     Openapi,
     Schema,
 }
@@ -99,6 +102,7 @@ pub(crate) const ROUTES: &[(&str, &str, Operation)] = &[
     ("GET", "/status", Operation::Status),
     ("GET", "/livez", Operation::Livez),
     ("GET", "/readyz", Operation::Readyz),
+    ("GET", "/metrics", Operation::Metrics),
     ("GET", "/openapi.yaml", Operation::Openapi),
     ("GET", "/schema.json", Operation::Schema),
 ];
@@ -175,6 +179,7 @@ fn endpoint<C: Control>(operation: Operation) -> MethodRouter<App<C>> {
         Operation::Status => get(status::status::<C>),
         Operation::Livez => get(status::livez),
         Operation::Readyz => get(status::readyz::<C>),
+        Operation::Metrics => get(metrics::metrics::<C>),
         Operation::Openapi => get(assets::openapi),
         Operation::Schema => get(assets::schema),
     }

@@ -9,6 +9,7 @@ pub mod diagnostic;
 pub mod findings;
 pub mod format;
 pub mod http;
+pub mod log;
 pub mod render;
 pub mod runtime;
 pub mod scalar;

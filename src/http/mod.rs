@@ -12,6 +12,7 @@ pub mod host;
 pub mod path;
 pub mod pipeline;
 pub mod progress;
+pub mod record;
 pub mod request;
 pub mod route;
 pub mod text;
@@ -33,6 +34,7 @@ use crate::tls;
 use crate::upstream::Upstream;
 use action::Action;
 use filter::Filters;
+use record::{Recording, Watch};
 use route::{Head, Routes, domains_above};
 
 /// Contents of the files a document names, read at prepare.
@@ -57,6 +59,8 @@ pub struct Entry {
     /// The server without `hosts`.
     default: Option<usize>,
     definitions: OnceLock<HashSet<u64>>,
+    /// For requests that no server takes, or that are none.
+    pub watch: Watch,
 }
 
 /// What a handshake needs: what the address presents, and the settings its connections live under.
@@ -76,6 +80,8 @@ pub struct Server {
     pub upgraded_timeout: Option<Duration>,
     /// What becomes of its websockets whose definition is gone, unless the action says otherwise.
     pub on_change: OnChange,
+    /// For what no route takes.
+    pub watch: Watch,
     matchers: Routes,
     routes: Vec<Route>,
     fallback: Option<Action>,
@@ -87,6 +93,7 @@ pub struct Route {
     pub name: Option<Arc<str>>,
     /// Its own, or the server's.
     pub filters: Arc<Filters>,
+    pub watch: Watch,
     action: Action,
 }
 
@@ -98,6 +105,7 @@ impl Entry {
         upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
         files: &Files,
         shared: &filter::Shared,
+        recording: Recording<'_>,
     ) -> Entry {
         let mut entry = Entry {
             connection: Arc::new(
@@ -111,11 +119,12 @@ impl Entry {
             below: ByName::default(),
             default: None,
             definitions: OnceLock::new(),
+            watch: recording.watch(&"".into(), None, true),
         };
         for (number, spec) in specs.iter().enumerate() {
             entry
                 .servers
-                .push(Server::build(spec, upstreams, files, shared));
+                .push(Server::build(spec, upstreams, files, shared, recording));
             for host in &spec.hosts {
                 match host {
                     HostPattern::Exact(name) => {
@@ -217,6 +226,7 @@ impl Server {
         upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
         files: &Files,
         shared: &filter::Shared,
+        recording: Recording<'_>,
     ) -> Server {
         let filters = Arc::new(Filters::build(&spec.filters, shared));
         let action = |spec_action| Action::build(&spec.name, spec_action, upstreams, files);
@@ -236,10 +246,12 @@ impl Server {
                 .map(|route| Route {
                     name: route.name.clone(),
                     filters: filter::shared(&route.filters, (&spec.filters, &filters), shared),
+                    watch: recording.watch(&spec.name, route.name.as_ref(), route.access_log),
                     action: action(&route.action),
                 })
                 .collect(),
             fallback: spec.fallback.as_ref().map(action),
+            watch: recording.watch(&spec.name, None, spec.access_log),
             filters,
         }
     }
@@ -306,6 +318,11 @@ pub(crate) mod test_kit {
         })
     }
 
+    /// A record of nothing that lasts.
+    pub(crate) fn records() -> record::Shared {
+        record::Shared::new(Arc::default(), 1)
+    }
+
     pub(crate) fn connection(spec: ConnectionSpec) -> Connection {
         let peer: std::net::SocketAddr = "192.0.2.1:50000".parse().unwrap();
         let local = "192.0.2.2:80".parse().unwrap();
@@ -345,6 +362,7 @@ pub(crate) mod test_kit {
             routes: vec![],
             fallback: Some(respond(text)),
             on_change: OnChange::default(),
+            access_log: true,
         }
     }
 }
@@ -361,6 +379,10 @@ mod tests {
             &BTreeMap::new(),
             &Files::new(),
             &filter::Shared::default(),
+            Recording {
+                shared: &test_kit::records(),
+                log: None,
+            },
         )
     }
 

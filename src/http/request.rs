@@ -13,6 +13,7 @@ use super::client;
 use super::connection::{Connection, HeadMarks};
 use super::host::Host;
 use super::path::Path;
+use super::record::id;
 use super::route::Head;
 use crate::config::http::Scheme;
 use crate::upstream::error::Error;
@@ -30,6 +31,10 @@ pub struct RequestContext<'a> {
     /// The target as it came.
     pub uri: &'a Uri,
     pub version: Version,
+    /// See [`id`].
+    pub request_id: HeaderValue,
+    /// Whom authentication found; `None`: nobody was asked.
+    pub user: Option<Box<str>>,
 }
 
 /// What an `Expect` field asks for.
@@ -88,6 +93,8 @@ impl<'a> RequestContext<'a> {
             path,
             uri,
             version: parts.version,
+            request_id: id::of(&parts.headers, connection.trusted),
+            user: None,
         })
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rustls::HandshakeKind;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -14,6 +15,7 @@ use crate::config::http::ConnectionSpec;
 use crate::generation::EpochGuard;
 use crate::http::Secure;
 use crate::http::connection::{Connection, IDLE_LINGER};
+use crate::metrics::WorkerCounters;
 use crate::net::Peer;
 use crate::tls::Session;
 
@@ -33,16 +35,23 @@ pub async fn serve<S>(
     let late = late(secure.connection.header_timeout, &guard);
     let done = tokio::select! {
         biased;
-        done = handshake(stream, &listener, secure) => done,
-        () = late => return,
+        done = handshake(stream, &listener, secure) => Some(done),
+        () = late => None,
     };
+    let counts = &listener.worker.counters.handshakes;
     let (stream, spec) = match done {
-        Ok(done) => done,
-        Err(error) => {
+        Some(Ok(done)) => done,
+        None => return WorkerCounters::add(&counts.failed),
+        Some(Err(error)) => {
+            WorkerCounters::add(&counts.failed);
             tracing::debug!(%peer, %error, "TLS handshake failed");
             return;
         }
     };
+    WorkerCounters::add(match stream.get_ref().1.handshake_kind() {
+        Some(HandshakeKind::Resumed) => &counts.resumed,
+        _ => &counts.full,
+    });
     let session = Session::of(stream.get_ref().1);
     let protocol = match session.h2 {
         Some(true) => Protocol::Http2,

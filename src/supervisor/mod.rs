@@ -8,6 +8,7 @@ mod actor;
 mod admin_socket;
 mod drain;
 pub mod event;
+mod figures;
 mod files;
 mod handle;
 mod log;
@@ -21,6 +22,7 @@ mod view;
 
 pub use actor::{Options, start};
 pub use admin_socket::{AdminBinding, AdminListener};
+pub use figures::{Figures, ListenerFigures, RouteFigures, TargetFigures};
 pub use handle::{Handle, Running};
 pub use log::EventReader;
 pub use request::{Source, SubmitError, SwapRecord, SwapRequest};

@@ -15,6 +15,7 @@ use super::resolve::Names;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
+use crate::metrics::cell::{Cell, Outcome, Totals};
 
 /// A target's lasting part: in-flight count, idle connections by worker. Dropping it closes its idle connections, but
 /// for those of a worker where a response is still under way: they close with that.
@@ -34,6 +35,8 @@ pub struct Target {
 struct Shard {
     /// Requests that this worker has in flight.
     in_flight: AtomicUsize,
+    /// What became of those it had.
+    cell: Cell,
     pool: Mutex<Pool>,
     address: TargetAddr,
     /// The worker's list of shards to sweep.
@@ -67,6 +70,7 @@ impl Target {
         let shard = |round: &Arc<Round>| {
             Arc::new(Shard {
                 in_flight: AtomicUsize::new(0),
+                cell: Cell::default(),
                 pool: Mutex::default(),
                 address: key.1.clone(),
                 round: round.clone(),
@@ -84,6 +88,15 @@ impl Target {
     pub fn in_flight(&self) -> usize {
         let here = |shard: &Arc<Shard>| shard.in_flight.load(Ordering::Relaxed);
         self.shards.iter().map(here).sum()
+    }
+
+    /// What became of its requests, over all generations and workers.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for shard in &self.shards {
+            shard.cell.add_to(&mut totals);
+        }
+        totals
     }
 
     /// Open connections, idle ones included; the whole process.
@@ -241,23 +254,35 @@ impl Lease {
 pub struct InFlight {
     pub target: Arc<Target>,
     worker: usize,
+    ended: bool,
 }
 
 impl InFlight {
     pub(super) fn begin(target: &Arc<Target>, worker: usize) -> InFlight {
-        let count = &target.shard(worker).in_flight;
-        count.fetch_add(1, Ordering::Relaxed);
+        let shard = target.shard(worker);
+        shard.in_flight.fetch_add(1, Ordering::Relaxed);
+        shard.cell.begin();
         InFlight {
             target: target.clone(),
             worker,
+            ended: false,
         }
+    }
+
+    /// It was answered, and the answer has ended.
+    pub fn end(&mut self, outcome: Outcome) {
+        self.target.shard(self.worker).cell.end(&outcome);
+        self.ended = true;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let count = &self.target.shard(self.worker).in_flight;
-        count.fetch_sub(1, Ordering::Relaxed);
+        let shard = self.target.shard(self.worker);
+        shard.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if !self.ended {
+            shard.cell.fail();
+        }
     }
 }
 

@@ -41,8 +41,10 @@ filtered! {
         redirect: Box<RedirectRaw>,
         /// Filters of `[filters]` for all its requests; of several that say the same thing the last counts.
         using as "use": List<String>,
+        /// `false`: its requests have no line in the access log.
+        access_log: bool = true,
     }
-    later = [LATER, &["access_log", "proxy_protocol", "error_pages", "tcp"]];
+    later = [LATER, &["proxy_protocol", "error_pages", "tcp"]];
 }
 
 section! {
@@ -102,8 +104,10 @@ filtered! {
         redirect: Box<RedirectRaw>,
         /// Filters of `[filters]` for its requests; of several that say the same thing the last counts.
         using as "use": List<String>,
+        /// Whether its requests have a line in the access log; left out: as the server says.
+        access_log: bool,
     }
-    later = [LATER, &["access_log", "tcp", "on_change"]];
+    later = [LATER, &["tcp", "on_change"]];
 }
 
 section! {

@@ -305,6 +305,7 @@ impl Checked {
                 status: ::http::StatusCode::PERMANENT_REDIRECT,
             })),
             on_change: self.spec.on_change,
+            access_log: self.spec.access_log,
         };
         Some(Checked {
             hosts_at: vec![first; spec.hosts.len()],

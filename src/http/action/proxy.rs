@@ -24,8 +24,10 @@ use crate::http::action::with_target;
 use crate::http::body::ResponseBody;
 use crate::http::headers;
 use crate::http::progress::Progress;
+use crate::http::record::id::X_REQUEST_ID;
 use crate::http::request::{Expectation, RequestContext};
 use crate::http::websocket;
+use crate::metrics::cell::Cell;
 use crate::upstream::body::{BodyRules, RequestBody};
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::{SendOptions, Upstream};
@@ -50,6 +52,8 @@ pub struct Inbound {
     pub expectation: Expectation,
     /// Largest body in bytes.
     pub limit: Option<u64>,
+    /// Where the body's bytes are counted.
+    pub cell: Option<Arc<Cell>>,
     /// How long a websocket may be silent.
     pub upgraded_timeout: Option<Duration>,
     /// As the server says.
@@ -121,6 +125,7 @@ impl Proxy {
             body,
             expectation,
             limit,
+            cell,
             ..
         } = inbound;
         let fields = &mut parts.headers;
@@ -133,6 +138,7 @@ impl Proxy {
             context.host.as_ref(),
             context.scheme,
         );
+        fields.insert(&X_REQUEST_ID, context.request_id.clone());
         headers::set_via(fields, context.version)?;
         if context.version == Version::HTTP_2 {
             headers::join_cookies(fields);
@@ -165,6 +171,7 @@ impl Proxy {
                 timeout: context.connection.spec.body_timeout,
                 expect_continue: expectation == Expectation::Continue,
                 finished: context.connection.expect_end_of_body(),
+                cell,
             };
             RequestBody::new(body, rules)
         };
