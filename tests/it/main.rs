@@ -8,6 +8,7 @@
 
 mod kit;
 
+mod access_log;
 mod admin;
 mod cli;
 mod contract;
@@ -17,6 +18,7 @@ mod filters;
 mod headers;
 mod held_back;
 mod limits;
+mod metrics;
 mod proxy;
 mod quick;
 mod refused;
