@@ -44,6 +44,7 @@ filtered! {
         /// `false`: its requests have no line in the access log.
         access_log: bool = true,
     }
+    one_of = ["proxy", "files", "respond", "redirect", "tcp"];
     later = [LATER, &["proxy_protocol", "error_pages", "tcp"]];
 }
 
@@ -168,6 +169,7 @@ section! {
         headers: Map<String>,
     }
     short = body;
+    one_of = ["body", "file"];
     later = [];
 }
 
