@@ -46,8 +46,6 @@ pub struct HttpSpec {
     /// The action for what no route takes.
     pub fallback: Option<ActionSpec>,
     pub on_change: OnChange,
-    /// What no route takes has a line in the access log, if there is one.
-    pub access_log: bool,
 }
 
 /// The part of a server that every server on the same address must agree on.
@@ -87,8 +85,6 @@ pub struct RouteSpec {
     pub action: ActionSpec,
     /// Its own, those it uses, and below them the server's.
     pub filters: FiltersSpec,
-    /// Its requests have a line in the access log, if there is one.
-    pub access_log: bool,
 }
 
 /// Conditions of a route: every non-empty list must hold, a list holds when any item does.

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::http::{ConnectionSpec, HttpSpec};
+use crate::config::http::{ConnectionSpec, FiltersSpec, HttpSpec};
 use crate::config::runtime::OnChange;
 use crate::config::scalar::HostPattern;
 use crate::tls;
@@ -119,7 +119,7 @@ impl Entry {
             below: ByName::default(),
             default: None,
             definitions: OnceLock::new(),
-            watch: recording.watch(&"".into(), None, true),
+            watch: recording.watch(&"".into(), None, &FiltersSpec::default()),
         };
         for (number, spec) in specs.iter().enumerate() {
             entry
@@ -246,12 +246,12 @@ impl Server {
                 .map(|route| Route {
                     name: route.name.clone(),
                     filters: filter::shared(&route.filters, (&spec.filters, &filters), shared),
-                    watch: recording.watch(&spec.name, route.name.as_ref(), route.access_log),
+                    watch: recording.watch(&spec.name, route.name.as_ref(), &route.filters),
                     action: action(&route.action),
                 })
                 .collect(),
             fallback: spec.fallback.as_ref().map(action),
-            watch: recording.watch(&spec.name, None, spec.access_log),
+            watch: recording.watch(&spec.name, None, &spec.filters),
             filters,
         }
     }
@@ -362,7 +362,6 @@ pub(crate) mod test_kit {
             routes: vec![],
             fallback: Some(respond(text)),
             on_change: OnChange::default(),
-            access_log: true,
         }
     }
 }

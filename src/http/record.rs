@@ -20,6 +20,7 @@ use super::body::ResponseBody;
 use super::connection::Connection;
 use super::headers::scheme_text;
 use super::vars::{Vars, header, or_empty};
+use crate::config::http::FiltersSpec;
 use crate::config::log::{AccessLogSpec, LogPath};
 use crate::config::scalar::TargetAddr;
 use crate::config::template::{Source, Var};
@@ -114,8 +115,14 @@ pub struct Recording<'a> {
 }
 
 impl Recording<'_> {
-    /// For the requests of a route, or for those of a server that no route takes. `logs`: they get lines.
-    pub fn watch(&self, server: &Arc<str>, route: Option<&Arc<str>>, logs: bool) -> Watch {
+    /// For the requests of a route, or for those of a server that no route takes.
+    pub fn watch(
+        &self,
+        server: &Arc<str>,
+        route: Option<&Arc<str>>,
+        filters: &FiltersSpec,
+    ) -> Watch {
+        let logs = filters.access_log.unwrap_or(true);
         let route = route.cloned().unwrap_or_else(|| "".into());
         let make = || Series::new(self.shared.workers);
         Watch {

@@ -52,8 +52,9 @@ fn every_way_of_ending_has_its_line() {
     let server = format!(
         "hosts = [\"a.test\"]\nlimits = {{ body = \"10B\" }}\nproxy = \"api\"\n\
          [[http.web.routes]]\nname = \"here\"\nmatch.path = \"/here\"\nrespond = \"hello\"\n\
-         [[http.web.routes]]\nname = \"quiet\"\nmatch.path = \"/quiet\"\nrespond = \"x\"\naccess_log = false\n\
+         [[http.web.routes]]\nname = \"quiet\"\nmatch.path = \"/quiet\"\nrespond = \"x\"\nuse = \"quiet\"\n\
          [[http.web.routes]]\nname = \"dead\"\nmatch.path = \"/dead\"\nproxy = \"{dead}\"\n\
+         [filters.quiet]\naccess_log = false\n\
          [upstreams.api]\ntargets = \"{}\"\n",
         origin.addr
     );

@@ -99,7 +99,6 @@ impl HttpRaw {
             body_limit: self.body_limit_of_limits(),
             ..FiltersSpec::default()
         });
-        let access_log = self.access_log.as_ref().is_none_or(|a| a.value);
         let mut routes = Vec::new();
         let mut routes_at = Vec::new();
         let mut names: HashMap<&str, usize> = HashMap::new();
@@ -130,7 +129,6 @@ impl HttpRaw {
             if let (Some(route), true) = (route(raw, enabled && on, references, check), on) {
                 routes.push(RouteSpec {
                     filters: own.over(&filters),
-                    access_log: raw.access_log.as_ref().map_or(access_log, |a| a.value),
                     ..route
                 });
                 routes_at.push(RouteAt::of(raw));
@@ -156,7 +154,6 @@ impl HttpRaw {
             routes,
             fallback,
             on_change: self.on_change.as_ref().map_or(*on_change, |o| o.value),
-            access_log,
         };
         Checked {
             spec,
@@ -444,6 +441,5 @@ fn route(
         matcher,
         action: action?,
         filters: FiltersSpec::default(),
-        access_log: true,
     })
 }

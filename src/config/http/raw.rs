@@ -41,8 +41,6 @@ filtered! {
         redirect: Box<RedirectRaw>,
         /// Filters of `[filters]` for all its requests; of several that say the same thing the last counts.
         using as "use": List<String>,
-        /// `false`: its requests have no line in the access log.
-        access_log: bool = true,
     }
     one_of = ["proxy", "files", "respond", "redirect", "tcp"];
     later = [LATER, &["proxy_protocol", "error_pages", "tcp"]];
@@ -105,8 +103,6 @@ filtered! {
         redirect: Box<RedirectRaw>,
         /// Filters of `[filters]` for its requests; of several that say the same thing the last counts.
         using as "use": List<String>,
-        /// Whether its requests have a line in the access log; left out: as the server says.
-        access_log: bool,
     }
     later = [LATER, &["tcp", "on_change"]];
 }

@@ -303,14 +303,16 @@ impl Checked {
             },
             tls: None,
             upgraded_timeout: None,
-            filters: FiltersSpec::default(),
+            filters: FiltersSpec {
+                access_log: self.spec.filters.access_log,
+                ..FiltersSpec::default()
+            },
             routes: Vec::new(),
             fallback: Some(ActionSpec::Redirect(RedirectSpec {
                 to: Template { parts },
                 status: ::http::StatusCode::PERMANENT_REDIRECT,
             })),
             on_change: self.spec.on_change,
-            access_log: self.spec.access_log,
         };
         Some(Checked {
             hosts_at: vec![first; spec.hosts.len()],

@@ -32,6 +32,8 @@ macro_rules! filtered {
                 deny: $crate::config::decode::Switch<$crate::config::decode::List<String>>,
                 /// Largest request body; overrides `limits.body` of the server.
                 body_limit: $crate::config::decode::Limit<$crate::config::scalar::Size>,
+                /// `false`: its requests have no line in the access log.
+                access_log: bool,
             }
             $(one_of = $one_of;)?
             later = $later;
@@ -44,6 +46,7 @@ macro_rules! filtered {
                     allow: self.allow.as_ref(),
                     deny: self.deny.as_ref(),
                     body_limit: self.body_limit.as_ref(),
+                    access_log: self.access_log.as_ref(),
                 }
             }
         }
@@ -71,6 +74,7 @@ pub(in crate::config) struct Written<'r> {
     pub(in crate::config) allow: Option<&'r Loc<Switch<List<String>>>>,
     pub(in crate::config) deny: Option<&'r Loc<Switch<List<String>>>>,
     pub(in crate::config) body_limit: Option<&'r Loc<Limit<Size>>>,
+    pub(in crate::config) access_log: Option<&'r Loc<bool>>,
 }
 
 /// A filter where it may be said: `None` is "not here, what lies below counts", [`Setting::Off`] is `false`.
@@ -127,6 +131,8 @@ pub struct FiltersSpec {
     pub deny: Setting<AccessSpec>,
     /// Largest request body in bytes; the inner `None`: no limit.
     pub body_limit: Option<Option<u64>>,
+    /// Requests have a line in the access log, if there is one. `None`: they do.
+    pub access_log: Option<bool>,
 }
 
 impl FiltersSpec {
@@ -136,6 +142,7 @@ impl FiltersSpec {
             allow: self.allow.over(&below.allow),
             deny: self.deny.over(&below.deny),
             body_limit: self.body_limit.or(below.body_limit),
+            access_log: self.access_log.or(below.access_log),
         }
     }
 }
@@ -155,6 +162,7 @@ impl Written<'_> {
             allow: ranges(self.allow),
             deny: ranges(self.deny),
             body_limit: self.body_limit.map(|limit| limit.get().map(|size| size.0)),
+            access_log: self.access_log.map(|lines| lines.value),
         }
     }
 }
@@ -173,11 +181,13 @@ mod tests {
             allow: some("10.0.0.0/8"),
             deny: some("10.1.0.0/16"),
             body_limit: Some(Some(10)),
+            access_log: Some(false),
         };
         let route = FiltersSpec {
             allow: some("192.0.2.0/24"),
             deny: Setting::Off,
             body_limit: Some(None),
+            access_log: Some(true),
         };
         let merged = route.over(&server);
         assert_eq!(merged, route);
