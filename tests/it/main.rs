@@ -10,6 +10,7 @@ mod kit;
 
 mod access_log;
 mod admin;
+mod balance;
 mod cli;
 mod contract;
 mod drain;
