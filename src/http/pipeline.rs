@@ -330,7 +330,7 @@ async fn act(
             answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
-            let key = proxy.key(&vars(&inbound.parts));
+            let key = proxy.key(&place.vars(context, &inbound.parts));
             match proxy
                 .forward(context, inbound, &exchange.progress, action.definition, key)
                 .await
