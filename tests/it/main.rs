@@ -8,6 +8,7 @@
 
 mod kit;
 
+mod access_log;
 mod admin;
 mod balance;
 mod certificates;
@@ -22,6 +23,7 @@ mod filters;
 mod headers;
 mod held_back;
 mod limits;
+mod metrics;
 mod proxy;
 mod quick;
 mod refused;
