@@ -8,7 +8,10 @@ use std::sync::Arc;
 use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
+use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{Entry, Files, filter};
+use crate::tls::client::Clients;
+use crate::tls::stamp::Stamps;
 use crate::tls::{self, store::Material};
 use crate::upstream::{Shared, Upstream};
 
@@ -54,48 +57,104 @@ pub fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<
 
 /// Paths of the files that the servers of an address answer with.
 fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
-    actions_of(specs).filter_map(|action| match action {
+    let pages = specs
+        .iter()
+        .flat_map(|spec| spec.error_pages.files().map(|(_, path)| path));
+    let bodies = actions_of(specs).filter_map(|action| match action {
         ActionSpec::Respond(respond) => match &respond.body {
             RespondBody::File(path) => Some(path),
             RespondBody::Template(_) => None,
         },
         ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
-    })
+    });
+    bodies.chain(pages)
 }
 
 /// What one generation runs. Dropping the last reference lets its leases fall.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
     pub entries: BTreeMap<BindingKey, Arc<Entry>>,
     pub files: Files,
+    pub pems: Pems,
     pub certificates: Material,
+    /// How upstreams are spoken to.
+    pub clients: Clients,
+    pub access_log: Option<Arc<AccessLog>>,
+}
+
+/// What the files of a document hold.
+#[derive(Debug, Clone, Default)]
+pub struct Contents {
+    /// Those that only a swap reads anew: answers, and what TLS to upstreams needs.
+    pub answers: Files,
+    pub pems: Pems,
+}
+
+/// The files that hold certificates, keys and CAs: they are taken over when they change, so they are kept apart.
+#[derive(Debug, Clone, Default)]
+pub struct Pems {
+    pub files: Files,
+    /// As they lay there before they were read.
+    pub stamps: Arc<Stamps>,
+}
+
+/// What outlives generations, as far as compiling one takes leases on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Lasting<'a> {
+    pub upstreams: &'a Arc<Shared>,
+    pub tls: &'a tls::Shared,
+    pub filters: &'a filter::Shared,
+    pub records: &'a record::Shared,
 }
 
 impl Snapshot {
     /// Compiles `document`. `before` is what runs, with the document it was made of; `certificates` those that the
-    /// document names.
+    /// document names, made of the PEM files among `contents`.
     pub fn build(
         document: &Document,
-        files: Files,
-        certificates: Material,
-        shared: &Arc<Shared>,
-        tls: &tls::Shared,
-        filters: &filter::Shared,
+        contents: Contents,
+        (certificates, clients): (Material, Clients),
+        access_log: Option<Arc<AccessLog>>,
+        lasting: Lasting<'_>,
         before: Option<(&Document, &Snapshot)>,
     ) -> Snapshot {
+        let Contents {
+            answers: files,
+            pems,
+        } = contents;
+        let Lasting {
+            upstreams: shared,
+            tls,
+            filters,
+            records,
+        } = lasting;
+        // One that changed is another for every entry.
+        let same_log = before.is_none_or(|(old, _)| old.access_log == document.access_log);
+        let access_log = match before {
+            Some((_, snapshot)) if same_log => snapshot.access_log.clone(),
+            _ => access_log,
+        };
+        let recording = Recording {
+            shared: records,
+            log: access_log.as_ref(),
+        };
         let upstreams: BTreeMap<_, _> = document
             .upstreams
             .iter()
             .map(|(name, spec)| {
                 let kept = before.and_then(|(old, snapshot)| {
-                    let same = old.upstreams.get(name) == Some(spec);
+                    let same = old.upstreams.get(name) == Some(spec)
+                        && clients.same(&snapshot.clients, name);
                     same.then(|| snapshot.upstreams.get(name).cloned())
                         .flatten()
                 });
                 (
                     name.clone(),
-                    kept.unwrap_or_else(|| Arc::new(Upstream::build(spec, shared))),
+                    kept.unwrap_or_else(|| {
+                        let client = clients.of(name);
+                        Arc::new(Upstream::build_over(spec, client, shared))
+                    }),
                 )
             })
             .collect();
@@ -104,7 +163,8 @@ impl Snapshot {
             .into_iter()
             .map(|(key, specs)| {
                 let kept = before.and_then(|(_, snapshot)| {
-                    let same = old_bindings.get(&key) == Some(&specs)
+                    let same = same_log
+                        && old_bindings.get(&key) == Some(&specs)
                         && specs
                             .iter()
                             .all(|s| certificates.same(&snapshot.certificates, &s.name))
@@ -118,7 +178,7 @@ impl Snapshot {
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
                 let entry = kept.unwrap_or_else(|| {
-                    let entry = Entry::build(&specs, &upstreams, &files, filters);
+                    let entry = Entry::build(&specs, &upstreams, &files, filters, recording);
                     Arc::new(entry.over_tls(presented(&specs, &certificates, tls)))
                 });
                 (key, entry)
@@ -128,13 +188,40 @@ impl Snapshot {
             upstreams,
             entries,
             files,
+            pems,
             certificates,
+            clients,
+            access_log,
+        }
+    }
+
+    /// The same with other certificates, which its addresses present from the next hello on; `document` is the one it was
+    /// made of. Only what differs is exchanged. No request notices.
+    pub fn renewed(
+        &self,
+        document: &Document,
+        pems: Pems,
+        certificates: Material,
+        tls: &tls::Shared,
+    ) -> Snapshot {
+        for (key, specs) in bindings(document) {
+            let same = specs
+                .iter()
+                .all(|s| certificates.same(&self.certificates, &s.name));
+            if let Some(entry) = self.entries.get(&key).filter(|_| !same) {
+                entry.present(presented(&specs, &certificates, tls));
+            }
+        }
+        Snapshot {
+            pems,
+            certificates,
+            ..self.clone()
         }
     }
 }
 
-/// What the servers of an address present. First come the certificates of the server without `hosts`, which is there for
-/// clients whose name nobody knows, then the others by name.
+/// What the servers of an address present. First comes the server without `hosts`, which is there for clients whose name
+/// nobody knows, then the others by name.
 fn presented(
     specs: &[&HttpSpec],
     certificates: &Material,
@@ -143,12 +230,19 @@ fn presented(
     let connection = &specs.first()?.connection;
     let (default, named): (Vec<&HttpSpec>, Vec<&HttpSpec>) =
         specs.iter().copied().partition(|s| s.hosts.is_empty());
+    let oldest = connection.tls?;
     let servers = default.into_iter().chain(named);
     let all: Vec<_> = servers
-        .flat_map(|spec| certificates.of(&spec.name))
-        .cloned()
+        .map(|spec| tls::Presented {
+            hosts: &spec.hosts,
+            certificates: certificates.of(&spec.name),
+            client_auth: certificates.client_auth(&spec.name),
+        })
         .collect();
-    tls::Server::new(&all, connection, shared)
+    let made = tls::Server::new(&all, oldest, &connection.alpn, shared);
+    // It fails for versions of TLS that are not in the library, and those we name are.
+    made.inspect_err(|error| tracing::error!(%error, "an address cannot present anything"))
+        .ok()
 }
 
 #[cfg(test)]
@@ -180,14 +274,21 @@ mod tests {
         let build = |text, before| {
             let certificates = Material::default();
             let filters = filter::Shared::default();
-            let files = files(text);
+            let contents = Contents {
+                answers: files(text),
+                ..Contents::default()
+            };
             Snapshot::build(
                 &document,
-                files,
-                certificates,
-                &shared,
-                &tls,
-                &filters,
+                contents,
+                (certificates, Clients::default()),
+                None,
+                Lasting {
+                    upstreams: &shared,
+                    tls: &tls,
+                    filters: &filters,
+                    records: &record::Shared::new(Arc::default(), 1),
+                },
                 before,
             )
         };

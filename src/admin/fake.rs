@@ -15,7 +15,8 @@ use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::supervisor::event::{Event, Kind, Outcome, Phase};
 use crate::supervisor::{
-    AdminBinding, AdminListener, Running, Source, Status, SubmitError, SwapRecord, SwapRequest,
+    AdminBinding, AdminListener, CertificateList, Figures, RefreshRefused, RefreshRequest, Running,
+    Source, Status, SubmitError, SwapRecord, SwapRequest,
 };
 
 pub(crate) const ETAG: &str = "\"e1\"";
@@ -76,6 +77,7 @@ impl Fake {
             token: None,
             tokens: Default::default(),
             read_tokens: Default::default(),
+            monitor: None,
             allowed_hosts: vec![],
         };
         let runtime = RuntimeSpec {
@@ -96,6 +98,8 @@ impl Fake {
         let document = Document {
             admin: spec.clone(),
             runtime,
+            log: Default::default(),
+            access_log: None,
             http: Default::default(),
             upstreams: Default::default(),
             normal,
@@ -129,6 +133,7 @@ impl Fake {
             generation: 1,
             spec,
             listener,
+            monitor: None,
         })));
         address
     }
@@ -142,6 +147,7 @@ impl Fake {
             generation: 2,
             spec,
             listener: old.listener.clone(),
+            monitor: None,
         };
         self.0.binding.send_replace(Some(Arc::new(binding)));
     }
@@ -259,7 +265,30 @@ impl Control for Fake {
             tasks: 0,
             resident_bytes: None,
             panics: 0,
+            certificates: vec![],
+            certificate_problems: vec![],
+            handshakes: Default::default(),
         }
+    }
+    fn certificates(&self) -> CertificateList {
+        CertificateList::default()
+    }
+    async fn refresh_certificates(
+        &self,
+        request: RefreshRequest,
+    ) -> Result<CertificateList, RefreshRefused> {
+        match request.if_match.as_deref() {
+            None | Some("*") | Some(ETAG) => Ok(CertificateList::default()),
+            Some(_) => Err(RefreshRefused {
+                status: 412,
+                problem: "if-match",
+                detail: "another".into(),
+                errors: vec![],
+            }),
+        }
+    }
+    fn figures(&self) -> Figures {
+        Figures::default()
     }
     fn ready(&self) -> bool {
         *self.0.go.borrow()

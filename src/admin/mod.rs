@@ -8,6 +8,7 @@
 
 mod adapt;
 mod assets;
+mod certificates;
 mod change;
 mod connection;
 #[cfg(test)]
@@ -19,6 +20,8 @@ mod guard;
 mod idempotency;
 mod incoming;
 mod media;
+mod metrics;
+mod monitor;
 mod now;
 mod origin;
 mod problem;
@@ -74,8 +77,11 @@ pub(crate) enum Operation {
     ListSwaps,
     GetSwap,
     Status,
+    Certificates,
+    RefreshCertificates,
     Livez,
     Readyz,
+    Metrics,
     Openapi,
     Schema,
 }
@@ -97,8 +103,15 @@ pub(crate) const ROUTES: &[(&str, &str, Operation)] = &[
     ("GET", "/swaps", Operation::ListSwaps),
     ("GET", "/swaps/{id}", Operation::GetSwap),
     ("GET", "/status", Operation::Status),
+    ("GET", "/certificates", Operation::Certificates),
+    (
+        "POST",
+        "/certificates/refresh",
+        Operation::RefreshCertificates,
+    ),
     ("GET", "/livez", Operation::Livez),
     ("GET", "/readyz", Operation::Readyz),
+    ("GET", "/metrics", Operation::Metrics),
     ("GET", "/openapi.yaml", Operation::Openapi),
     ("GET", "/schema.json", Operation::Schema),
 ];
@@ -152,7 +165,10 @@ fn router<C: Control>(app: App<C>) -> Router {
             *method == "POST",
             matches!(
                 operation,
-                Operation::Reload | Operation::Adapt | Operation::Stop
+                Operation::Reload
+                    | Operation::Adapt
+                    | Operation::Stop
+                    | Operation::RefreshCertificates
             )
         );
         router = router.route(path, endpoint);
@@ -173,8 +189,11 @@ fn endpoint<C: Control>(operation: Operation) -> MethodRouter<App<C>> {
         Operation::ListSwaps => get(swaps::list::<C>),
         Operation::GetSwap => get(swaps::one::<C>),
         Operation::Status => get(status::status::<C>),
+        Operation::Certificates => get(certificates::list::<C>),
+        Operation::RefreshCertificates => post(certificates::refresh::<C>),
         Operation::Livez => get(status::livez),
         Operation::Readyz => get(status::readyz::<C>),
+        Operation::Metrics => get(metrics::metrics::<C>),
         Operation::Openapi => get(assets::openapi),
         Operation::Schema => get(assets::schema),
     }

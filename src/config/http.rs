@@ -3,10 +3,12 @@
 
 mod action;
 mod check;
+mod error_pages;
 mod files;
 pub(in crate::config) mod filters;
 mod matcher;
 mod raw;
+mod retries;
 mod tls;
 
 use std::path::PathBuf;
@@ -21,10 +23,20 @@ use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
 pub use check::{Around, Checked, RouteAt};
+pub use error_pages::{ErrorPagesSpec, PageFor};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
-pub use filters::{AccessSpec, FilterSets, FiltersRaw, FiltersSpec, Setting};
+pub use filters::{
+    AccessSpec, CompressSpec, CorsRaw, CorsSpec, EditSpec, FilterSets, FiltersRaw, FiltersSpec,
+    HeadersRaw, HeadersSetting, HeadersSpec, OriginPattern, Piece, RewriteRaw, RewriteSpec,
+    Setting,
+};
 pub use raw::{HttpRaw, RouteRaw};
-pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};
+pub use retries::{MAX_ATTEMPTS, RetriesRaw, RetrySpec};
+pub use tls::{
+    Alpn, CertificateSpec, ClientAuthMode, ClientAuthSpec, KeyRaw, PemSource, TlsSpec, TlsVersion,
+    redirects_to,
+};
+pub(super) use tls::{cert_source, key_source};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +55,8 @@ pub struct HttpSpec {
     /// For what no route takes: its own and those it uses.
     pub filters: FiltersSpec,
     pub routes: Vec<RouteSpec>,
+    /// For errors that are ours.
+    pub error_pages: ErrorPagesSpec,
     /// The action for what no route takes.
     pub fallback: Option<ActionSpec>,
     pub on_change: OnChange,
@@ -56,6 +70,8 @@ pub struct ConnectionSpec {
     pub h2: bool,
     /// The oldest version it speaks; `None`: cleartext.
     pub tls: Option<TlsVersion>,
+    /// Offered over TLS, the preferred first.
+    pub alpn: Vec<Alpn>,
     pub trusted_proxies: Vec<IpNet>,
     /// First byte of a head to its last; also how long a new connection may stay silent. `None`: no limit.
     pub header_timeout: Option<Duration>,
@@ -170,6 +186,9 @@ pub struct ProxySpec {
     pub timeout: Option<Duration>,
     /// Clients may upgrade to websocket.
     pub websocket: bool,
+    pub retries: RetrySpec,
+    /// Bytes of a request body that are kept to be sent again.
+    pub buffer: u64,
     /// `None`: as the server says.
     pub on_change: Option<OnChange>,
 }

@@ -1,16 +1,24 @@
 //! `[upstreams.NAME]`: where requests go.
+mod balance;
+mod protocol;
 mod reference;
+mod sticky;
+mod tls;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, section, words};
+use super::decode::{Limit, List, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
+pub use balance::{Balance, BalanceRaw};
+pub use protocol::Protocol;
 pub use reference::{Reference, References, base_path};
+pub use sticky::{SameSite, StickyRaw, StickySpec};
+pub use tls::{UpstreamTlsRaw, UpstreamTlsSpec};
 
 section! {
     /// A named set of targets that requests go to.
@@ -18,9 +26,13 @@ section! {
         /// Where the requests go, at least one.
         targets: List<TargetRaw>,
         /// How a target is chosen.
-        balance: Balance = "round_robin",
+        balance: BalanceRaw = "round_robin",
+        /// A cookie that keeps a client with its target; left out: none.
+        sticky: StickyRaw,
         /// What the targets speak.
         protocol: Protocol = "h1",
+        /// TLS to the targets; cleartext without it.
+        tls: UpstreamTlsRaw,
         /// Idle connections that are kept.
         pool: PoolRaw = {},
         /// How long the stages of a request may take.
@@ -29,7 +41,7 @@ section! {
         resolve: ResolveRaw = {},
     }
     later = [&[
-        "sticky", "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
+        "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
     ]];
 }
 
@@ -40,9 +52,11 @@ section! {
         address: String,
         /// Share of the traffic, 0 to 1000; 0 gets none.
         weight: u64 = 1,
+        /// Used only while no other target is usable.
+        backup: bool = false,
     }
     short = address;
-    later = [&["backup"]];
+    later = [];
 }
 
 section! {
@@ -82,39 +96,28 @@ section! {
     later = [];
 }
 
-/// What the targets of an upstream speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    Http1,
-}
-
-words!(Protocol { "h1" => Protocol::Http1, "http1" => Protocol::Http1 } later ["h2c", "h2", "auto"]);
-words!(Balance {
-    "round_robin" => Balance::RoundRobin,
-    "least_requests" => Balance::LeastRequests,
-} later ["p2c_ewma", "random", "ip_hash", "hash"]);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balance {
-    RoundRobin,
-    LeastRequests,
-}
-
 /// One target of an upstream. Its identity is (upstream, address); the weight may change freely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetSpec {
     pub address: TargetAddr,
     /// Share of the traffic, 0 to 1000; 0 gets none.
     pub weight: u32,
+    /// Used only while no other target is usable.
+    pub backup: bool,
 }
 
 /// Checked `[upstreams.NAME]`, or the upstream that a URL in a `proxy` key stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamSpec {
     pub name: Arc<str>,
     /// Never empty.
     pub targets: Vec<TargetSpec>,
     pub balance: Balance,
+    pub sticky: Option<StickySpec>,
+    /// [`Protocol::H2`] only with `tls`, [`Protocol::H2c`] only without.
+    pub protocol: Protocol,
+    /// `None`: cleartext.
+    pub tls: Option<UpstreamTlsSpec>,
     pub pool: PoolSpec,
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
@@ -146,19 +149,38 @@ pub struct ResolveSpec {
 }
 
 impl UpstreamRaw {
-    /// Checks one upstream, whose defaults are in; `at` is its place.
-    pub fn spec(&self, name: &str, at: At, check: &mut Checker<'_>) -> UpstreamSpec {
+    /// Checks one upstream, whose defaults are in; `at` is its place. `running` is what serves under the same name.
+    pub fn spec(
+        &self,
+        name: &str,
+        at: At,
+        running: Option<&UpstreamSpec>,
+        check: &mut Checker<'_>,
+    ) -> UpstreamSpec {
         let targets = self.targets(at, check);
+        let (protocol, protocol_at) = self
+            .protocol
+            .as_ref()
+            .map_or((Protocol::Http1, at), |p| (p.value, p.at));
+        let running = running.and_then(|upstream| upstream.tls.as_ref());
+        let tls = self
+            .tls
+            .as_ref()
+            .map(|tls| (tls.spec(running, check), tls.at));
+        if !self.spoiled.contains(&"tls") {
+            let tls = tls.as_ref().map(|(tls, at)| (tls, *at));
+            tls::agree(protocol, protocol_at, tls, &targets, check);
+        }
         let pool = self.pool.as_ref().map(|p| &p.value);
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
         let resolve = self.resolve.as_ref().map(|r| &r.value);
         UpstreamSpec {
             name: name.into(),
             targets,
-            balance: self
-                .balance
-                .as_ref()
-                .map_or(Balance::RoundRobin, |b| b.value),
+            balance: balance::balance(self.balance.as_ref(), check),
+            sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
+            protocol,
+            tls: tls.map(|(tls, _)| tls),
             pool: PoolSpec {
                 idle: pool
                     .and_then(|p| p.idle.as_ref())
@@ -224,6 +246,7 @@ impl UpstreamRaw {
             targets.push(TargetSpec {
                 address,
                 weight: u32::try_from(weight).unwrap_or(u32::MAX),
+                backup: raw.backup.as_ref().is_some_and(|b| b.value),
             });
         }
         if total == 0 && !list.is_empty() && !list.spoiled {

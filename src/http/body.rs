@@ -11,10 +11,13 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::action::files::body::FileBody;
+use super::compressed::Compressed;
 use super::connection::Connection;
 use super::progress::Progress;
+use super::record::Record;
+use crate::config::http::FileCoding;
 use crate::upstream::error::{Error, Kind};
-use crate::upstream::{InFlight, UpstreamBody};
+use crate::upstream::{InFlight, Target, UpstreamBody};
 
 /// A request in progress: one place in its generation and one on its connection. Dropping it ends the request.
 #[derive(Debug)]
@@ -34,8 +37,19 @@ impl Drop for Exchange {
 pub struct ResponseBody {
     content: Content,
     exchange: Option<Exchange>,
+    record: Option<Record>,
     /// Holds the target's in-flight count.
-    _in_flight: Option<InFlight>,
+    in_flight: Option<InFlight>,
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(outcome) = self.record.as_mut().and_then(Record::finish)
+            && let Some(in_flight) = &mut self.in_flight
+        {
+            in_flight.end(outcome);
+        }
+    }
 }
 
 /// Bytes of a fixed body that are handed over at a time: what HTTP/2 is given is queued whatever the client's window, so
@@ -49,6 +63,8 @@ pub enum Content {
     Full(Bytes),
     Upstream(UpstreamBody),
     File(FileBody),
+    /// Any of the others, compressed. Boxed: few are.
+    Compressed(Box<Compressed>),
 }
 
 impl From<Bytes> for Content {
@@ -61,12 +77,50 @@ impl From<Bytes> for Content {
     }
 }
 
+impl Content {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self {
+            Content::Empty => Poll::Ready(None),
+            Content::Full(bytes) => {
+                let piece = bytes.split_to(bytes.len().min(PIECE));
+                if bytes.is_empty() {
+                    *self = Content::Empty;
+                }
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Content::File(file) => file.poll_piece(cx).map(|piece| {
+                let piece = piece?.map(Frame::data).map_err(|error| {
+                    let detail = format!("a file while it was sent: {error}");
+                    Error::us(Kind::ProxyInternalError, detail)
+                });
+                Some(piece)
+            }),
+            Content::Compressed(compressed) => compressed.poll_frame(cx),
+        }
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        match self {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Upstream(body) => body.size_hint(),
+            Content::File(file) => SizeHint::with_exact(file.left()),
+            Content::Compressed(_) => SizeHint::default(),
+        }
+    }
+}
+
 impl ResponseBody {
     pub fn new(content: Content) -> ResponseBody {
         ResponseBody {
             content,
             exchange: None,
-            _in_flight: None,
+            record: None,
+            in_flight: None,
         }
     }
 
@@ -75,17 +129,38 @@ impl ResponseBody {
         ResponseBody {
             content: Content::Upstream(body),
             exchange: None,
-            _in_flight: Some(in_flight),
+            record: None,
+            in_flight: Some(in_flight),
         }
     }
 
-    /// Ties the request's end to this body's.
-    pub fn hold(&mut self, exchange: Exchange) {
+    /// Ties the request's end to this body's. `record`: unless something else keeps it.
+    pub fn hold(&mut self, exchange: Exchange, record: Option<Record>) {
         self.exchange = Some(exchange);
+        self.record = record;
+    }
+
+    /// Who gave it.
+    pub fn target(&self) -> Option<&Arc<Target>> {
+        self.in_flight.as_ref().map(|in_flight| &in_flight.target)
+    }
+
+    /// Sends what it has compressed from here on. Its length is not known any more.
+    pub fn compress(&mut self, coding: FileCoding) {
+        let content = std::mem::replace(&mut self.content, Content::Empty);
+        self.content = match Compressed::new(content, coding) {
+            Ok(compressed) => Content::Compressed(Box::new(compressed)),
+            Err(content) => content,
+        };
     }
 
     pub fn content(&self) -> &Content {
         &self.content
+    }
+
+    /// Takes the content away.
+    pub fn empty(&mut self) {
+        self.content = Content::Empty;
     }
 
     /// Takes the content away, as `HEAD` wants it, and returns its length where that is known beforehand.
@@ -99,6 +174,10 @@ impl ResponseBody {
             Content::Empty => Some(0),
             // Has no content of its own in answer to HEAD.
             Content::Upstream(_) => None,
+            Content::Compressed(_) => {
+                self.content = Content::Empty;
+                None
+            }
             Content::File(file) => {
                 let length = usize::try_from(file.left()).ok();
                 self.content = Content::Empty;
@@ -117,7 +196,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        if let Content::Upstream(_) | Content::File(_) = this.content
+        if let Content::Upstream(_) | Content::File(_) | Content::Compressed(_) = this.content
             && let Some(exchange) = &this.exchange
             && exchange.progress.flight.poll_cut(cx).is_ready()
         {
@@ -127,26 +206,15 @@ impl Body for ResponseBody {
             );
             return Poll::Ready(Some(Err(cut)));
         }
-        let polled = match &mut this.content {
-            Content::Empty => Poll::Ready(None),
-            Content::Full(bytes) => {
-                let piece = bytes.split_to(bytes.len().min(PIECE));
-                if bytes.is_empty() {
-                    this.content = Content::Empty;
-                }
-                Poll::Ready(Some(Ok(Frame::data(piece))))
-            }
-            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
-            Content::File(file) => file.poll_piece(cx).map(|piece| {
-                let piece = piece?.map(Frame::data).map_err(|error| {
-                    let detail = format!("a file while it was sent: {error}");
-                    Error::us(Kind::ProxyInternalError, detail)
-                });
-                Some(piece)
-            }),
-        };
+        let polled = this.content.poll_frame(cx);
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
+        }
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+            && let Some(record) = &mut this.record
+        {
+            record.add_sent(data.len() as u64);
         }
         polled
     }
@@ -157,16 +225,12 @@ impl Body for ResponseBody {
             Content::Full(_) => false,
             Content::Upstream(body) => body.is_end_stream(),
             Content::File(file) => file.left() == 0,
+            Content::Compressed(compressed) => compressed.is_end(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Empty => SizeHint::with_exact(0),
-            Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Upstream(body) => body.size_hint(),
-            Content::File(file) => SizeHint::with_exact(file.left()),
-        }
+        self.content.size_hint()
     }
 }
 

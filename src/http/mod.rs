@@ -4,14 +4,19 @@
 pub mod action;
 pub mod body;
 pub mod client;
+pub mod compressed;
 pub mod connection;
 pub mod error;
+pub mod error_pages;
+pub mod extended;
 pub mod filter;
+pub mod grpc;
 pub mod headers;
 pub mod host;
 pub mod path;
 pub mod pipeline;
 pub mod progress;
+pub mod record;
 pub mod request;
 pub mod route;
 pub mod text;
@@ -26,13 +31,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::http::{ConnectionSpec, HttpSpec};
+use crate::config::http::{ClientAuthSpec, ConnectionSpec, FiltersSpec, HttpSpec};
 use crate::config::runtime::OnChange;
 use crate::config::scalar::HostPattern;
 use crate::tls;
 use crate::upstream::Upstream;
 use action::Action;
+use error_pages::ErrorPages;
 use filter::Filters;
+use record::{Recording, Watch};
 use route::{Head, Routes, domains_above};
 
 /// Contents of the files a document names, read at prepare.
@@ -57,6 +64,8 @@ pub struct Entry {
     /// The server without `hosts`.
     default: Option<usize>,
     definitions: OnceLock<HashSet<u64>>,
+    /// For requests that no server takes, or that are none.
+    pub watch: Watch,
 }
 
 /// What a handshake needs: what the address presents, and the settings its connections live under.
@@ -76,6 +85,12 @@ pub struct Server {
     pub upgraded_timeout: Option<Duration>,
     /// What becomes of its websockets whose definition is gone, unless the action says otherwise.
     pub on_change: OnChange,
+    /// `None`: the built-in ones.
+    pub error_pages: Option<ErrorPages>,
+    /// What it asks of its clients at their handshake; `None`: nothing.
+    pub client_auth: Option<Arc<ClientAuthSpec>>,
+    /// For what no route takes.
+    pub watch: Watch,
     matchers: Routes,
     routes: Vec<Route>,
     fallback: Option<Action>,
@@ -87,6 +102,7 @@ pub struct Route {
     pub name: Option<Arc<str>>,
     /// Its own, or the server's.
     pub filters: Arc<Filters>,
+    pub watch: Watch,
     action: Action,
 }
 
@@ -98,6 +114,7 @@ impl Entry {
         upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
         files: &Files,
         shared: &filter::Shared,
+        recording: Recording<'_>,
     ) -> Entry {
         let mut entry = Entry {
             connection: Arc::new(
@@ -111,11 +128,12 @@ impl Entry {
             below: ByName::default(),
             default: None,
             definitions: OnceLock::new(),
+            watch: recording.watch(&"".into(), None, &FiltersSpec::default()),
         };
         for (number, spec) in specs.iter().enumerate() {
             entry
                 .servers
-                .push(Server::build(spec, upstreams, files, shared));
+                .push(Server::build(spec, upstreams, files, shared, recording));
             for host in &spec.hosts {
                 match host {
                     HostPattern::Exact(name) => {
@@ -143,6 +161,13 @@ impl Entry {
         }
     }
 
+    /// From now on the address presents `server`; it stays what it is, cleartext or not.
+    pub fn present(&self, server: Option<tls::Server>) {
+        if let (Some(tls), Some(server)) = (&self.tls, server) {
+            tls.exchange(server);
+        }
+    }
+
     /// `None`: cleartext.
     pub fn secure(&self) -> Option<Secure> {
         let server = self.tls.clone()?;
@@ -152,10 +177,19 @@ impl Entry {
         })
     }
 
-    /// True if a request for `host` came over a connection that was made for another server's name, whose certificate is
-    /// not good for this one (RFC 9110 section 7.4). A client that named no server at its handshake is believed: what
+    /// True if a request for `host` may not come over this connection (RFC 9110 section 7.4): it was made for another
+    /// server's name, whose certificate is not good for this one, or the server asks its clients for a certificate and
+    /// this handshake did not, or not in the same way. A client that named no server at its handshake is believed: what
     /// it asked for is in its request only.
-    pub fn misdirected(&self, session: &tls::Session, host: &str) -> bool {
+    pub fn misdirected(&self, session: Option<&tls::Session>, host: &str, server: &Server) -> bool {
+        if server.client_auth.is_some()
+            && session.and_then(|s| s.client_auth.as_ref()) != server.client_auth.as_ref()
+        {
+            return true;
+        }
+        let Some(session) = session else {
+            return false;
+        };
         let Some(sni) = session.sni.as_deref().filter(|sni| *sni != host) else {
             return false;
         };
@@ -217,6 +251,7 @@ impl Server {
         upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
         files: &Files,
         shared: &filter::Shared,
+        recording: Recording<'_>,
     ) -> Server {
         let filters = Arc::new(Filters::build(&spec.filters, shared));
         let action = |spec_action| Action::build(&spec.name, spec_action, upstreams, files);
@@ -224,6 +259,7 @@ impl Server {
             name: spec.name.clone(),
             upgraded_timeout: spec.upgraded_timeout,
             on_change: spec.on_change,
+            client_auth: spec.tls.as_ref().and_then(|tls| tls.client_auth.clone()),
             matchers: Routes::new(
                 spec.routes
                     .iter()
@@ -236,10 +272,13 @@ impl Server {
                 .map(|route| Route {
                     name: route.name.clone(),
                     filters: filter::shared(&route.filters, (&spec.filters, &filters), shared),
+                    watch: recording.watch(&spec.name, route.name.as_ref(), &route.filters),
                     action: action(&route.action),
                 })
                 .collect(),
             fallback: spec.fallback.as_ref().map(action),
+            error_pages: ErrorPages::build(&spec.error_pages, files),
+            watch: recording.watch(&spec.name, None, &spec.filters),
             filters,
         }
     }
@@ -263,6 +302,7 @@ fn unlimited() -> ConnectionSpec {
         h1: true,
         h2: true,
         tls: None,
+        alpn: Vec::new(),
         trusted_proxies: Vec::new(),
         header_timeout: None,
         body_timeout: None,
@@ -284,7 +324,7 @@ pub(crate) mod test_kit {
 
     use super::connection::Connection;
     use super::*;
-    use crate::config::http::{ActionSpec, FiltersSpec, RespondBody, RespondSpec};
+    use crate::config::http::{ActionSpec, ErrorPagesSpec, FiltersSpec, RespondBody, RespondSpec};
     use crate::config::template::{Part, Template};
     use crate::metrics::{WorkerContext, WorkerCounters};
 
@@ -304,6 +344,11 @@ pub(crate) mod test_kit {
             of: 1,
             counters: WorkerCounters::default(),
         })
+    }
+
+    /// A record of nothing that lasts.
+    pub(crate) fn records() -> record::Shared {
+        record::Shared::new(Arc::default(), 1)
     }
 
     pub(crate) fn connection(spec: ConnectionSpec) -> Connection {
@@ -343,6 +388,7 @@ pub(crate) mod test_kit {
             upgraded_timeout: None,
             filters: FiltersSpec::default(),
             routes: vec![],
+            error_pages: ErrorPagesSpec::default(),
             fallback: Some(respond(text)),
             on_change: OnChange::default(),
         }
@@ -361,6 +407,10 @@ mod tests {
             &BTreeMap::new(),
             &Files::new(),
             &filter::Shared::default(),
+            Recording {
+                shared: &test_kit::records(),
+                log: None,
+            },
         )
     }
 

@@ -9,7 +9,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -20,7 +21,11 @@ use super::action::{Action, Kind};
 use super::body::{Answer, Exchange, ResponseBody};
 use super::connection::Begun;
 use super::error;
+use super::extended;
 use super::filter::{Asking, Passed};
+use super::grpc;
+use super::record::Record;
+use super::record::id::X_REQUEST_ID;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
 use super::vars::Vars;
 use crate::generation::Serving;
@@ -66,10 +71,14 @@ pub async fn serve(
     let http1 = request.version() < Version::HTTP_2;
     let is_head = request.method() == Method::HEAD;
     let has_body = !request.body().is_end_stream();
+    // Neither exists on HTTP/1.
+    let grpc = !http1 && grpc::is_call(request.headers());
+    let connects = !http1 && request.method() == Method::CONNECT;
     let counters = &exchange.connection.worker.counters;
     WorkerCounters::add(&counters.requests);
+    let mut record = Record::new();
     // A panic costs this request only. What it may have left half done is its own: nothing is shared mutably.
-    let handled = AssertUnwindSafe(handle(&exchange, begun, &serving, request))
+    let handled = AssertUnwindSafe(handle(&exchange, begun, &serving, request, &mut record))
         .catch_unwind()
         .await;
     // What is left needs no routes: a slow client must not keep those of an old generation in memory.
@@ -82,6 +91,12 @@ pub async fn serve(
         WorkerCounters::add(&counters.panics);
         Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true)
     });
+    if grpc {
+        response = grpc::in_words(response);
+    }
+    if connects {
+        response = extended::answer(response);
+    }
     // A 304 tells of another response's content, a 204 has none: a length of 0 would be wrong (RFC 9110 section 8.6).
     let has_length = !matches!(
         response.status(),
@@ -111,7 +126,14 @@ pub async fn serve(
             .insert(CONNECTION, HeaderValue::from_static("close"));
         connection.leave_unread();
     }
-    response.body_mut().hold(exchange);
+    response.headers_mut().insert(&X_REQUEST_ID, record.id());
+    record.answered(&response);
+    let record = if switches {
+        connection.follow(record)
+    } else {
+        Some(record)
+    };
+    response.body_mut().hold(exchange, record);
     Ok(response)
 }
 
@@ -120,9 +142,15 @@ async fn handle(
     begun: Begun,
     serving: &Serving<Entry>,
     request: Request<Incoming>,
+    record: &mut Record,
 ) -> Handled {
     let connection = &*exchange.connection;
+    let generation = serving.generation.id;
     let (mut parts, body) = request.into_parts();
+    let handshake = match extended::take(&mut parts) {
+        Ok(handshake) => handshake,
+        Err(error) => return Handled::failed(&error, true),
+    };
     // hyper's offer to upgrade: whoever drives the connection takes it apart by hand.
     parts.extensions.clear();
     let uri = std::mem::take(&mut parts.uri);
@@ -131,15 +159,33 @@ async fn handle(
     // Admission.
     let mut context = match RequestContext::admit(connection, &mut parts, &uri, begun.head) {
         Ok(context) => context,
-        Err(error) => return Handled::failed(&error, true),
+        Err(error) => {
+            let watch = &serving.entry.watch;
+            record.place_stranger(watch, connection, (&parts, &uri), generation);
+            return Handled::failed(&error, true);
+        }
+    };
+    let nowhere = |record: &mut Record, parts: &Parts| {
+        let vars = Vars {
+            context: &context,
+            parts,
+            server: "",
+            route: None,
+            generation,
+        };
+        record.place(&serving.entry.watch, &vars);
     };
     let expectation = match expectation(&mut parts) {
         Ok(expectation) => expectation,
-        Err(error) => return Handled::failed(&error, true),
+        Err(error) => {
+            nowhere(record, &parts);
+            return Handled::failed(&error, true);
+        }
     };
     match last_forward(&mut parts) {
         Ok(false) => {}
         Ok(true) => {
+            nowhere(record, &parts);
             // What is left of OPTIONS here says nothing; TRACE would only show the client its own fields.
             let is_options = parts.method == Method::OPTIONS;
             let status = if is_options {
@@ -154,12 +200,16 @@ async fn handle(
             }
             return Handled::answered(response, false);
         }
-        Err(error) => return Handled::failed(&error, true),
+        Err(error) => {
+            nowhere(record, &parts);
+            return Handled::failed(&error, true);
+        }
     }
 
     // Routing.
     let entry = &*serving.entry;
     let Some(server) = entry.server(context.host_name()) else {
+        nowhere(record, &parts);
         return local(
             error::plain(StatusCode::NOT_FOUND),
             body,
@@ -167,9 +217,8 @@ async fn handle(
             http1,
         );
     };
-    if let Some(session) = &connection.tls
-        && entry.misdirected(session, context.host_name())
-    {
+    if entry.misdirected(connection.tls.as_ref(), context.host_name(), server) {
+        nowhere(record, &parts);
         return local(
             error::plain(StatusCode::MISDIRECTED_REQUEST),
             body,
@@ -177,11 +226,24 @@ async fn handle(
             http1,
         );
     }
+    if server.client_auth.is_some() {
+        let session = connection.tls.as_ref();
+        context.client_cert = session.and_then(|session| session.client.as_deref());
+    }
     let (route, action) = server.find(&context.head(&parts));
     let filters = route.map_or(&*server.filters, |route| &route.filters);
     if let Some(action) = action {
         exchange.progress.flight.define(action.definition);
     }
+
+    let place = Place {
+        server: &server.name,
+        route: route.and_then(|route| route.name.as_deref()),
+        generation,
+    };
+    let watch = route.map_or(&server.watch, |route| &route.watch);
+    record.place(watch, &place.vars(&context, &parts));
+    let pages = server.error_pages.as_ref().filter(|_| !is_grpc(&parts));
 
     // Filters, on the way in.
     let mut passed = Passed::default();
@@ -195,6 +257,10 @@ async fn handle(
         };
         if let Err(refusal) = filters.admit(asking, &mut passed).await {
             let mut handled = local(*refusal, body, expectation, http1);
+            record.user = context.user;
+            if let Some(pages) = pages {
+                pages.replace(&mut handled.response);
+            }
             filters.back(passed, &mut handled.response);
             return handled;
         }
@@ -203,20 +269,29 @@ async fn handle(
         parts,
         body,
         expectation,
+        handshake,
         limit: filters.body_limit,
+        edits: std::mem::take(&mut passed.request),
+        cell: record.cell(),
         upgraded_timeout: server.upgraded_timeout,
         on_change: server.on_change,
     };
-    let place = Place {
-        server: &server.name,
-        route: route.and_then(|route| route.name.as_deref()),
-        generation: serving.generation.id,
-    };
+    record.user.clone_from(&context.user);
+    record.heads_for(action.and_then(Action::upstream));
     let mut handled = act(exchange, &context, action, inbound, &place).await;
+    if let Some(pages) = pages {
+        pages.replace(&mut handled.response);
+    }
     if !filters.is_empty() {
         filters.back(passed, &mut handled.response);
     }
     handled
+}
+
+/// Such a client reads trailers, not pages.
+fn is_grpc(parts: &Parts) -> bool {
+    let kind = parts.headers.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Where in the configuration a request is.
@@ -224,6 +299,18 @@ struct Place<'a> {
     server: &'a str,
     route: Option<&'a str>,
     generation: u64,
+}
+
+impl Place<'_> {
+    fn vars<'v>(&'v self, context: &'v RequestContext<'v>, parts: &'v Parts) -> Vars<'v> {
+        Vars {
+            context,
+            parts,
+            server: self.server,
+            route: self.route,
+            generation: self.generation,
+        }
+    }
 }
 
 /// The action, for what the filters let through.
@@ -254,27 +341,30 @@ async fn act(
     let Some(action) = action else {
         return answer(error::plain(StatusCode::NOT_FOUND), inbound);
     };
-    let vars = |parts| Vars {
-        context,
-        parts,
-        server: place.server,
-        route: place.route,
-        generation: place.generation,
-    };
     match &action.kind {
-        Kind::Respond(respond) => answer(respond.respond(&vars(&inbound.parts)), inbound),
-        Kind::Redirect(redirect) => answer(redirect.respond(&vars(&inbound.parts)), inbound),
+        Kind::Respond(respond) => {
+            let response = respond.respond(&place.vars(context, &inbound.parts));
+            answer(response, inbound)
+        }
+        Kind::Redirect(redirect) => {
+            let response = redirect.respond(&place.vars(context, &inbound.parts));
+            answer(response, inbound)
+        }
         Kind::Files(files) => {
             let flight = &exchange.progress.flight;
-            let response = match files.respond(&vars(&inbound.parts), flight).await {
+            let response = match files
+                .respond(&place.vars(context, &inbound.parts), flight)
+                .await
+            {
                 Ok(response) => response,
                 Err(error) => error::respond(&error),
             };
             answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
+            let key = proxy.key(&place.vars(context, &inbound.parts));
             match proxy
-                .forward(context, inbound, &exchange.progress, action.definition)
+                .forward(context, inbound, &exchange.progress, action.definition, key)
                 .await
             {
                 Ok(response) => Handled::answered(response, false),

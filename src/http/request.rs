@@ -13,8 +13,10 @@ use super::client;
 use super::connection::{Connection, HeadMarks};
 use super::host::Host;
 use super::path::Path;
+use super::record::id;
 use super::route::Head;
 use crate::config::http::Scheme;
+use crate::tls::ClientCert;
 use crate::upstream::error::Error;
 
 /// What the phases after admission know about a request besides its head.
@@ -26,10 +28,21 @@ pub struct RequestContext<'a> {
     pub scheme: Scheme,
     /// Absent only on HTTP/1.0.
     pub host: Option<Host>,
+    /// As it came, until a filter rewrote it.
     pub path: Path<'a>,
+    /// As `path`.
+    pub query: Option<Cow<'a, str>>,
+    /// The path is `/` because all of what the client asked for was stripped: its own has no slash at its end.
+    pub slashless: bool,
     /// The target as it came.
     pub uri: &'a Uri,
     pub version: Version,
+    /// The client's certificate, if the server it asks wants one.
+    pub client_cert: Option<&'a ClientCert>,
+    /// See [`id`].
+    pub request_id: HeaderValue,
+    /// Whom authentication found; `None`: nobody was asked.
+    pub user: Option<Box<str>>,
 }
 
 /// What an `Expect` field asks for.
@@ -86,8 +99,13 @@ impl<'a> RequestContext<'a> {
             scheme,
             host,
             path,
+            query: uri.query().map(Cow::Borrowed),
+            slashless: false,
             uri,
             version: parts.version,
+            client_cert: None,
+            request_id: id::of(&parts.headers, connection.trusted),
+            user: None,
         })
     }
 
@@ -102,7 +120,7 @@ impl<'a> RequestContext<'a> {
             method: &parts.method,
             host: self.host_name(),
             path: &self.path.decoded,
-            query: self.uri.query(),
+            query: self.query.as_deref(),
             headers: &parts.headers,
             scheme: self.scheme,
             remote: self.client,
@@ -111,7 +129,7 @@ impl<'a> RequestContext<'a> {
 
     /// Path and query to send on.
     pub fn target(&self) -> Cow<'_, str> {
-        match (self.as_received(), self.uri.query()) {
+        match (self.as_received(), &self.query) {
             (Some(target), _) => Cow::Borrowed(target.as_str()),
             (None, None) => Cow::Borrowed(&self.path.forward),
             (None, Some(query)) => Cow::Owned(format!("{}?{query}", self.path.forward)),

@@ -8,7 +8,7 @@ use http::request::Parts;
 use super::headers::scheme_text;
 use super::request::RequestContext;
 use super::text;
-use crate::config::template::{Source, Var};
+use crate::config::template::{ClientCertPart, Source, Var};
 
 /// What a template of an action may name.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Source for Vars<'_> {
             Var::Port => or_empty(context.connection.local.map(|a| a.port())),
             Var::Method => self.parts.method.as_str().into(),
             Var::Path => (&*context.path.forward).into(),
-            Var::Query => context.uri.query().unwrap_or_default().into(),
+            Var::Query => context.query.as_deref().unwrap_or_default().into(),
             Var::Uri => context
                 .uri
                 .path_and_query()
@@ -49,17 +49,31 @@ impl Source for Vars<'_> {
                 .as_ref()
                 .map_or("", |t| t.version)
                 .into(),
+            Var::RequestId => String::from_utf8_lossy(context.request_id.as_bytes()),
+            Var::User => context.user.as_deref().unwrap_or("").into(),
+            // Not known yet: see `Var::since`.
+            Var::Upstream | Var::Target | Var::Status | Var::DurationMs | Var::BytesSent => {
+                "".into()
+            }
             Var::Sni => {
                 let session = context.connection.tls.as_ref();
                 session.and_then(|t| t.sni.as_deref()).unwrap_or("").into()
             }
+            Var::ClientCert(part) => context
+                .client_cert
+                .map_or("", |client| match part {
+                    ClientCertPart::Subject => &client.subject,
+                    ClientCertPart::Fingerprint => &client.fingerprint,
+                    ClientCertPart::San => &client.san,
+                })
+                .into(),
             Var::Header(name) => header(&self.parts.headers, name),
             Var::Cookie(name) => text::cookies(&self.parts.headers)
                 .find(|(key, _)| *key == name.as_bytes())
                 .map_or(Cow::Borrowed(""), |(_, value)| {
                     String::from_utf8_lossy(value)
                 }),
-            Var::QueryKey(name) => text::query_pairs(context.uri.query().unwrap_or_default())
+            Var::QueryKey(name) => text::query_pairs(context.query.as_deref().unwrap_or_default())
                 .find(|(key, _)| **key == *name.as_bytes())
                 .map_or(Cow::Borrowed(""), |(_, value)| {
                     String::from_utf8_lossy(&value).into_owned().into()
@@ -69,12 +83,12 @@ impl Source for Vars<'_> {
 }
 
 /// A unix socket has neither addresses nor ports.
-fn or_empty(value: Option<impl ToString>) -> Cow<'static, str> {
+pub(super) fn or_empty(value: Option<impl ToString>) -> Cow<'static, str> {
     value.map_or(Cow::Borrowed(""), |value| value.to_string().into())
 }
 
 /// All lines of a field, joined as a list.
-fn header<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Cow<'a, str> {
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Cow<'a, str> {
     let mut lines = headers
         .get_all(name)
         .iter()

@@ -5,6 +5,8 @@
 //! exchange that sends it: hyper takes the body away, yet the exchange must know whether the client is being waited for,
 //! whether the body has ended, and what went wrong on the client's side.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::http::StatusCode;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -21,6 +23,7 @@ use tokio::time::Instant;
 
 use super::error::{Error, chain};
 use super::timer::Timer;
+use crate::metrics::cell::Cell;
 
 /// A client need not be kept waiting for `100 Continue` (RFC 9110 section 10.1.1): after this its body is read anyway.
 const EXPECT_WAIT: Duration = Duration::from_secs(1);
@@ -36,6 +39,8 @@ pub struct BodyRules {
     pub expect_continue: bool,
     /// Set once the body was read to its end: then whatever the client sends is not of it.
     pub finished: Option<Arc<AtomicBool>>,
+    /// Where its bytes are counted.
+    pub cell: Option<Arc<Cell>>,
 }
 
 /// The body sent to a target.
@@ -53,12 +58,16 @@ struct Stream {
     taken: u64,
     timer: Timer,
     progress: Arc<Progress>,
+    /// Pieces that were read before and are to be sent again; they come first.
+    again: Option<VecDeque<Bytes>>,
 }
 
 /// Where the bytes come from.
 #[derive(Debug)]
 enum Source {
     Client(Incoming),
+    /// Read before: what is left of it.
+    Kept(Bytes),
     #[cfg(test)]
     Test(http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>),
 }
@@ -84,7 +93,59 @@ impl RequestBody {
                 taken: 0,
                 timer: Timer::default(),
                 progress,
+                again: None,
             })),
+        }
+    }
+
+    /// The same body from its beginning: `pieces` are all that was read of it.
+    pub(super) fn rewound(mut self, mut pieces: VecDeque<Bytes>) -> RequestBody {
+        if let Some(stream) = &mut self.stream {
+            // Those of an earlier time that were not reached this time.
+            pieces.extend(stream.again.take().into_iter().flatten());
+            stream.again = Some(pieces);
+        }
+        self
+    }
+
+    /// Reads a body whole whose length is known and at most `most`, so that it can be sent again; any other stays as it is.
+    ///
+    /// # Errors
+    /// The client's, as while sending: too late, broken, or over its limit.
+    pub async fn keep(mut self, most: u64) -> Result<RequestBody, Error> {
+        let Some(size) = self
+            .size_hint()
+            .exact()
+            .filter(|size| (1..=most).contains(size))
+        else {
+            return Ok(self);
+        };
+        // The client waits for leave to send; who reads gives it.
+        if let Some(stream) = &mut self.stream {
+            stream.progress.gate.open();
+        }
+        let mut whole = BytesMut::with_capacity(usize::try_from(size).unwrap_or(0));
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await {
+            // Trailers of a body with a length: there are none in HTTP/1, and in HTTP/2 nobody sends them.
+            if let Ok(data) = frame?.into_data() {
+                whole.extend_from_slice(&data);
+            }
+        }
+        let source = Source::Kept(whole.freeze());
+        Ok(RequestBody::from_source(source, BodyRules::default()))
+    }
+
+    /// The same body once more, if it is at hand whole.
+    pub(super) fn again(&self) -> Option<RequestBody> {
+        match &self.stream {
+            None => Some(RequestBody::empty()),
+            Some(stream) => match &stream.source {
+                Source::Kept(bytes) if stream.taken == 0 => Some(RequestBody::from_source(
+                    Source::Kept(bytes.clone()),
+                    BodyRules::default(),
+                )),
+                _ => None,
+            },
         }
     }
 
@@ -121,14 +182,13 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         self.stream
             .as_ref()
-            .is_none_or(|stream| stream.source.is_end_stream())
+            .is_none_or(|stream| stream.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.stream.as_ref().map_or_else(
-            || SizeHint::with_exact(0),
-            |stream| stream.source.size_hint(),
-        )
+        self.stream
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), |stream| stream.size_hint())
     }
 }
 
@@ -136,6 +196,14 @@ impl Stream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if !self.progress.gate.is_open() {
             ready!(self.poll_gate(cx));
+        }
+        if let Some(again) = &mut self.again {
+            // They were counted when they came, and so was the end.
+            match again.pop_front() {
+                Some(piece) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+                None if self.progress.ended() => return Poll::Ready(None),
+                None => {}
+            }
         }
         let frame = match self.source.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
@@ -150,6 +218,11 @@ impl Stream {
                     return Poll::Pending;
                 };
                 ready!(self.timer.poll(cx, limit));
+                if self.progress.gate.is_shut() {
+                    // They are in conversation: what is left is the response's limit, for both directions together.
+                    self.timer.rest();
+                    return Poll::Pending;
+                }
                 let detail = format!("no piece of the request body within {limit:?}");
                 return self.fail(Error::client(StatusCode::REQUEST_TIMEOUT, detail));
             }
@@ -158,6 +231,9 @@ impl Stream {
         self.progress.touch();
         if let Some(data) = frame.data_ref() {
             self.taken += data.len() as u64;
+            if let Some(cell) = &self.rules.cell {
+                cell.receive(data.len() as u64);
+            }
             if let Some(limit) = self.rules.limit.filter(|limit| self.taken > *limit) {
                 let detail = format!("request body over {limit} bytes");
                 return self.fail(Error::client(StatusCode::PAYLOAD_TOO_LARGE, detail));
@@ -171,6 +247,24 @@ impl Stream {
             self.end();
         }
         Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.again {
+            Some(again) if !again.is_empty() => false,
+            Some(_) if self.progress.ended() => true,
+            _ => self.source.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let hint = self.source.size_hint();
+        let again = self.again.iter().flatten().map(|p| p.len() as u64).sum();
+        match (again, hint.exact()) {
+            (0, _) => hint,
+            (_, Some(rest)) => SizeHint::with_exact(rest + again),
+            (_, None) => SizeHint::default(),
+        }
     }
 
     fn end(&self) {
@@ -214,6 +308,8 @@ impl Source {
         }
         match self {
             Source::Client(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|e| bad(&e)),
+            Source::Kept(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Source::Kept(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             #[cfg(test)]
             Source::Test(body) => Pin::new(body).poll_frame(cx).map_err(|e| bad(&e)),
         }
@@ -222,6 +318,7 @@ impl Source {
     fn is_end_stream(&self) -> bool {
         match self {
             Source::Client(incoming) => incoming.is_end_stream(),
+            Source::Kept(bytes) => bytes.is_empty(),
             #[cfg(test)]
             Source::Test(body) => body.is_end_stream(),
         }
@@ -230,6 +327,7 @@ impl Source {
     fn size_hint(&self) -> SizeHint {
         match self {
             Source::Client(incoming) => incoming.size_hint(),
+            Source::Kept(bytes) => SizeHint::with_exact(bytes.len() as u64),
             #[cfg(test)]
             Source::Test(body) => body.size_hint(),
         }
@@ -285,13 +383,18 @@ impl Progress {
         self.failure.lock().clone()
     }
 
+    /// When the last piece came.
+    pub(super) fn last(&self) -> Instant {
+        self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed))
+    }
+
     /// Until when the origin may take to answer, given `limit` from its last sign of life. While the client is waited
     /// for, the origin owes nothing and the whole limit is ahead.
     pub(super) fn deadline(&self, limit: Duration) -> Instant {
         if !self.ended() && self.waiting.load(Ordering::Relaxed) {
             return Instant::now() + limit;
         }
-        self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit
+        self.last() + limit
     }
 }
 
@@ -312,6 +415,10 @@ impl Gate {
     /// The origin answered without the body: a gate that is still closed stays so.
     pub(super) fn shut(&self) {
         self.shut.store(true, Ordering::Release);
+    }
+
+    fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
     }
 
     pub(super) fn is_open(&self) -> bool {

@@ -8,15 +8,22 @@
 
 mod kit;
 
+mod access_log;
 mod admin;
+mod balance;
+mod certificates;
 mod cli;
+mod client_certs;
+mod compress;
 mod contract;
 mod drain;
+mod edits;
 mod files;
 mod filters;
 mod headers;
 mod held_back;
 mod limits;
+mod metrics;
 mod proxy;
 mod quick;
 mod refused;
@@ -29,4 +36,6 @@ mod sockets;
 mod swap_load;
 mod tls;
 mod tour;
+mod upstream_h2;
+mod upstream_tls;
 mod websocket;

@@ -10,14 +10,20 @@ use crate::config::http::{ConnectionSpec, HttpSpec};
 use crate::generation::{Generation, Serving, Verdict};
 use crate::http::Files;
 use crate::http::pipeline::DISCARD_TIME;
-use crate::http::test_kit::{server, spec, worker};
+use crate::http::record::Recording;
+use crate::http::test_kit::{records, server, spec, worker};
 
 fn entry(spec: &HttpSpec) -> Arc<Entry> {
+    let recording = Recording {
+        shared: &records(),
+        log: None,
+    };
     Arc::new(Entry::build(
         &[spec],
         &BTreeMap::new(),
         &Files::new(),
         &Default::default(),
+        recording,
     ))
 }
 
@@ -29,6 +35,7 @@ fn listener(connection: ConnectionSpec) -> Arc<Listener> {
     Arc::new(Listener {
         slot: Slot::new(7, serving),
         worker: worker(),
+        handshakes: Arc::default(),
     })
 }
 
@@ -164,6 +171,7 @@ async fn a_body_over_the_limit_is_refused_before_it_comes() {
     let listener = Arc::new(Listener {
         slot: Slot::new(0, serving),
         worker: worker(),
+        handshakes: Arc::default(),
     });
     let mut client = Client::connect(&listener);
     client
@@ -337,6 +345,7 @@ async fn a_client_that_takes_nothing_is_let_go() {
     let listener = Arc::new(Listener {
         slot: Slot::new(0, serving),
         worker: worker(),
+        handshakes: Arc::default(),
     });
     let mut client = Client::connect(&listener);
     client.send(GET).await;
@@ -356,6 +365,7 @@ async fn a_request_whose_client_takes_nothing_can_still_be_cut() {
     let listener = Arc::new(Listener {
         slot: Slot::new(0, serving),
         worker: worker(),
+        handshakes: Arc::default(),
     });
     let mut client = Client::connect(&listener);
     client.send(GET).await;
@@ -725,6 +735,7 @@ mod http2 {
         let listener = Arc::new(Listener {
             slot: Slot::new(0, serving),
             worker: worker(),
+            handshakes: Arc::default(),
         });
         let Client { io, served } = Client::connect(&listener);
         let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())

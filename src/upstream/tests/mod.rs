@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod multiplexed;
 mod requests;
+mod retries;
 mod targets;
 
 use std::future::Future;
@@ -25,7 +27,7 @@ use super::error::Error;
 use super::{InFlight, SendOptions, Shared, Upstream, UpstreamBody};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{
-    Balance, PoolSpec, ResolveSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
+    Balance, PoolSpec, Protocol, ResolveSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
 };
 use crate::metrics::WorkerContext;
 
@@ -122,9 +124,13 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             .map(|(address, weight)| TargetSpec {
                 address: address.clone(),
                 weight: *weight,
+                backup: false,
             })
             .collect(),
         balance: Balance::RoundRobin,
+        sticky: None,
+        protocol: Protocol::Http1,
+        tls: None,
         pool: PoolSpec {
             idle: 8,
             idle_timeout: Duration::from_secs(60),
