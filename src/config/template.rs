@@ -272,14 +272,14 @@ mod tests {
 
     #[test]
     fn all_mistakes_of_a_template_are_told() {
-        let wrong = Template::parse("{hots} } {client_cert.subject} {header.} {").unwrap_err();
+        let wrong = Template::parse("{hots} } {status} {header.} {").unwrap_err();
         let messages: Vec<_> = wrong.iter().map(|w| w.message.as_str()).collect();
         assert_eq!(
             messages,
             [
                 "there is no variable `{hots}`",
                 "a `}` without a `{` before it",
-                "`{client_cert.subject}` is not supported yet",
+                "`{status}` is not known here yet",
                 "`{header.}` needs a name",
                 "a `{` that is not closed"
             ]
