@@ -5,6 +5,7 @@ mod across;
 mod locator;
 mod reach;
 mod schema;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec};
 use crate::config::{Diagnostic, Format, format, render};
 
 pub use locator::Locator;
+pub use targets::targets;
 
 section! {
     /// The whole configuration of a process.

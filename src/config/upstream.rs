@@ -1,22 +1,31 @@
 //! `[upstreams.NAME]`: where requests go.
+mod health;
+mod passive;
 mod reference;
+mod targets_file;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, section, words};
+use super::decode::{Limit, List, Switch, section, words};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
+pub use health::{HealthRaw, HealthSpec, OnDown, ProbeSpec, StatusRange};
+pub use passive::{PassiveRaw, PassiveSpec};
 pub use reference::{Reference, References, base_path};
+pub use targets_file::{Fault, parse as parse_targets};
 
 section! {
     /// A named set of targets that requests go to.
     pub struct UpstreamRaw {
         /// Where the requests go, at least one.
         targets: List<TargetRaw>,
+        /// A file of targets instead, one a line: `ADDRESS [weight=N]`; read again when it changes.
+        targets_file: String,
         /// How a target is chosen.
         balance: Balance = "round_robin",
         /// What the targets speak.
@@ -27,9 +36,15 @@ section! {
         timeouts: UpstreamTimeoutsRaw = {},
         /// How names of targets are looked up.
         resolve: ResolveRaw = {},
+        /// Active checks of each target; `false`, or left out: none.
+        health: Switch<HealthRaw>,
+        /// Ejection of targets that fail requests; `false`, or left out: none.
+        passive: Switch<PassiveRaw>,
+        /// How long a target that comes, or comes back, takes to get its whole share.
+        slow_start: Span = "0s",
     }
     later = [&[
-        "sticky", "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
+        "sticky", "tls", "limits", "via", "proxy_protocol", "split",
     ]];
 }
 
@@ -112,12 +127,18 @@ pub struct TargetSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamSpec {
     pub name: Arc<str>,
-    /// Never empty.
+    /// Never empty, but while `targets_file` has not been read.
     pub targets: Vec<TargetSpec>,
+    /// Where they come from.
+    pub targets_file: Option<PathBuf>,
     pub balance: Balance,
     pub pool: PoolSpec,
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
+    pub health: Option<HealthSpec>,
+    pub passive: Option<PassiveSpec>,
+    /// 0: at once.
+    pub slow_start: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,12 +170,30 @@ impl UpstreamRaw {
     /// Checks one upstream, whose defaults are in; `at` is its place.
     pub fn spec(&self, name: &str, at: At, check: &mut Checker<'_>) -> UpstreamSpec {
         let targets = self.targets(at, check);
+        let targets_file = self.targets_file(check);
+        let health = self.health.as_ref().and_then(|h| h.get());
+        if let Some(port) = health.and_then(|h| h.port.as_ref())
+            && let Some(unix) = targets
+                .iter()
+                .find(|t| matches!(t.address, TargetAddr::Unix(_)))
+        {
+            let error = format!("the target `{}` has no port", unix.address);
+            check.findings.error(port.at, error);
+        }
+        let passive = self.passive.as_ref().and_then(|p| p.get());
         let pool = self.pool.as_ref().map(|p| &p.value);
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
         let resolve = self.resolve.as_ref().map(|r| &r.value);
         UpstreamSpec {
             name: name.into(),
             targets,
+            targets_file,
+            health: health.map(|h| h.spec(check)),
+            passive: passive.map(|p| p.spec(check)),
+            slow_start: self
+                .slow_start
+                .as_ref()
+                .map_or(Duration::ZERO, |s| s.value.0),
             balance: self
                 .balance
                 .as_ref()
@@ -182,7 +221,8 @@ impl UpstreamRaw {
 
     fn targets(&self, at: At, check: &mut Checker<'_>) -> Vec<TargetSpec> {
         let Some(list) = &self.targets else {
-            if !self.spoiled.contains(&"targets") {
+            let file = self.targets_file.is_some() || self.spoiled.contains(&"targets_file");
+            if !file && !self.spoiled.contains(&"targets") {
                 check
                     .findings
                     .error(at, "an upstream needs `targets`")

@@ -547,7 +547,7 @@ fn secrets_are_redacted_kept_and_read() {
 #[test]
 fn what_is_not_built_is_refused_at_its_own_place() {
     let text = "include = ['x']\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\nrate_limit = {}\ntcp = 'x'\n\
-                [tcp.x]\n[upstreams.u]\nhealth = {}\ntargets = [{ address = '127.0.0.1:1', backup = true }]\n";
+                [tcp.x]\n[upstreams.u]\nvia = 'x'\ntargets = [{ address = '127.0.0.1:1', backup = true }]\n";
     let found = errors(text);
     for key in [
         "/include: `include`",
@@ -556,7 +556,7 @@ fn what_is_not_built_is_refused_at_its_own_place() {
         "/http/web/rate_limit: `rate_limit`",
         "/http/web/tcp: `tcp`",
         "/tcp: `tcp`",
-        "/upstreams/u/health: `health`",
+        "/upstreams/u/via: `via`",
         "/upstreams/u/targets/0/backup: `backup`",
     ] {
         assert!(

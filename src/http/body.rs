@@ -35,7 +35,7 @@ pub struct ResponseBody {
     content: Content,
     exchange: Option<Exchange>,
     /// Holds the target's in-flight count.
-    _in_flight: Option<InFlight>,
+    in_flight: Option<InFlight>,
 }
 
 /// Bytes of a fixed body that are handed over at a time: what HTTP/2 is given is queued whatever the client's window, so
@@ -66,7 +66,7 @@ impl ResponseBody {
         ResponseBody {
             content,
             exchange: None,
-            _in_flight: None,
+            in_flight: None,
         }
     }
 
@@ -75,7 +75,7 @@ impl ResponseBody {
         ResponseBody {
             content: Content::Upstream(body),
             exchange: None,
-            _in_flight: Some(in_flight),
+            in_flight: Some(in_flight),
         }
     }
 
@@ -126,6 +126,11 @@ impl Body for ResponseBody {
                 "cut at the drain deadline of its generation",
             );
             return Poll::Ready(Some(Err(cut)));
+        }
+        if let Some(in_flight) = &mut this.in_flight
+            && in_flight.poll_cut(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(in_flight.cut_error())));
         }
         let polled = match &mut this.content {
             Content::Empty => Poll::Ready(None),

@@ -17,6 +17,7 @@ mod request;
 mod state_dir;
 mod status;
 mod swap;
+mod targets;
 mod view;
 
 pub use actor::{Options, start};
@@ -24,7 +25,9 @@ pub use admin_socket::{AdminBinding, AdminListener};
 pub use handle::{Handle, Running};
 pub use log::EventReader;
 pub use request::{Source, SubmitError, SwapRecord, SwapRequest};
-pub use status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
+pub use status::{
+    CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
+};
 
 use crate::config::Diagnostic;
 

@@ -14,6 +14,7 @@ mod connect;
 mod connection;
 pub mod error;
 mod exchange;
+pub mod health;
 mod pool;
 mod resolve;
 mod response;
@@ -31,11 +32,13 @@ use std::time::Duration;
 
 use ::http::HeaderValue;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::config::scalar::TargetAddr;
-use crate::config::upstream::{Balance, PoolSpec, UpstreamSpec, UpstreamTimeouts};
+use crate::config::upstream::{Balance, OnDown, PoolSpec, UpstreamSpec, UpstreamTimeouts};
 use crate::registry::Registry;
 use error::{Error, Kind};
+use health::{Check, CheckKey, Health, Passive, Ward};
 use pool::Round;
 pub use pool::{InFlight, Target, sweep};
 use resolve::{Lookup, LookupKey, Names, Resolver};
@@ -43,6 +46,9 @@ pub use response::UpstreamBody;
 
 /// Identity of a target: the same address under another upstream is another target.
 pub type TargetKey = (Arc<str>, TargetAddr);
+
+/// Checks that may be under way at once: each takes a descriptor or two.
+const CHECKING: usize = 256;
 
 /// The state of the reach layer that generations lease from. One per process.
 pub struct Shared {
@@ -55,6 +61,10 @@ pub struct Shared {
     rounds: Box<[Arc<Round>]>,
     names: Registry<(Arc<str>, u16), Names>,
     lookups: Registry<LookupKey, Lookup>,
+    wards: Registry<Arc<str>, Ward>,
+    checks: Registry<CheckKey, Check>,
+    /// Checks that are under way at once.
+    checking: Arc<Semaphore>,
     resolver: Arc<Resolver>,
 }
 
@@ -76,6 +86,9 @@ impl Shared {
             rounds: (0..workers.max(1)).map(|_| Arc::default()).collect(),
             names: Registry::default(),
             lookups: Registry::default(),
+            wards: Registry::default(),
+            checks: Registry::default(),
+            checking: Arc::new(Semaphore::new(CHECKING)),
             resolver,
         }
     }
@@ -124,6 +137,12 @@ pub struct Upstream {
     pool: PoolSpec,
     timeouts: UpstreamTimeouts,
     resolve_timeout: Duration,
+    ward: Arc<Ward>,
+    passive: Option<Arc<Passive>>,
+    /// 0: none.
+    slow_start: Duration,
+    /// What a target has in flight ends when it goes down.
+    cuts: bool,
 }
 
 #[derive(Debug)]
@@ -133,6 +152,8 @@ struct Member {
     host: HeaderValue,
     /// Keeps the name's addresses fresh while this generation lives.
     lookup: Option<Arc<Lookup>>,
+    /// Asks it how it is, from this generation's commit on.
+    check: Option<Arc<Check>>,
 }
 
 /// Where one worker stands in the round: on a cache line of its own.
@@ -157,11 +178,20 @@ pub struct SendOptions {
 impl Upstream {
     /// Builds from the spec, leasing its targets. Never blocks; names that are not resolved yet leave their target down.
     pub fn build(spec: &UpstreamSpec, shared: &Arc<Shared>) -> Upstream {
+        let ward = shared.wards.lease(&spec.name, Ward::default);
         let members: Box<[Member]> = spec
             .targets
             .iter()
-            .map(|t| Member::lease(spec, &t.address, shared))
+            .map(|t| Member::lease(spec, &t.address, &ward, shared))
             .collect();
+        let passive = spec.passive.clone().map(|rules| {
+            let members = members.iter().map(|m| m.target.health().clone());
+            Arc::new(Passive::new(
+                rules,
+                members.collect(),
+                shared.control.clone(),
+            ))
+        });
         let turns = if members.len() > 1 {
             shared.workers.max(1)
         } else {
@@ -176,6 +206,13 @@ impl Upstream {
             pool: spec.pool.clone(),
             timeouts: spec.timeouts.clone(),
             resolve_timeout: spec.resolve.timeout,
+            ward,
+            passive,
+            slow_start: spec.slow_start,
+            cuts: spec
+                .health
+                .as_ref()
+                .is_some_and(|h| h.on_down == OnDown::Cut),
         }
     }
 
@@ -189,8 +226,17 @@ impl Upstream {
         };
         // Those that are late are told by their state below.
         let _ = tokio::time::timeout(self.resolve_timeout, all).await;
-        let down = self.members.iter().filter(|m| !m.target.is_up());
-        down.map(|m| m.target.address().to_string()).collect()
+        let missing = self.members.iter().filter(|m| !m.target.is_resolved());
+        missing.map(|m| m.target.address().to_string()).collect()
+    }
+
+    /// The generation is committed: its checks take charge of its targets. `running`: the upstream ran before. Does
+    /// nothing where it has been done.
+    pub fn begin(&self, running: bool) {
+        for member in &self.members {
+            let health = member.target.health();
+            health.begin(member.check.as_deref(), self.passive.is_some(), running);
+        }
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -206,11 +252,22 @@ impl Upstream {
     }
 
     /// The next target by policy, among those that are up and not in `tried`.
+    /// When none is up at all, among those that resolve.
     fn pick(&self, worker: usize, tried: &[usize]) -> Option<usize> {
-        let usable = |index: usize| self.members[index].target.is_up() && !tried.contains(&index);
+        let up = |index: usize| self.members[index].target.is_up() && !tried.contains(&index);
+        let found = self.pick_among(worker, up);
+        if found.is_some() || !self.fails_open_now() {
+            return found;
+        }
+        let resolved = |index: usize| self.members[index].target.is_resolved();
+        self.pick_among(worker, |index| resolved(index) && !tried.contains(&index))
+    }
+
+    fn pick_among(&self, worker: usize, usable: impl Fn(usize) -> bool) -> Option<usize> {
         let Some(turn) = self.turns.get(worker).or(self.turns.first()) else {
             return (self.weights.first() > Some(&0) && usable(0)).then_some(0);
         };
+        let weights = self.weights_now();
         match self.balance {
             Balance::RoundRobin => {
                 let mut credits = turn.credits.lock();
@@ -218,10 +275,10 @@ impl Upstream {
                     // Workers begin at different places, so that few requests to many workers still spread.
                     credits.resize(self.weights.len(), 0);
                     for _ in 0..worker {
-                        balance::smooth(&mut credits, &self.weights, |_| true);
+                        balance::smooth(&mut credits, &weights, |_| true);
                     }
                 }
-                balance::smooth(&mut credits, &self.weights, usable)
+                balance::smooth(&mut credits, &weights, usable)
             }
             Balance::LeastRequests => {
                 let start = turn
@@ -229,7 +286,7 @@ impl Upstream {
                     .fetch_add(1, Ordering::Relaxed)
                     .wrapping_add(worker);
                 let in_flight = |index: usize| self.members[index].target.in_flight();
-                balance::least_requests(&self.weights, in_flight, start, usable)
+                balance::least_requests(&weights, in_flight, start, usable)
             }
         }
     }
@@ -240,7 +297,7 @@ impl Upstream {
             .members
             .iter()
             .zip(&self.weights)
-            .find(|(m, weight)| **weight > 0 && !m.target.is_up());
+            .find(|(m, weight)| **weight > 0 && !m.target.is_resolved());
         match down.and_then(|(m, _)| m.target.names()) {
             Some(names) => names.error(),
             None => {
@@ -252,7 +309,12 @@ impl Upstream {
 }
 
 impl Member {
-    fn lease(spec: &UpstreamSpec, address: &TargetAddr, shared: &Shared) -> Member {
+    fn lease(
+        spec: &UpstreamSpec,
+        address: &TargetAddr,
+        ward: &Arc<Ward>,
+        shared: &Shared,
+    ) -> Member {
         let lookup = match address {
             TargetAddr::Name(host, port) => {
                 Some(shared.lookup(host, *port, spec.resolve.interval, spec.resolve.timeout))
@@ -261,9 +323,21 @@ impl Member {
         };
         let key = (spec.name.clone(), address.clone());
         let names = lookup.as_ref().map(|lookup| lookup.names.clone());
-        let target = shared
-            .targets
-            .lease(&key, || Target::new(key.clone(), &shared.rounds, names));
+        let target = shared.targets.lease(&key, || {
+            let health = Arc::new(Health::new(key.clone(), ward.clone()));
+            Target::new(key.clone(), &shared.rounds, names.clone(), health)
+        });
+        let check = spec.health.clone().map(|spec| {
+            let key = CheckKey {
+                target: key.clone(),
+                spec,
+            };
+            shared.checks.lease(&key, || {
+                let health = target.health().clone();
+                let (permits, control) = (shared.checking.clone(), shared.control.clone());
+                Check::new(&key, health, names.clone(), permits, control)
+            })
+        });
         let host = match address {
             // A socket has no authority; this is what clients of unix sockets commonly say.
             TargetAddr::Unix(_) => HeaderValue::from_static("localhost"),
@@ -276,6 +350,7 @@ impl Member {
             target,
             host,
             lookup,
+            check,
         }
     }
 }

@@ -3,14 +3,17 @@
 //! The pool key is upstream, address and protocol (HTTP/1 only so far): a connection never serves another identity.
 //! Sizes and timeouts are not kept here: they come with each request from its generation, so they may change freely.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{Connection, Slot, State};
+use super::health::{self, Health};
 use super::resolve::Names;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
@@ -25,6 +28,7 @@ pub struct Target {
     open: Arc<AtomicUsize>,
     shards: Box<[Arc<Shard>]>,
     names: Option<Arc<Names>>,
+    health: Arc<Health>,
 }
 
 /// One worker's part of a target, allocated for itself and on cache lines of its own (adjacent lines are fetched in
@@ -63,7 +67,12 @@ struct Idle {
 
 impl Target {
     /// With a shard for each worker, which is one for each of `rounds`.
-    pub(super) fn new(key: TargetKey, rounds: &[Arc<Round>], names: Option<Arc<Names>>) -> Target {
+    pub(super) fn new(
+        key: TargetKey,
+        rounds: &[Arc<Round>],
+        names: Option<Arc<Names>>,
+        health: Arc<Health>,
+    ) -> Target {
         let shard = |round: &Arc<Round>| {
             Arc::new(Shard {
                 in_flight: AtomicUsize::new(0),
@@ -77,6 +86,7 @@ impl Target {
             shards: rounds.iter().map(shard).collect(),
             key,
             names,
+            health,
         }
     }
 
@@ -97,9 +107,32 @@ impl Target {
         self.shards.iter().map(here).sum()
     }
 
-    /// False while its name does not resolve.
+    /// False while its name does not resolve, its checks fail, or it is ejected.
     pub fn is_up(&self) -> bool {
+        self.health.is_up() && self.is_resolved()
+    }
+
+    /// False while its name has not been found.
+    pub(super) fn is_resolved(&self) -> bool {
         self.names.as_ref().is_none_or(|names| names.is_up())
+    }
+
+    pub(super) fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    /// In one word.
+    pub fn state(&self) -> health::State {
+        if self.is_resolved() {
+            self.health.state()
+        } else {
+            health::State::Unresolved
+        }
+    }
+
+    /// What is known of its health.
+    pub fn report(&self) -> health::Report {
+        self.health.report()
     }
 
     pub fn key(&self) -> &TargetKey {
@@ -241,6 +274,8 @@ impl Lease {
 pub struct InFlight {
     pub target: Arc<Target>,
     worker: usize,
+    /// The target goes down; `None`: that is no matter.
+    pub(super) cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl InFlight {
@@ -250,6 +285,7 @@ impl InFlight {
         InFlight {
             target: target.clone(),
             worker,
+            cut: None,
         }
     }
 }
@@ -296,6 +332,10 @@ mod tests {
             ("api".into(), TargetAddr::Unix("/x".into())),
             &[Arc::default()],
             None,
+            Arc::new(Health::new(
+                ("api".into(), TargetAddr::Unix("/x".into())),
+                Arc::default(),
+            )),
         );
         let first = target.slot(Some(2));
         let second = target.slot(Some(2));

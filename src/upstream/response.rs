@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::body::Progress;
 use super::error::{Error, Kind, chain};
+use super::health::Watch;
 use super::pool::Lease;
 
 /// The response body as it comes from a target, with the idle limit between its pieces; a cut one is an error, never a
@@ -28,6 +29,8 @@ pub struct UpstreamBody {
     limit: Option<Duration>,
     /// While a piece is waited for: until when.
     due: Option<Instant>,
+    /// Told when it breaks.
+    watch: Option<Watch>,
 }
 
 impl UpstreamBody {
@@ -43,11 +46,19 @@ impl UpstreamBody {
             sent,
             limit,
             due: None,
+            watch: None,
         };
         if body.incoming.is_end_stream() {
             body.release();
         }
         body
+    }
+
+    /// Tells of its end, should it break.
+    pub(super) fn watch(&mut self, watch: Watch) {
+        if self.lease.is_some() {
+            self.watch = Some(watch);
+        }
     }
 
     /// The response is whole: its connection is free, unless the origin answered before it had the whole request.
@@ -94,10 +105,14 @@ impl UpstreamBody {
             .take()
             .map_or_else(String::new, |lease| format!("{}: ", lease.peer()));
         // When the client's own body broke, hyper ends both directions; the cause is the client's.
-        match self.sent.as_ref().and_then(|sent| sent.failure()) {
+        let error = match self.sent.as_ref().and_then(|sent| sent.failure()) {
             Some(error) => error,
             None => Error::upstream(kind, format!("{peer}{why}")),
+        };
+        if let Some(watch) = self.watch.take() {
+            watch.broken(&error);
         }
+        error
     }
 }
 

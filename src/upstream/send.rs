@@ -84,7 +84,9 @@ impl Upstream {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
-            match self.try_member(member, &plan, &mut request).await {
+            let mut outcome = self.try_member(member, &plan, &mut request).await;
+            self.note(member, &mut outcome);
+            match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(error) if error.unsent => {
                     tracing::debug!(upstream = %self.name, target = %member.target.address(), %error, "not sent");
@@ -103,7 +105,21 @@ impl Upstream {
         plan: &Plan<'_>,
         request: &mut Request<RequestBody>,
     ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
-        let flight = InFlight::begin(&member.target, plan.worker.index);
+        let mut flight = InFlight::begin(&member.target, plan.worker.index);
+        if self.cuts {
+            flight.end_with_target();
+        }
+        let trying = self.try_connections(member, plan, request);
+        let response = flight.until_down(trying).await?;
+        Ok((response, flight))
+    }
+
+    async fn try_connections(
+        &self,
+        member: &Member,
+        plan: &Plan<'_>,
+        request: &mut Request<RequestBody>,
+    ) -> Result<Response<UpstreamBody>, Error> {
         let mut pooled = POOLED;
         loop {
             let (mut connection, reused) =
@@ -130,10 +146,7 @@ impl Upstream {
                     }
                     let lease = Lease::new(connection, &member.target, plan.keep);
                     let (sent, idle) = (plan.sent.clone(), self.timeouts.idle);
-                    return Ok((
-                        response.map(|body| UpstreamBody::new(body, lease, sent, idle)),
-                        flight,
-                    ));
+                    return Ok(response.map(|body| UpstreamBody::new(body, lease, sent, idle)));
                 }
                 Err(error) if error.unsent && reused => {}
                 Err(error) => match spare.and_then(Spare::request) {

@@ -78,11 +78,14 @@ impl Upstream {
             }
             match self.switch(member, worker, &mut request, limit).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) if error.unsent => {
+                Err(error) => {
+                    self.note_error(member, &error);
+                    if !error.unsent {
+                        return Err(error);
+                    }
                     tracing::debug!(upstream = %self.name, target = %member.target.address(), %error, "not sent");
                     last = Some(error);
                 }
-                Err(error) => return Err(error),
             }
         }
         Err(last.unwrap_or_else(|| self.none_usable()))
@@ -97,7 +100,10 @@ impl Upstream {
         limit: Option<Duration>,
     ) -> Result<(Answer, InFlight), Error> {
         let target = &member.target;
-        let in_flight = InFlight::begin(target, worker.index);
+        let mut in_flight = InFlight::begin(target, worker.index);
+        if self.cuts {
+            in_flight.end_with_target();
+        }
         let address = target.address();
         let Some(slot) = target.slot(self.pool.max_connections) else {
             let open = target.connections();
@@ -106,7 +112,9 @@ impl Upstream {
         };
         let within = self.timeouts.connect;
         let mut parts = dial(address, target.names(), within, slot).await?;
-        let response = ask(&mut parts, request, limit, member).await?;
+        let response = in_flight
+            .until_down(ask(&mut parts, request, limit, member))
+            .await?;
         if let Some(fault) = ambiguous(response.headers()) {
             let detail = format!("{address}: {fault}");
             return Err(Error::upstream(Kind::HttpProtocolError, detail));

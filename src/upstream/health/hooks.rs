@@ -1,0 +1,132 @@
+//! Where requests meet health: what a pick may use, what an outcome says of its target, and what ends with its target.
+
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use ::http::Response;
+
+use super::super::error::{Error, Kind};
+use super::super::pool::InFlight;
+use super::super::response::UpstreamBody;
+use super::super::{Member, Upstream};
+use super::{Health, Passive, WHOLE};
+
+impl Upstream {
+    /// What a target may be picked by: that it is up. Only when none is, that it resolves.
+    pub(in crate::upstream) fn fails_open_now(&self) -> bool {
+        let open = self.fails_open();
+        if open {
+            self.ward.fail_open(&self.name);
+        }
+        open
+    }
+
+    /// Whether every target is down or ejected, so that all that resolve are used.
+    pub fn fails_open(&self) -> bool {
+        let mut resolved = false;
+        for (member, weight) in self.members.iter().zip(&self.weights) {
+            if *weight > 0 && member.target.is_resolved() {
+                if member.target.health().is_up() {
+                    return false;
+                }
+                resolved = true;
+            }
+        }
+        resolved
+    }
+
+    /// The weights as they count now. With slow start all are in [`WHOLE`]ths, always: what a policy remembers from pick to
+    /// pick is in the same unit.
+    pub(in crate::upstream) fn weights_now(&self) -> Cow<'_, [u32]> {
+        if self.slow_start.is_zero() {
+            return Cow::Borrowed(&self.weights);
+        }
+        let share = |member: &Member| member.target.health().share(self.slow_start);
+        let members = self.members.iter().zip(&self.weights);
+        members
+            .map(|(member, weight)| weight * share(member))
+            .collect()
+    }
+
+    /// A try came to an answer or to an error.
+    pub(in crate::upstream) fn note(
+        &self,
+        member: &Member,
+        outcome: &mut Result<(Response<UpstreamBody>, InFlight), Error>,
+    ) {
+        let Some(passive) = &self.passive else {
+            return;
+        };
+        let health = member.target.health();
+        match outcome {
+            Ok((response, _)) => {
+                passive.answered(health, response.status());
+                response.body_mut().watch(Watch {
+                    passive: passive.clone(),
+                    health: health.clone(),
+                });
+            }
+            Err(error) => passive.failed(health, error),
+        }
+    }
+
+    /// A try came to an error.
+    pub(in crate::upstream) fn note_error(&self, member: &Member, error: &Error) {
+        if let Some(passive) = &self.passive {
+            passive.failed(member.target.health(), error);
+        }
+    }
+}
+
+/// Tells of a body that breaks.
+#[derive(Debug)]
+pub(in crate::upstream) struct Watch {
+    passive: Arc<Passive>,
+    health: Arc<Health>,
+}
+
+impl Watch {
+    pub(in crate::upstream) fn broken(&self, error: &Error) {
+        self.passive.failed(&self.health, error);
+    }
+}
+
+impl InFlight {
+    /// From now on it ends when its target goes down.
+    pub(in crate::upstream) fn end_with_target(&mut self) {
+        let down = self.target.health().cut().cancelled_owned();
+        self.cut = Some(Box::pin(down));
+    }
+
+    /// Ready when it must end because its target went down.
+    pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.cut {
+            Some(cut) => cut.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Why it ended.
+    pub fn cut_error(&self) -> Error {
+        let detail = format!("{}: the target went down", self.target.key().1);
+        Error::upstream(Kind::ConnectionTerminated, detail)
+    }
+
+    /// Waits for `work`, no longer than its target is up, if that matters.
+    pub(in crate::upstream) async fn until_down<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => self.poll_cut(cx).map(|()| Err(self.cut_error())),
+        })
+        .await
+    }
+}
+
+const _: () = assert!(WHOLE <= u32::MAX / 1000, "weights are up to 1000");
