@@ -17,7 +17,7 @@ use crate::config::admin::{AdminRaw, AdminSpec};
 use crate::config::check::Checker;
 use crate::config::decode::{Decode, Loc, Map, section};
 use crate::config::findings::{Findings, Kind};
-use crate::config::http::{HttpRaw, HttpSpec};
+use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
 use crate::config::scalar::has_ipv6;
 use crate::config::tree::{At, Node, Places, Value};
@@ -38,10 +38,12 @@ section! {
         runtime: RuntimeRaw = {},
         /// HTTP servers by name.
         http: Map<HttpRaw> = {},
+        /// Filters that servers and routes take with `use`, by name.
+        filters: Map<FiltersRaw> = {},
         /// Where requests go, by name.
         upstreams: Map<UpstreamRaw> = {},
     }
-    later = [&["include", "log", "access_log", "defaults", "filters", "forward", "tcp", "udp", "tunnels", "agents"]];
+    later = [&["include", "log", "access_log", "defaults", "forward", "tcp", "udp", "tunnels", "agents"]];
 }
 
 /// A checked configuration: every reference resolved, every default in, nothing left to parse.
@@ -174,25 +176,32 @@ impl Document {
         check.names(&declared);
         let mut upstreams: BTreeMap<Arc<str>, UpstreamSpec> = BTreeMap::new();
         for (name, raw) in declared.iter() {
-            let spec = raw.spec(name, raw.at, check);
+            let running = running.and_then(|r| r.upstreams.get(name.as_str()));
+            let spec = raw.spec(name, raw.at, running, check);
             upstreams.insert(spec.name.clone(), spec);
         }
         let mut references = References::new(&declared, check.base);
 
+        let mut sets = FilterSets::new(&root.filters.unwrap_or_default().value, check);
         let servers_raw = root.http.unwrap_or_default().value;
         check.names(&servers_raw);
+        let mut around = Around {
+            on_change: runtime.on_change,
+            references: &mut references,
+            sets: &mut sets,
+        };
         let mut servers: Vec<_> = servers_raw
             .iter()
             .map(|(name, raw)| {
                 let running = running.and_then(|r| r.http.get(name.as_str()));
-                let on_change = runtime.on_change;
-                raw.spec(name, raw.at, on_change, running, &mut references, check)
+                raw.spec(name, raw.at, running, &mut around, check)
             })
             .collect();
         for server in &servers {
             reach::warn(server, check);
         }
         references.warn_unused(check);
+        sets.warn_unused(check);
         upstreams.append(&mut references.implicit);
         servers.retain(|server| server.enabled);
         across::add_redirects(&mut servers, check);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
-use crate::http::{Entry, Files};
+use crate::http::{Entry, Files, filter};
 use crate::tls::{self, store::Material};
 use crate::upstream::{Shared, Upstream};
 
@@ -81,6 +81,7 @@ impl Snapshot {
         certificates: Material,
         shared: &Arc<Shared>,
         tls: &tls::Shared,
+        filters: &filter::Shared,
         before: Option<(&Document, &Snapshot)>,
     ) -> Snapshot {
         let upstreams: BTreeMap<_, _> = document
@@ -88,13 +89,18 @@ impl Snapshot {
             .iter()
             .map(|(name, spec)| {
                 let kept = before.and_then(|(old, snapshot)| {
-                    let same = old.upstreams.get(name) == Some(spec);
+                    let clients = snapshot.certificates.clients();
+                    let same = old.upstreams.get(name) == Some(spec)
+                        && certificates.clients().same(clients, name);
                     same.then(|| snapshot.upstreams.get(name).cloned())
                         .flatten()
                 });
                 (
                     name.clone(),
-                    kept.unwrap_or_else(|| Arc::new(Upstream::build(spec, shared))),
+                    kept.unwrap_or_else(|| {
+                        let client = certificates.clients().of(name);
+                        Arc::new(Upstream::build_over(spec, client, shared))
+                    }),
                 )
             })
             .collect();
@@ -117,7 +123,7 @@ impl Snapshot {
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
                 let entry = kept.unwrap_or_else(|| {
-                    let entry = Entry::build(&specs, &upstreams, &files);
+                    let entry = Entry::build(&specs, &upstreams, &files, filters);
                     Arc::new(entry.over_tls(presented(&specs, &certificates, tls)))
                 });
                 (key, entry)
@@ -191,7 +197,17 @@ mod tests {
         let tls = tls::Shared::new().unwrap();
         let build = |text, before| {
             let certificates = Material::default();
-            Snapshot::build(&document, files(text), certificates, &shared, &tls, before)
+            let filters = filter::Shared::default();
+            let files = files(text);
+            Snapshot::build(
+                &document,
+                files,
+                certificates,
+                &shared,
+                &tls,
+                &filters,
+                before,
+            )
         };
         let old = build("old", None);
         let new = build("new", Some((&document, &old)));

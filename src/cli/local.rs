@@ -250,7 +250,8 @@ fn judge_certificates(parsed: &Parsed) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
             return (vec![parsed.locate("", message, None)], vec![]);
         }
     };
-    match Material::load(document.http.values(), &files, None, &shared) {
+    let (servers, upstreams) = (document.http.values(), document.upstreams.values());
+    match Material::load(servers, upstreams, &files, None, &shared) {
         Ok((_, warnings)) => (vec![], located(warnings)),
         Err(errors) => (located(errors), vec![]),
     }

@@ -50,9 +50,17 @@ impl<'c> Checker<'c> {
         list: Option<&Loc<List<String>>>,
         parse: impl Fn(&str) -> Result<T, Wrong>,
     ) -> Vec<(T, At)> {
-        let items = list.map(|l| &l[..]).unwrap_or_default();
-        items
-            .iter()
+        list.map(|list| self.each_of(list, parse))
+            .unwrap_or_default()
+    }
+
+    /// As [`Checker::each`].
+    pub fn each_of<T>(
+        &mut self,
+        list: &List<String>,
+        parse: impl Fn(&str) -> Result<T, Wrong>,
+    ) -> Vec<(T, At)> {
+        list.iter()
             .filter_map(|item| Some((self.take(item.at, parse(item))?, item.at)))
             .collect()
     }

@@ -3,7 +3,6 @@
 //! [`section!`]: its struct, its reading, its defaults and its JSON Schema all come from there.
 
 mod shape;
-mod switch;
 
 use std::borrow::Cow;
 use std::ops::Deref;
@@ -11,8 +10,7 @@ use std::ops::Deref;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
-pub use shape::{Auto, Limit, List, Map};
-pub use switch::Switch;
+pub use shape::{Auto, Limit, List, Map, Switch};
 
 use super::findings::{Findings, did_you_mean};
 use super::tree::{At, Node, Value};

@@ -4,6 +4,7 @@
 mod action;
 mod check;
 mod files;
+pub(in crate::config) mod filters;
 mod matcher;
 mod raw;
 mod tls;
@@ -19,10 +20,12 @@ use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
-pub use check::{Checked, RouteAt};
+pub use check::{Around, Checked, RouteAt};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
+pub use filters::{AccessSpec, FilterSets, FiltersRaw, FiltersSpec, Setting};
 pub use raw::{HttpRaw, RouteRaw};
-pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};
+pub use tls::{CertificateSpec, KeyRaw, PemSource, TlsSpec, TlsVersion, redirects_to};
+pub(super) use tls::{cert_source, key_source};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,8 +41,8 @@ pub struct HttpSpec {
     pub tls: Option<TlsSpec>,
     /// How long a websocket may be silent. `None`: no limit.
     pub upgraded_timeout: Option<Duration>,
-    /// Largest request body in bytes; `None`: no limit.
-    pub body_limit: Option<u64>,
+    /// For what no route takes: its own and those it uses.
+    pub filters: FiltersSpec,
     pub routes: Vec<RouteSpec>,
     /// The action for what no route takes.
     pub fallback: Option<ActionSpec>,
@@ -81,8 +84,8 @@ pub struct RouteSpec {
     pub name: Option<Arc<str>>,
     pub matcher: MatchSpec,
     pub action: ActionSpec,
-    /// Overrides the server's.
-    pub body_limit: Option<Option<u64>>,
+    /// Its own, those it uses, and below them the server's.
+    pub filters: FiltersSpec,
 }
 
 /// Conditions of a route: every non-empty list must hold, a list holds when any item does.

@@ -1,8 +1,10 @@
 //! `[upstreams.NAME]`: where requests go.
 mod health;
 mod passive;
+mod protocol;
 mod reference;
 mod targets_file;
+mod tls;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -16,8 +18,10 @@ use super::tree::At;
 
 pub use health::{HealthRaw, HealthSpec, OnDown, ProbeSpec, StatusRange};
 pub use passive::{PassiveRaw, PassiveSpec};
+pub use protocol::Protocol;
 pub use reference::{Reference, References, base_path};
 pub use targets_file::{Fault, parse as parse_targets};
+pub use tls::{UpstreamTlsRaw, UpstreamTlsSpec};
 
 section! {
     /// A named set of targets that requests go to.
@@ -30,6 +34,8 @@ section! {
         balance: Balance = "round_robin",
         /// What the targets speak.
         protocol: Protocol = "h1",
+        /// TLS to the targets; cleartext without it.
+        tls: UpstreamTlsRaw,
         /// Idle connections that are kept.
         pool: PoolRaw = {},
         /// How long the stages of a request may take.
@@ -44,7 +50,7 @@ section! {
         slow_start: Span = "0s",
     }
     later = [&[
-        "sticky", "tls", "limits", "via", "proxy_protocol", "split",
+        "sticky", "limits", "via", "proxy_protocol", "split",
     ]];
 }
 
@@ -97,13 +103,6 @@ section! {
     later = [];
 }
 
-/// What the targets of an upstream speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    Http1,
-}
-
-words!(Protocol { "h1" => Protocol::Http1, "http1" => Protocol::Http1 } later ["h2c", "h2", "auto"]);
 words!(Balance {
     "round_robin" => Balance::RoundRobin,
     "least_requests" => Balance::LeastRequests,
@@ -124,7 +123,7 @@ pub struct TargetSpec {
 }
 
 /// Checked `[upstreams.NAME]`, or the upstream that a URL in a `proxy` key stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamSpec {
     pub name: Arc<str>,
     /// Never empty, but while `targets_file` has not been read.
@@ -132,6 +131,10 @@ pub struct UpstreamSpec {
     /// Where they come from.
     pub targets_file: Option<PathBuf>,
     pub balance: Balance,
+    /// [`Protocol::H2`] only with `tls`, [`Protocol::H2c`] only without.
+    pub protocol: Protocol,
+    /// `None`: cleartext.
+    pub tls: Option<UpstreamTlsSpec>,
     pub pool: PoolSpec,
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
@@ -167,11 +170,17 @@ pub struct ResolveSpec {
 }
 
 impl UpstreamRaw {
-    /// Checks one upstream, whose defaults are in; `at` is its place.
-    pub fn spec(&self, name: &str, at: At, check: &mut Checker<'_>) -> UpstreamSpec {
+    /// Checks one upstream, whose defaults are in; `at` is its place. `running` is what serves under the same name.
+    pub fn spec(
+        &self,
+        name: &str,
+        at: At,
+        running: Option<&UpstreamSpec>,
+        check: &mut Checker<'_>,
+    ) -> UpstreamSpec {
         let targets = self.targets(at, check);
         let targets_file = self.targets_file(check);
-        let health = self.health.as_ref().and_then(|h| h.get());
+        let health = self.health.as_ref().and_then(|h| h.on());
         if let Some(port) = health.and_then(|h| h.port.as_ref())
             && let Some(unix) = targets
                 .iter()
@@ -180,7 +189,20 @@ impl UpstreamRaw {
             let error = format!("the target `{}` has no port", unix.address);
             check.findings.error(port.at, error);
         }
-        let passive = self.passive.as_ref().and_then(|p| p.get());
+        let passive = self.passive.as_ref().and_then(|p| p.on());
+        let (protocol, protocol_at) = self
+            .protocol
+            .as_ref()
+            .map_or((Protocol::Http1, at), |p| (p.value, p.at));
+        let running = running.and_then(|upstream| upstream.tls.as_ref());
+        let tls = self
+            .tls
+            .as_ref()
+            .map(|tls| (tls.spec(running, check), tls.at));
+        if !self.spoiled.contains(&"tls") {
+            let tls = tls.as_ref().map(|(tls, at)| (tls, *at));
+            tls::agree(protocol, protocol_at, tls, &targets, check);
+        }
         let pool = self.pool.as_ref().map(|p| &p.value);
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
         let resolve = self.resolve.as_ref().map(|r| &r.value);
@@ -198,6 +220,8 @@ impl UpstreamRaw {
                 .balance
                 .as_ref()
                 .map_or(Balance::RoundRobin, |b| b.value),
+            protocol,
+            tls: tls.map(|(tls, _)| tls),
             pool: PoolSpec {
                 idle: pool
                     .and_then(|p| p.idle.as_ref())

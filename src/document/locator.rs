@@ -157,6 +157,20 @@ impl Document {
     /// Those of them that hold certificates and keys.
     pub fn certificate_pointers(&self) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
+        for (name, upstream) in &self.upstreams {
+            let Some(tls) = &upstream.tls else { continue };
+            let pointer = format!("/upstreams/{name}/tls");
+            if let Some(PemSource::File(path)) = &tls.ca {
+                out.push((path.clone(), format!("{pointer}/ca")));
+            }
+            if let Some(CertificateSpec::Pair { cert, key }) = &tls.client {
+                for (source, part) in [(cert, "client_cert"), (key, "client_key")] {
+                    if let PemSource::File(path) = source {
+                        out.push((path.clone(), format!("{pointer}/{part}")));
+                    }
+                }
+            }
+        }
         let all = self.http.iter().flat_map(|(name, s)| certificates(name, s));
         for (pointer, certificate) in all {
             if let CertificateSpec::Pair { cert, key } = certificate {

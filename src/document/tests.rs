@@ -138,8 +138,8 @@ fn the_reference_has_every_key_at_its_default() {
         filled.http["reference"].connection
     );
     assert_eq!(
-        document.http["reference"].body_limit,
-        filled.http["reference"].body_limit
+        document.http["reference"].filters,
+        filled.http["reference"].filters
     );
     assert_eq!(
         document.upstreams["reference"],

@@ -6,6 +6,9 @@ pub mod body;
 pub mod client;
 pub mod connection;
 pub mod error;
+pub mod extended;
+pub mod filter;
+pub mod grpc;
 pub mod headers;
 pub mod host;
 pub mod path;
@@ -31,6 +34,7 @@ use crate::config::scalar::HostPattern;
 use crate::tls;
 use crate::upstream::Upstream;
 use action::Action;
+use filter::Filters;
 use route::{Head, Routes, domains_above};
 
 /// Contents of the files a document names, read at prepare.
@@ -69,7 +73,7 @@ pub struct Secure {
 pub struct Server {
     pub name: Arc<str>,
     /// For what no route takes.
-    pub body_limit: Option<u64>,
+    pub filters: Arc<Filters>,
     /// How long a websocket may be silent.
     pub upgraded_timeout: Option<Duration>,
     /// What becomes of its websockets whose definition is gone, unless the action says otherwise.
@@ -83,8 +87,8 @@ pub struct Server {
 #[derive(Debug)]
 pub struct Route {
     pub name: Option<Arc<str>>,
-    /// Its own, or the server's. Bytes.
-    pub body_limit: Option<u64>,
+    /// Its own, or the server's.
+    pub filters: Arc<Filters>,
     action: Action,
 }
 
@@ -95,6 +99,7 @@ impl Entry {
         specs: &[&HttpSpec],
         upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
         files: &Files,
+        shared: &filter::Shared,
     ) -> Entry {
         let mut entry = Entry {
             connection: Arc::new(
@@ -110,7 +115,9 @@ impl Entry {
             definitions: OnceLock::new(),
         };
         for (number, spec) in specs.iter().enumerate() {
-            entry.servers.push(Server::build(spec, upstreams, files));
+            entry
+                .servers
+                .push(Server::build(spec, upstreams, files, shared));
             for host in &spec.hosts {
                 match host {
                     HostPattern::Exact(name) => {
@@ -211,11 +218,12 @@ impl Server {
         spec: &HttpSpec,
         upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
         files: &Files,
+        shared: &filter::Shared,
     ) -> Server {
+        let filters = Arc::new(Filters::build(&spec.filters, shared));
         let action = |spec_action| Action::build(&spec.name, spec_action, upstreams, files);
         Server {
             name: spec.name.clone(),
-            body_limit: spec.body_limit,
             upgraded_timeout: spec.upgraded_timeout,
             on_change: spec.on_change,
             matchers: Routes::new(
@@ -229,11 +237,12 @@ impl Server {
                 .iter()
                 .map(|route| Route {
                     name: route.name.clone(),
-                    body_limit: route.body_limit.unwrap_or(spec.body_limit),
+                    filters: filter::shared(&route.filters, (&spec.filters, &filters), shared),
                     action: action(&route.action),
                 })
                 .collect(),
             fallback: spec.fallback.as_ref().map(action),
+            filters,
         }
     }
 
@@ -277,7 +286,7 @@ pub(crate) mod test_kit {
 
     use super::connection::Connection;
     use super::*;
-    use crate::config::http::{ActionSpec, RespondBody, RespondSpec};
+    use crate::config::http::{ActionSpec, FiltersSpec, RespondBody, RespondSpec};
     use crate::config::template::{Part, Template};
     use crate::metrics::{WorkerContext, WorkerCounters};
 
@@ -334,7 +343,7 @@ pub(crate) mod test_kit {
             connection,
             tls: None,
             upgraded_timeout: None,
-            body_limit: None,
+            filters: FiltersSpec::default(),
             routes: vec![],
             fallback: Some(respond(text)),
             on_change: OnChange::default(),
@@ -353,6 +362,7 @@ mod tests {
             &specs.iter().collect::<Vec<_>>(),
             &BTreeMap::new(),
             &Files::new(),
+            &filter::Shared::default(),
         )
     }
 

@@ -15,11 +15,14 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
 use super::Entry;
-use super::action::Kind;
 use super::action::proxy::Inbound;
+use super::action::{Action, Kind};
 use super::body::{Answer, Exchange, ResponseBody};
 use super::connection::Begun;
 use super::error;
+use super::extended;
+use super::filter::{Asking, Passed};
+use super::grpc;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
 use super::vars::Vars;
 use crate::generation::Serving;
@@ -65,6 +68,9 @@ pub async fn serve(
     let http1 = request.version() < Version::HTTP_2;
     let is_head = request.method() == Method::HEAD;
     let has_body = !request.body().is_end_stream();
+    // Neither exists on HTTP/1.
+    let grpc = !http1 && grpc::is_call(request.headers());
+    let connects = !http1 && request.method() == Method::CONNECT;
     let counters = &exchange.connection.worker.counters;
     WorkerCounters::add(&counters.requests);
     // A panic costs this request only. What it may have left half done is its own: nothing is shared mutably.
@@ -81,6 +87,12 @@ pub async fn serve(
         WorkerCounters::add(&counters.panics);
         Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true)
     });
+    if grpc {
+        response = grpc::in_words(response);
+    }
+    if connects {
+        response = extended::answer(response);
+    }
     // A 304 tells of another response's content, a 204 has none: a length of 0 would be wrong (RFC 9110 section 8.6).
     let has_length = !matches!(
         response.status(),
@@ -122,13 +134,17 @@ async fn handle(
 ) -> Handled {
     let connection = &*exchange.connection;
     let (mut parts, body) = request.into_parts();
+    let handshake = match extended::take(&mut parts) {
+        Ok(handshake) => handshake,
+        Err(error) => return Handled::failed(&error, true),
+    };
     // hyper's offer to upgrade: whoever drives the connection takes it apart by hand.
     parts.extensions.clear();
     let uri = std::mem::take(&mut parts.uri);
     let http1 = parts.version < Version::HTTP_2;
 
     // Admission.
-    let context = match RequestContext::admit(connection, &mut parts, &uri, begun.head) {
+    let mut context = match RequestContext::admit(connection, &mut parts, &uri, begun.head) {
         Ok(context) => context,
         Err(error) => return Handled::failed(&error, true),
     };
@@ -177,20 +193,72 @@ async fn handle(
         );
     }
     let (route, action) = server.find(&context.head(&parts));
-    let Some(action) = action else {
-        return local(
-            error::plain(StatusCode::NOT_FOUND),
-            body,
-            expectation,
-            http1,
-        );
-    };
-    exchange.progress.flight.define(action.definition);
+    let filters = route.map_or(&*server.filters, |route| &route.filters);
+    if let Some(action) = action {
+        exchange.progress.flight.define(action.definition);
+    }
 
-    // Limits.
-    let limit = route.map_or(server.body_limit, |route| route.body_limit);
-    if let Some(limit) = limit
-        && let Some(length) = body.size_hint().exact()
+    // Filters, on the way in.
+    let mut passed = Passed::default();
+    if !filters.is_empty() {
+        let asking = Asking {
+            context: &mut context,
+            parts: &mut parts,
+            server: &server.name,
+            route: route.and_then(|route| route.name.as_deref()),
+            generation: serving.generation.id,
+        };
+        if let Err(refusal) = filters.admit(asking, &mut passed).await {
+            let mut handled = local(*refusal, body, expectation, http1);
+            filters.back(passed, &mut handled.response);
+            return handled;
+        }
+    }
+    let inbound = Inbound {
+        parts,
+        body,
+        expectation,
+        handshake,
+        limit: filters.body_limit,
+        upgraded_timeout: server.upgraded_timeout,
+        on_change: server.on_change,
+    };
+    let place = Place {
+        server: &server.name,
+        route: route.and_then(|route| route.name.as_deref()),
+        generation: serving.generation.id,
+    };
+    let mut handled = act(exchange, &context, action, inbound, &place).await;
+    if !filters.is_empty() {
+        filters.back(passed, &mut handled.response);
+    }
+    handled
+}
+
+/// Where in the configuration a request is.
+struct Place<'a> {
+    server: &'a str,
+    route: Option<&'a str>,
+    generation: u64,
+}
+
+/// The action, for what the filters let through.
+async fn act(
+    exchange: &Exchange,
+    context: &RequestContext<'_>,
+    action: Option<&Action>,
+    inbound: Inbound,
+    place: &Place<'_>,
+) -> Handled {
+    let http1 = context.version < Version::HTTP_2;
+    let answer = |response, inbound: Inbound| {
+        let Inbound {
+            body, expectation, ..
+        } = inbound;
+        local(response, body, expectation, http1)
+    };
+    if let Some(limit) = inbound.limit
+        && let Some(length) = inbound.body.size_hint().exact()
         && length > limit
     {
         let error = Error::client(
@@ -199,39 +267,30 @@ async fn handle(
         );
         return Handled::failed(&error, true);
     }
-
-    // Action.
+    let Some(action) = action else {
+        return answer(error::plain(StatusCode::NOT_FOUND), inbound);
+    };
     let vars = |parts| Vars {
-        context: &context,
+        context,
         parts,
-        server: &server.name,
-        route: route.and_then(|route| route.name.as_deref()),
-        generation: serving.generation.id,
+        server: place.server,
+        route: place.route,
+        generation: place.generation,
     };
     match &action.kind {
-        Kind::Respond(respond) => local(respond.respond(&vars(&parts)), body, expectation, http1),
+        Kind::Respond(respond) => answer(respond.respond(&vars(&inbound.parts)), inbound),
+        Kind::Redirect(redirect) => answer(redirect.respond(&vars(&inbound.parts)), inbound),
         Kind::Files(files) => {
             let flight = &exchange.progress.flight;
-            let response = match files.respond(&vars(&parts), flight).await {
+            let response = match files.respond(&vars(&inbound.parts), flight).await {
                 Ok(response) => response,
                 Err(error) => error::respond(&error),
             };
-            local(response, body, expectation, http1)
-        }
-        Kind::Redirect(redirect) => {
-            local(redirect.respond(&vars(&parts)), body, expectation, http1)
+            answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
-            let inbound = Inbound {
-                parts,
-                body,
-                expectation,
-                limit,
-                upgraded_timeout: server.upgraded_timeout,
-                on_change: server.on_change,
-            };
             match proxy
-                .forward(&context, inbound, &exchange.progress, action.definition)
+                .forward(context, inbound, &exchange.progress, action.definition)
                 .await
             {
                 Ok(response) => Handled::answered(response, false),

@@ -22,6 +22,7 @@ use super::targets::Watch;
 use super::view::View;
 use crate::document::Document;
 use crate::generation::Generation;
+use crate::http::filter;
 use crate::listen::accept::ConnectionLimit;
 use crate::snapshot::Snapshot;
 use crate::tls;
@@ -103,6 +104,7 @@ pub(super) struct Crew {
     pub(super) workers: Vec<Worker>,
     pub(super) shared: Arc<Shared>,
     pub(super) tls: Arc<tls::Shared>,
+    pub(super) filters: filter::Shared,
     pub(super) limit: Arc<ConnectionLimit>,
     pub(super) model: crate::config::runtime::Model,
 }

@@ -24,7 +24,7 @@ use super::targets::Contents;
 use crate::config::scalar::ListenAddr;
 use crate::config::{Diagnostic, Format};
 use crate::document::{Context, Document, Parsed, Refused};
-use crate::http::Files;
+use crate::http::{Files, filter};
 use crate::listen::accept::{Binding, ConnectionLimit};
 use crate::net;
 use crate::snapshot::{BindingKey, Snapshot};
@@ -390,6 +390,7 @@ impl Supervisor {
             workers,
             shared,
             tls: Arc::new(tls),
+            filters: filter::Shared::default(),
             limit,
             model: runtime.model,
         })
@@ -401,23 +402,32 @@ impl Supervisor {
         parsed: &Parsed,
         document: &Arc<Document>,
         files: Files,
-        crew: &Crew,
+        crew: &Arc<Crew>,
     ) -> Result<(Arc<Snapshot>, Vec<Diagnostic>), Rejection> {
         let before = self
             .current
             .as_ref()
             .map(|current| (current.document.clone(), current.snapshot.clone()));
         let document = document.clone();
-        let (shared, tls) = (crew.shared.clone(), crew.tls.clone());
+        let crew = crew.clone();
         // A large table takes its time: not on a thread that has other work.
         let built = self.options.compiler.spawn_blocking(move || {
             let before = before
                 .as_ref()
                 .map(|(document, snapshot)| (&**document, &**snapshot));
             let running = before.map(|(_, snapshot)| &snapshot.certificates);
-            let loaded = Material::load(document.http.values(), &files, running, &tls);
+            let (servers, upstreams) = (document.http.values(), document.upstreams.values());
+            let loaded = Material::load(servers, upstreams, &files, running, &crew.tls);
             let (certificates, warnings) = loaded?;
-            let snapshot = Snapshot::build(&document, files, certificates, &shared, &tls, before);
+            let snapshot = Snapshot::build(
+                &document,
+                files,
+                certificates,
+                &crew.shared,
+                &crew.tls,
+                &crew.filters,
+                before,
+            );
             Ok((Arc::new(snapshot), warnings))
         });
         let located = |faults: Vec<Fault>| -> Vec<Diagnostic> {

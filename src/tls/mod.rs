@@ -1,11 +1,12 @@
 //! TLS towards clients: what one address presents, and what outlives generations so that a swap costs no client its
-//! session. All use of rustls on the server's side is here; listening and routing only see [`Server`] and [`Session`].
+//! session; towards upstreams: [`client`]. All use of rustls on the server's side is here; listening and routing only see [`Server`] and [`Session`].
 //!
 //! A generation's certificates are read and judged in [`store`] before anything of it can be seen. Each address then
 //! has a [`Server`], which is part of its entry: a handshake takes the one of the generation that serves when the
 //! client's hello has come.
 
 mod choose;
+pub mod client;
 pub mod store;
 #[cfg(test)]
 mod tests;

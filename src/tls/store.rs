@@ -10,6 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys};
 use sha2::{Digest, Sha256};
@@ -17,7 +18,9 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Shared;
+use super::client::Clients;
 use crate::config::http::{CertificateSpec, HttpSpec, PemSource, TlsSpec};
+use crate::config::upstream::UpstreamSpec;
 
 /// A certificate with its chain and key, and what of it is asked for later.
 #[derive(Debug)]
@@ -46,7 +49,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    fn new(pointer: impl Into<String>, message: impl Into<String>) -> Fault {
+    pub(super) fn new(pointer: impl Into<String>, message: impl Into<String>) -> Fault {
         Fault {
             pointer: pointer.into(),
             message: message.into(),
@@ -54,7 +57,7 @@ impl Fault {
         }
     }
 
-    fn help(self, help: &'static str) -> Fault {
+    pub(super) fn help(self, help: &'static str) -> Fault {
         Fault {
             help: Some(help),
             ..self
@@ -72,18 +75,22 @@ pub struct Material {
     servers: HashMap<Arc<str>, Vec<Arc<Certificate>>>,
     /// Taken over by the next generation where nothing changed.
     made: HashMap<Origin, Arc<Certificate>>,
+    /// How upstreams are spoken to.
+    clients: Clients,
 }
 
 /// Contents of files by path.
-type Files = HashMap<PathBuf, Bytes>;
+pub(super) type Files = HashMap<PathBuf, Bytes>;
 
 impl Material {
-    /// Makes the certificates of `servers` out of `files`, with what is worth a warning. `before`: those that serve.
+    /// Makes the certificates of `servers`, and what `upstreams` need for TLS, out of `files`, with what is worth a
+    /// warning. `before`: those that serve.
     ///
     /// # Errors
     /// Everything wrong with any of them.
     pub fn load<'a>(
         servers: impl Iterator<Item = &'a HttpSpec>,
+        upstreams: impl Iterator<Item = &'a UpstreamSpec>,
         files: &Files,
         before: Option<&Material>,
         shared: &Shared,
@@ -103,15 +110,28 @@ impl Material {
                 all.insert(server.name.clone(), loader.server(&server.name, tls));
             }
         }
-        if loader.errors.is_empty() {
-            let material = Material {
-                servers: all,
-                made: loader.made,
-            };
-            Ok((material, loader.warnings))
-        } else {
-            Err(loader.errors)
+        let clients = Clients::load(upstreams, files, before.map(|b| &b.clients), shared);
+        match clients {
+            Ok((clients, mut warnings)) if loader.errors.is_empty() => {
+                let material = Material {
+                    servers: all,
+                    made: loader.made,
+                    clients,
+                };
+                loader.warnings.append(&mut warnings);
+                Ok((material, loader.warnings))
+            }
+            Ok(_) => Err(loader.errors),
+            Err(mut errors) => {
+                loader.errors.append(&mut errors);
+                Err(loader.errors)
+            }
         }
+    }
+
+    /// How upstreams are spoken to.
+    pub fn clients(&self) -> &Clients {
+        &self.clients
     }
 
     /// True if a server has the same certificates here and there.
@@ -137,13 +157,13 @@ struct Loader<'a> {
 }
 
 /// The places and names of a pair, for what is said about it.
-struct Pair<'a> {
-    cert: &'a [u8],
-    cert_pointer: String,
-    cert_name: String,
-    key: &'a [u8],
-    key_pointer: String,
-    key_name: String,
+pub(super) struct Pair<'a> {
+    pub(super) cert: &'a [u8],
+    pub(super) cert_pointer: String,
+    pub(super) cert_name: String,
+    pub(super) key: &'a [u8],
+    pub(super) key_pointer: String,
+    pub(super) key_name: String,
 }
 
 impl Loader<'_> {
@@ -153,8 +173,8 @@ impl Loader<'_> {
             let pointer = format!("/http/{server}/tls/certificates/{index}");
             match spec {
                 CertificateSpec::Pair { cert, key } => {
-                    let (cert_name, cert) = self.text(cert, "the certificate");
-                    let (key_name, key) = self.text(key, "the key");
+                    let (cert_name, cert) = text(cert, "the certificate", self.files);
+                    let (key_name, key) = text(key, "the key", self.files);
                     out.extend(self.pair(&Pair {
                         cert: &cert,
                         cert_pointer: format!("{pointer}/cert"),
@@ -171,21 +191,6 @@ impl Loader<'_> {
             out.extend(self.self_signed(server, &tls.self_signed));
         }
         out
-    }
-
-    /// What to call a text, and the text.
-    fn text(&self, source: &PemSource, name: &str) -> (String, Bytes) {
-        match source {
-            PemSource::Text(text) => (
-                name.to_owned(),
-                Bytes::copy_from_slice(text.expose().as_bytes()),
-            ),
-            // Every file that the document names was read.
-            PemSource::File(path) => (
-                path.display().to_string(),
-                self.files.get(path).cloned().unwrap_or_default(),
-            ),
-        }
     }
 
     fn folder(&mut self, folder: &Path, pointer: &str, out: &mut Vec<Arc<Certificate>>) {
@@ -230,7 +235,7 @@ impl Loader<'_> {
             .cloned();
         let certificate = match known {
             Some(certificate) => certificate,
-            None => match self.parse(pair) {
+            None => match parse(pair, &self.shared.provider) {
                 Ok(certificate) => Arc::new(certificate),
                 Err(fault) => {
                     self.errors.push(fault);
@@ -245,57 +250,6 @@ impl Loader<'_> {
         }
         self.made.insert(origin, certificate.clone());
         Some(certificate)
-    }
-
-    fn parse(&self, pair: &Pair<'_>) -> Result<Certificate, Fault> {
-        let Pair {
-            cert_name,
-            key_name,
-            ..
-        } = pair;
-        let bad_cert = |what: String| Fault::new(&pair.cert_pointer, format!("{cert_name} {what}"));
-        let bad_key = |what: String| Fault::new(&pair.key_pointer, format!("{key_name} {what}"));
-        let chain: Result<Vec<CertificateDer<'static>>, _> =
-            CertificateDer::pem_slice_iter(pair.cert).collect();
-        let chain = chain.map_err(|error| bad_cert(format!("is not valid PEM: {error}")))?;
-        let Some(leaf) = chain.first() else {
-            return Err(bad_cert("holds no certificate".to_owned())
-                .help("a PEM file has a line `-----BEGIN CERTIFICATE-----`"));
-        };
-        let (names, not_before, not_after) = read(leaf)
-            .ok_or_else(|| bad_cert("holds something that is no X.509 certificate".to_owned()))?;
-        let key = PrivateKeyDer::from_pem_slice(pair.key).map_err(|error| match error {
-            rustls::pki_types::pem::Error::NoItemsFound => {
-                let encrypted = memchr::memmem::find(pair.key, b"ENCRYPTED PRIVATE KEY").is_some();
-                if encrypted {
-                    bad_key("is encrypted".to_owned())
-                        .help("give the key without a passphrase: `openssl pkey -in IN -out OUT`")
-                } else {
-                    bad_key("holds no private key".to_owned())
-                        .help("a PEM file has a line such as `-----BEGIN PRIVATE KEY-----`")
-                }
-            }
-            error => bad_key(format!("is not valid PEM: {error}")),
-        })?;
-        let key =
-            CertifiedKey::from_der(chain, key, &self.shared.provider).map_err(
-                |error| match error {
-                    Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => bad_key(format!(
-                        "is not the key of {cert_name}"
-                    ))
-                    .help("the server's own certificate comes first, then those that signed it"),
-                    Error::InvalidCertificate(error) => {
-                        bad_cert(format!("cannot be used: {error:?}"))
-                    }
-                    error => bad_key(format!("cannot be used: {error}")),
-                },
-            )?;
-        Ok(Certificate {
-            key: Arc::new(key),
-            names,
-            not_before,
-            not_after,
-        })
     }
 
     fn self_signed(&mut self, server: &str, names: &[String]) -> Option<Arc<Certificate>> {
@@ -333,6 +287,74 @@ impl Loader<'_> {
     }
 }
 
+/// What to call a text, and the text.
+pub(super) fn text(source: &PemSource, name: &str, files: &Files) -> (String, Bytes) {
+    match source {
+        PemSource::Text(text) => (
+            name.to_owned(),
+            Bytes::copy_from_slice(text.expose().as_bytes()),
+        ),
+        // Every file that the document names was read.
+        PemSource::File(path) => (
+            path.display().to_string(),
+            files.get(path).cloned().unwrap_or_default(),
+        ),
+    }
+}
+
+/// # Errors
+/// What is wrong with one of the two, or that they do not belong together.
+pub(super) fn parse(pair: &Pair<'_>, provider: &CryptoProvider) -> Result<Certificate, Fault> {
+    let Pair {
+        cert_name,
+        key_name,
+        ..
+    } = pair;
+    let bad_cert = |what: String| Fault::new(&pair.cert_pointer, format!("{cert_name} {what}"));
+    let bad_key = |what: String| Fault::new(&pair.key_pointer, format!("{key_name} {what}"));
+    let chain: Result<Vec<CertificateDer<'static>>, _> =
+        CertificateDer::pem_slice_iter(pair.cert).collect();
+    let chain = chain.map_err(|error| bad_cert(format!("is not valid PEM: {error}")))?;
+    let Some(leaf) = chain.first() else {
+        return Err(bad_cert("holds no certificate".to_owned())
+            .help("a PEM file has a line `-----BEGIN CERTIFICATE-----`"));
+    };
+    let (names, not_before, not_after) = read(leaf)
+        .ok_or_else(|| bad_cert("holds something that is no X.509 certificate".to_owned()))?;
+    let key = PrivateKeyDer::from_pem_slice(pair.key).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound => {
+            let encrypted = memchr::memmem::find(pair.key, b"ENCRYPTED PRIVATE KEY").is_some();
+            if encrypted {
+                bad_key("is encrypted".to_owned())
+                    .help("give the key without a passphrase: `openssl pkey -in IN -out OUT`")
+            } else {
+                bad_key("holds no private key".to_owned())
+                    .help("a PEM file has a line such as `-----BEGIN PRIVATE KEY-----`")
+            }
+        }
+        error => bad_key(format!("is not valid PEM: {error}")),
+    })?;
+    let key =
+        CertifiedKey::from_der(chain, key, provider).map_err(
+            |error| match error {
+                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => bad_key(format!(
+                    "is not the key of {cert_name}"
+                ))
+                .help("the server's own certificate comes first, then those that signed it"),
+                Error::InvalidCertificate(error) => {
+                    bad_cert(format!("cannot be used: {error:?}"))
+                }
+                error => bad_key(format!("cannot be used: {error}")),
+            },
+        )?;
+    Ok(Certificate {
+        key: Arc::new(key),
+        names,
+        not_before,
+        not_after,
+    })
+}
+
 impl Certificate {
     /// True if it is good for `host`, in lower case: a wildcard stands for one label (RFC 9525 section 6.3).
     pub(super) fn names(&self, host: &str) -> bool {
@@ -345,7 +367,7 @@ impl Certificate {
     }
 
     /// Says so if it is not valid at `now`.
-    fn untimely(&self, now: Timestamp) -> Option<String> {
+    pub(super) fn untimely(&self, now: Timestamp) -> Option<String> {
         if now > self.not_after {
             Some(format!("expired at {}", self.not_after))
         } else if now < self.not_before {

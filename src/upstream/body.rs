@@ -150,6 +150,11 @@ impl Stream {
                     return Poll::Pending;
                 };
                 ready!(self.timer.poll(cx, limit));
+                if self.progress.gate.is_shut() {
+                    // They are in conversation: what is left is the response's limit, for both directions together.
+                    self.timer.rest();
+                    return Poll::Pending;
+                }
                 let detail = format!("no piece of the request body within {limit:?}");
                 return self.fail(Error::client(StatusCode::REQUEST_TIMEOUT, detail));
             }
@@ -285,13 +290,18 @@ impl Progress {
         self.failure.lock().clone()
     }
 
+    /// When the last piece came.
+    pub(super) fn last(&self) -> Instant {
+        self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed))
+    }
+
     /// Until when the origin may take to answer, given `limit` from its last sign of life. While the client is waited
     /// for, the origin owes nothing and the whole limit is ahead.
     pub(super) fn deadline(&self, limit: Duration) -> Instant {
         if !self.ended() && self.waiting.load(Ordering::Relaxed) {
             return Instant::now() + limit;
         }
-        self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit
+        self.last() + limit
     }
 }
 
@@ -312,6 +322,10 @@ impl Gate {
     /// The origin answered without the body: a gate that is still closed stays so.
     pub(super) fn shut(&self) {
         self.shut.store(true, Ordering::Release);
+    }
+
+    fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
     }
 
     pub(super) fn is_open(&self) -> bool {

@@ -3,6 +3,9 @@
 //! An [`Upstream`] is one generation's view: weights, policy, timeouts, pool sizes. Its [`Target`]s are leased by identity and
 //! keep their connections and counts across generations. Nothing here knows of routes or reloads.
 //!
+//! What is spoken is the target's [`Transport`]: HTTP/1 on connections that serve one request at a time
+//! ([`connection`]), or HTTP/2 on connections that are shared ([`multiplex`]), with or without TLS.
+//!
 //! The hot path is [`Upstream::send`]: with an idle connection at hand it takes locks that only this worker takes (the
 //! balancer's turn if there is a choice, the pool's shard at check-out and again when the connection comes back), and
 //! reads the clock once for each timeout it has to wait under. Of what other workers write too, it touches the target's
@@ -14,14 +17,19 @@ mod connect;
 mod connection;
 pub mod error;
 mod exchange;
+mod handshake;
 pub mod health;
+mod multiplex;
+mod outgoing;
 mod pool;
 mod resolve;
 mod response;
 mod send;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod transport;
 pub mod upgrade;
 mod wire;
 
@@ -37,12 +45,14 @@ use tokio::sync::Semaphore;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{Balance, OnDown, PoolSpec, UpstreamSpec, UpstreamTimeouts};
 use crate::registry::Registry;
+use crate::tls::client::Client;
 use error::{Error, Kind};
 use health::{Check, CheckKey, Health, Passive, Ward};
-use pool::Round;
 pub use pool::{InFlight, Target, sweep};
+use pool::{Pool, Round};
 use resolve::{Lookup, LookupKey, Names, Resolver};
 pub use response::UpstreamBody;
+use transport::Transport;
 
 /// Identity of a target: the same address under another upstream is another target.
 pub type TargetKey = (Arc<str>, TargetAddr);
@@ -148,6 +158,9 @@ pub struct Upstream {
 #[derive(Debug)]
 struct Member {
     target: Arc<Target>,
+    transport: Transport,
+    /// Its connections that were made for this transport.
+    pool: Arc<Pool>,
     /// What `Host` says when it names the target.
     host: HeaderValue,
     /// Keeps the name's addresses fresh while this generation lives.
@@ -176,13 +189,24 @@ pub struct SendOptions {
 }
 
 impl Upstream {
-    /// Builds from the spec, leasing its targets. Never blocks; names that are not resolved yet leave their target down.
-    pub fn build(spec: &UpstreamSpec, shared: &Arc<Shared>) -> Upstream {
+    /// Without TLS.
+    #[cfg(test)]
+    pub(crate) fn build(spec: &UpstreamSpec, shared: &Arc<Shared>) -> Upstream {
+        Upstream::build_over(spec, None, shared)
+    }
+
+    /// Builds from the spec, leasing its targets. `client`: what was made of its `tls`, if it has that. Never blocks; names
+    /// that are not resolved yet leave their target down.
+    pub fn build_over(
+        spec: &UpstreamSpec,
+        client: Option<&Arc<Client>>,
+        shared: &Arc<Shared>,
+    ) -> Upstream {
         let ward = shared.wards.lease(&spec.name, Ward::default);
         let members: Box<[Member]> = spec
             .targets
             .iter()
-            .map(|t| Member::lease(spec, &t.address, &ward, shared))
+            .map(|t| Member::lease(spec, &t.address, &ward, client, shared))
             .collect();
         let passive = spec.passive.clone().map(|rules| {
             let members = members.iter().map(|m| m.target.health().clone());
@@ -313,6 +337,7 @@ impl Member {
         spec: &UpstreamSpec,
         address: &TargetAddr,
         ward: &Arc<Ward>,
+        client: Option<&Arc<Client>>,
         shared: &Shared,
     ) -> Member {
         let lookup = match address {
@@ -327,15 +352,18 @@ impl Member {
             let health = Arc::new(Health::new(key.clone(), ward.clone()));
             Target::new(key.clone(), &shared.rounds, names.clone(), health)
         });
+        let transport = Transport::new(spec, client, address);
         let check = spec.health.clone().map(|spec| {
             let key = CheckKey {
                 target: key.clone(),
                 spec,
+                transport: transport.key(),
             };
             shared.checks.lease(&key, || {
                 let health = target.health().clone();
                 let (permits, control) = (shared.checking.clone(), shared.control.clone());
-                Check::new(&key, health, names.clone(), permits, control)
+                let transport = transport.clone();
+                Check::new(&key, health, names.clone(), transport, permits, control)
             })
         });
         let host = match address {
@@ -347,10 +375,19 @@ impl Member {
             }
         };
         Member {
+            pool: target.pool(&transport.key()),
             target,
+            transport,
             host,
             lookup,
             check,
         }
+    }
+
+    /// Why no connection can be made.
+    fn no_slot(&self) -> Error {
+        let (address, open) = (self.target.address(), self.target.connections());
+        let detail = format!("{address}: {open} connections are open");
+        Error::upstream(Kind::ConnectionLimitReached, detail).unsent()
     }
 }

@@ -13,6 +13,7 @@ mod cli;
 mod contract;
 mod drain;
 mod files;
+mod filters;
 mod headers;
 mod held_back;
 mod limits;

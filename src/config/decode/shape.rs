@@ -183,6 +183,48 @@ impl<T: Serialize> Serialize for Limit<T> {
     }
 }
 
+/// A value, or `false` for none where another table gives one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Switch<T> {
+    #[default]
+    Off,
+    On(T),
+}
+
+impl<T> Switch<T> {
+    /// What is switched on.
+    pub fn on(&self) -> Option<&T> {
+        match self {
+            Switch::Off => None,
+            Switch::On(value) => Some(value),
+        }
+    }
+}
+
+impl<T: Decode> Decode for Switch<T> {
+    fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        match &node.value {
+            Value::Bool(false) => Some(Switch::Off),
+            _ => T::decode(node, findings).map(Switch::On),
+        }
+    }
+
+    fn fill(&mut self) {
+        if let Switch::On(value) = self {
+            value.fill();
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Switch<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Switch::Off => serializer.serialize_bool(false),
+            Switch::On(value) => value.serialize(serializer),
+        }
+    }
+}
+
 /// Schemas of the generic types, in terms of what they hold.
 macro_rules! schema_in_terms_of {
     ($($type:ident<T>, $name:literal, $generator:ident => $schema:expr;)+) => {$(
@@ -207,5 +249,6 @@ schema_in_terms_of! {
     };
     Map<T>, "MapOf{}", g => json_schema!({ "type": "object", "additionalProperties": g.subschema_for::<T>() });
     Auto<T>, "{}OrAuto", g => json_schema!({ "anyOf": [{ "const": "auto" }, g.subschema_for::<T>()] });
+    Switch<T>, "{}OrFalse", g => json_schema!({ "anyOf": [{ "const": false }, g.subschema_for::<T>()] });
     Limit<T>, "{}OrUnlimited", g => json_schema!({ "anyOf": [{ "enum": ["unlimited", false] }, g.subschema_for::<T>()] });
 }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use super::super::check::{Checker, is_name, shorten};
 use super::super::decode::{Limit, List, Loc};
 use super::super::runtime::OnChange;
-use super::super::scalar::{HostPattern, ListenAddr, Size, Wrong, cidr};
+use super::super::scalar::{HostPattern, ListenAddr, Wrong, cidr};
 use super::super::tree::At;
 use super::super::upstream::References;
 use super::raw::{HttpRaw, Protocol, RouteRaw};
-use super::{ActionSpec, ConnectionSpec, HttpSpec, MatchSpec, RouteSpec, action, matcher};
+use super::{
+    ActionSpec, ConnectionSpec, FilterSets, FiltersSpec, HttpSpec, MatchSpec, RouteSpec, action,
+    matcher,
+};
 
 /// A server that has been checked for itself, with the places that checks across servers need.
 #[derive(Debug)]
@@ -48,17 +51,30 @@ impl RouteAt {
     }
 }
 
+/// What the rest of the document has for a server.
+#[derive(Debug)]
+pub struct Around<'a, 'd> {
+    /// As `[runtime]` says.
+    pub on_change: OnChange,
+    pub references: &'a mut References<'d>,
+    pub sets: &'a mut FilterSets,
+}
+
 impl HttpRaw {
     /// Checks one server, whose defaults are in. `running` is the one of that name that serves.
     pub fn spec(
         &self,
         name: &str,
         at: At,
-        on_change: OnChange,
         running: Option<&HttpSpec>,
-        references: &mut References<'_>,
+        around: &mut Around<'_, '_>,
         check: &mut Checker<'_>,
     ) -> Checked {
+        let Around {
+            on_change,
+            references,
+            sets,
+        } = around;
         let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
         let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
         let hosts = check.each(self.hosts.as_ref(), host);
@@ -76,6 +92,13 @@ impl HttpRaw {
             redirect: self.redirect.as_ref(),
         };
         let fallback = actions.spec(enabled, references, check);
+        let used = sets.take(self.using.as_ref(), check);
+        let scope = format!("http/{name}");
+        let filters = self.written().spec(&scope, check).over(&used);
+        let filters = filters.over(&FiltersSpec {
+            body_limit: self.body_limit_of_limits(),
+            ..FiltersSpec::default()
+        });
         let mut routes = Vec::new();
         let mut routes_at = Vec::new();
         let mut names: HashMap<&str, usize> = HashMap::new();
@@ -97,8 +120,17 @@ impl HttpRaw {
                 }
             }
             let on = raw.enabled.as_ref().is_none_or(|e| e.value);
+            let used = sets.take(raw.using.as_ref(), check);
+            let scope = match &raw.name {
+                Some(name) => format!("{scope}/routes/{}", name.value),
+                None => format!("{scope}/routes/{index}"),
+            };
+            let own = raw.written().spec(&scope, check).over(&used);
             if let (Some(route), true) = (route(raw, enabled && on, references, check), on) {
-                routes.push(route);
+                routes.push(RouteSpec {
+                    filters: own.over(&filters),
+                    ..route
+                });
                 routes_at.push(RouteAt::of(raw));
             }
         }
@@ -118,10 +150,10 @@ impl HttpRaw {
             connection: self.connection(check),
             tls,
             upgraded_timeout: check.limit(self.timeouts.as_ref().and_then(|t| t.upgraded.as_ref())),
-            body_limit: self.body_limit(),
+            filters,
             routes,
             fallback,
-            on_change: self.on_change.as_ref().map_or(on_change, |o| o.value),
+            on_change: self.on_change.as_ref().map_or(*on_change, |o| o.value),
         };
         Checked {
             spec,
@@ -208,10 +240,9 @@ impl HttpRaw {
         }
     }
 
-    /// `body_limit` is nearer than `limits.body`.
-    fn body_limit(&self) -> Option<u64> {
-        let limits = self.limits.as_ref().and_then(|l| l.body.as_ref());
-        self.body_limit.as_ref().or(limits).and_then(body_limit)
+    fn body_limit_of_limits(&self) -> Option<Option<u64>> {
+        let limit = self.limits.as_ref().and_then(|l| l.body.as_ref());
+        limit.map(|limit| limit.get().map(|size| size.0))
     }
 }
 
@@ -378,10 +409,6 @@ fn different_hosts(
     out
 }
 
-fn body_limit(limit: &Loc<Limit<Size>>) -> Option<u64> {
-    limit.get().map(|size| size.0)
-}
-
 fn route(
     raw: &Loc<RouteRaw>,
     live: bool,
@@ -413,6 +440,6 @@ fn route(
         name: raw.name.as_ref().map(|n| Arc::from(n.as_str())),
         matcher,
         action: action?,
-        body_limit: raw.body_limit.as_ref().map(body_limit),
+        filters: FiltersSpec::default(),
     })
 }

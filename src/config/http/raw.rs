@@ -3,28 +3,11 @@
 use super::super::decode::{Limit, List, Map, section, words};
 use super::super::runtime::OnChange;
 use super::super::scalar::{Size, Span};
+use super::filters::{LATER, filtered};
 use super::tls::TlsRaw;
 use super::{FilesRaw, Scheme};
 
-/// Keys of filters, which servers and routes will share.
-const FILTERS: &[&str] = &[
-    "use",
-    "allow",
-    "deny",
-    "cors",
-    "rate_limit",
-    "basic_auth",
-    "forward_auth",
-    "concurrency",
-    "rewrite",
-    "headers",
-    "compress",
-    "bandwidth",
-    "timeout",
-    "access_log",
-];
-
-section! {
+filtered! {
     /// An HTTP server: where it listens, what names it answers for, and what it does with requests.
     pub struct HttpRaw {
         /// Addresses: `IP:port`, `:port` (all addresses), `localhost:port` or `unix:/path`. Servers may share one when their
@@ -46,8 +29,6 @@ section! {
         limits: LimitsRaw = {},
         /// Tried in order, the first match wins.
         routes: List<RouteRaw> = [],
-        /// Largest request body; overrides `limits.body`.
-        body_limit: Limit<Size>,
         /// What happens to a websocket when a swap changed or removed its own definition; left out: as `[runtime]` says.
         on_change: OnChange,
         /// For requests that no route takes: pass them on to an upstream.
@@ -58,8 +39,10 @@ section! {
         respond: Box<RespondRaw>,
         /// For requests that no route takes: send the client elsewhere.
         redirect: Box<RedirectRaw>,
+        /// Filters of `[filters]` for all its requests; of several that say the same thing the last counts.
+        using as "use": List<String>,
     }
-    later = [FILTERS, &["proxy_protocol", "error_pages", "tcp"]];
+    later = [LATER, &["access_log", "proxy_protocol", "error_pages", "tcp"]];
 }
 
 section! {
@@ -100,7 +83,7 @@ section! {
     later = [];
 }
 
-section! {
+filtered! {
     /// What one kind of request gets: conditions and exactly one action.
     pub struct RouteRaw {
         /// Unique in its server; shown in metrics, logs and the API.
@@ -117,10 +100,10 @@ section! {
         respond: Box<RespondRaw>,
         /// Send the client elsewhere.
         redirect: Box<RedirectRaw>,
-        /// Largest request body; overrides the server's.
-        body_limit: Limit<Size>,
+        /// Filters of `[filters]` for its requests; of several that say the same thing the last counts.
+        using as "use": List<String>,
     }
-    later = [FILTERS, &["tcp", "on_change"]];
+    later = [LATER, &["access_log", "tcp", "on_change"]];
 }
 
 section! {

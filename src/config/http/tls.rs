@@ -16,7 +16,7 @@ use super::super::scalar::{HostPattern, ListenAddr, REDACTED, Secret, SecretRef,
 use super::super::template::{Part, Template, Var};
 use super::super::tree::{At, Node, Value};
 use super::check::{Checked, addresses};
-use super::{ActionSpec, ConnectionSpec, HttpSpec, RedirectSpec};
+use super::{ActionSpec, ConnectionSpec, FiltersSpec, HttpSpec, RedirectSpec};
 
 section! {
     /// Makes the server HTTPS. The certificate is chosen by the name the client asks for (SNI) over all servers of the
@@ -214,7 +214,7 @@ impl CertificateRaw {
     }
 }
 
-fn cert_source(cert: &Loc<String>, check: &mut Checker<'_>) -> Option<PemSource> {
+pub(in crate::config) fn cert_source(cert: &Loc<String>, check: &mut Checker<'_>) -> Option<PemSource> {
     if cert.is_empty() {
         check.findings.error(cert.at, "an empty path");
         return None;
@@ -226,7 +226,7 @@ fn cert_source(cert: &Loc<String>, check: &mut Checker<'_>) -> Option<PemSource>
     })
 }
 
-fn key_source(
+pub(in crate::config) fn key_source(
     key: &Loc<KeyRaw>,
     running: Option<&CertificateSpec>,
     check: &mut Checker<'_>,
@@ -298,7 +298,7 @@ impl Checked {
             },
             tls: None,
             upgraded_timeout: None,
-            body_limit: None,
+            filters: FiltersSpec::default(),
             routes: Vec::new(),
             fallback: Some(ActionSpec::Redirect(RedirectSpec {
                 to: Template { parts },

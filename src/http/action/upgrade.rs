@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT};
+use http::{Request, Response, StatusCode};
 
 use super::proxy::inbound_response;
 use super::with_target;
 use crate::config::runtime::OnChange;
 use crate::http::body::{Content, ResponseBody};
+use crate::http::extended::{Agreed, Handshake};
 use crate::http::progress::Progress;
 use crate::http::request::RequestContext;
 use crate::http::tunnel::Tunnel;
@@ -23,6 +25,8 @@ use crate::upstream::{SendOptions, Upstream};
 pub(super) struct Outbound {
     pub(super) request: Request<RequestBody>,
     pub(super) options: SendOptions,
+    /// Where the client is to be found over HTTP/2.
+    pub(super) handshake: Option<Handshake>,
 }
 
 /// What the configuration says of the websocket that may come of it.
@@ -41,7 +45,11 @@ pub(super) async fn run(
     definition: u64,
     switching: Switching,
 ) -> Result<Response<ResponseBody>, Error> {
-    let Outbound { request, options } = outbound;
+    let Outbound {
+        request,
+        options,
+        handshake,
+    } = outbound;
     let worker = &context.connection.worker;
     let (answer, in_flight) = upstream.upgrade(worker, request, options).await?;
     let target = in_flight.target.key().1.clone();
@@ -49,6 +57,10 @@ pub(super) async fn run(
         Answer::Refused(response) => {
             progress.flight.define(with_target(definition, &target));
             let response = inbound_response(response);
+            if handshake.is_some() && response.status().is_success() {
+                let detail = format!("{target}: answered a websocket's handshake as a request");
+                return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
+            }
             return Ok(response.map(|body| ResponseBody::streamed(body, in_flight)));
         }
         Answer::Switched(response, switched) => (response, switched),
@@ -58,15 +70,28 @@ pub(super) async fn run(
         return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
     }
     progress.flight.define(with_target(definition, &target));
-    context.connection.switch(Tunnel {
+    let tunnel = Tunnel {
         origin: switched.stream,
         first: switched.first,
         progress: progress.clone(),
         in_flight,
         idle: switching.idle,
         on_change: switching.on_change,
-    });
+    };
     let mut response = inbound_response(response);
-    websocket::set_upgrade(response.headers_mut());
+    match handshake {
+        None => {
+            context.connection.switch(tunnel);
+            websocket::set_upgrade(response.headers_mut());
+        }
+        Some(Handshake(stream)) => {
+            context.connection.switch_stream(tunnel, stream);
+            // There is no other way to agree on a stream (RFC 8441 section 5).
+            *response.status_mut() = StatusCode::OK;
+            response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+            response.headers_mut().remove(CONTENT_LENGTH);
+            response.extensions_mut().insert(Agreed);
+        }
+    }
     Ok(response.map(|()| ResponseBody::new(Content::Empty)))
 }

@@ -13,7 +13,12 @@ use crate::http::pipeline::DISCARD_TIME;
 use crate::http::test_kit::{server, spec, worker};
 
 fn entry(spec: &HttpSpec) -> Arc<Entry> {
-    Arc::new(Entry::build(&[spec], &BTreeMap::new(), &Files::new()))
+    Arc::new(Entry::build(
+        &[spec],
+        &BTreeMap::new(),
+        &Files::new(),
+        &Default::default(),
+    ))
 }
 
 fn listener(connection: ConnectionSpec) -> Arc<Listener> {
@@ -151,7 +156,7 @@ async fn a_post_to_a_fixed_answer_keeps_the_connection() {
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_before_it_comes() {
     let mut web = server("web", spec(), "hello");
-    web.body_limit = Some(10);
+    web.filters.body_limit = Some(Some(10));
     let serving = Serving {
         entry: entry(&web),
         generation: Generation::new(1),

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::resolve::Names;
+use super::super::transport::{Transport, TransportKey};
 use super::probe::Probe;
 use super::streak::Rules;
 use super::{Health, TargetKey};
@@ -25,6 +26,7 @@ const NAMELESS: Duration = Duration::from_millis(250);
 pub(in crate::upstream) struct CheckKey {
     pub(in crate::upstream) target: TargetKey,
     pub(in crate::upstream) spec: HealthSpec,
+    pub(in crate::upstream) transport: TransportKey,
 }
 
 /// A check that generations lease. It runs while it is in charge of its target and ends when this is dropped.
@@ -42,6 +44,7 @@ impl Check {
         key: &CheckKey,
         health: Arc<Health>,
         names: Option<Arc<Names>>,
+        transport: Transport,
         permits: Arc<Semaphore>,
         control: tokio::runtime::Handle,
     ) -> Check {
@@ -50,7 +53,7 @@ impl Check {
         Check {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             health,
-            probe: Arc::new(Probe::new(address, names, key.spec.clone())),
+            probe: Arc::new(Probe::new(address, names, key.spec.clone(), transport)),
             permits,
             control,
         }

@@ -3,27 +3,22 @@
 //! Its two messages have one field each, so they are coded here by hand; a wire-format library would be many times their
 //! size.
 
-use std::sync::Arc;
-
 use ::http::header::{CONTENT_TYPE, HeaderMap, TE, USER_AGENT};
+use ::http::uri::Scheme;
 use ::http::{HeaderName, HeaderValue, Request, StatusCode, Uri};
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http2;
-use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::super::error::chain;
-use super::probe::Stream;
+use super::super::wire::Socket;
+use super::h2;
 
 /// Bytes of an answer: a message of a few bytes, and room for fields that are not known here.
 const ANSWER: usize = 4 * 1024;
 
 /// Asks for `service` and waits for the end of the call.
 pub(super) async fn ask(
-    stream: Stream,
-    scheme: &str,
+    socket: Socket,
+    scheme: Scheme,
     authority: &str,
     service: &str,
     headers: &[(HeaderName, HeaderValue)],
@@ -42,12 +37,8 @@ pub(super) async fn ask(
     for (name, value) in headers {
         fields.insert(name, value.clone());
     }
-    let tasks = Tasks::default();
-    let _end = End(tasks.clone());
-    let handshake = http2::handshake(tasks.clone(), TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.map_err(|e| chain(&e))?;
-    let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
-    let answer = sender.send_request(request).await.map_err(|e| chain(&e))?;
+    let answered = h2::send(socket, request).await?;
+    let answer = answered.response;
     if answer.status() != StatusCode::OK {
         return Err(format!("status {}", answer.status()));
     }
@@ -147,26 +138,6 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
         }
     }
     None
-}
-
-/// Runs what hyper starts beside a connection, and ends it with the call.
-#[derive(Debug, Clone, Default)]
-struct Tasks(Arc<Mutex<Vec<AbortOnDropHandle<()>>>>);
-
-/// Ends them: the tasks themselves hold the list.
-struct End(Tasks);
-
-impl Drop for End {
-    fn drop(&mut self) {
-        self.0.0.lock().clear();
-    }
-}
-
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
-    fn execute(&self, work: F) {
-        let task = AbortOnDropHandle::new(tokio::spawn(work));
-        self.0.lock().push(task);
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use ::http::Response;
 
 use super::super::error::{Error, Kind};
-use super::super::pool::InFlight;
+use super::super::pool::{InFlight, Target};
 use super::super::response::UpstreamBody;
 use super::super::{Member, Upstream};
 use super::{Health, Passive, WHOLE};
@@ -49,6 +49,29 @@ impl Upstream {
         members
             .map(|(member, weight)| weight * share(member))
             .collect()
+    }
+
+    /// Waits for a try, and lets it end with its target from then on, where that is wanted.
+    pub(in crate::upstream) async fn ending_with_target<T>(
+        &self,
+        member: &Member,
+        trying: impl Future<Output = Result<(T, InFlight), Error>>,
+    ) -> Result<(T, InFlight), Error> {
+        if !self.cuts {
+            return trying.await;
+        }
+        let mut trying = pin!(trying);
+        let mut down = Box::pin(member.target.health().cut().cancelled_owned());
+        let tried = poll_fn(|cx| match trying.as_mut().poll(cx) {
+            Poll::Ready(tried) => Poll::Ready(tried),
+            Poll::Pending => {
+                let down = down.as_mut().poll(cx);
+                down.map(|()| Err(went_down(&member.target)))
+            }
+        });
+        let (answer, mut flight) = tried.await?;
+        flight.cut = Some(down);
+        Ok((answer, flight))
     }
 
     /// A try came to an answer or to an error.
@@ -95,12 +118,6 @@ impl Watch {
 }
 
 impl InFlight {
-    /// From now on it ends when its target goes down.
-    pub(in crate::upstream) fn end_with_target(&mut self) {
-        let down = self.target.health().cut().cancelled_owned();
-        self.cut = Some(Box::pin(down));
-    }
-
     /// Ready when it must end because its target went down.
     pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.cut {
@@ -111,22 +128,13 @@ impl InFlight {
 
     /// Why it ended.
     pub fn cut_error(&self) -> Error {
-        let detail = format!("{}: the target went down", self.target.key().1);
-        Error::upstream(Kind::ConnectionTerminated, detail)
+        went_down(&self.target)
     }
+}
 
-    /// Waits for `work`, no longer than its target is up, if that matters.
-    pub(in crate::upstream) async fn until_down<T>(
-        &mut self,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        let mut work = pin!(work);
-        poll_fn(|cx| match work.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(done),
-            Poll::Pending => self.poll_cut(cx).map(|()| Err(self.cut_error())),
-        })
-        .await
-    }
+fn went_down(target: &Target) -> Error {
+    let detail = format!("{}: the target went down", target.key().1);
+    Error::upstream(Kind::ConnectionTerminated, detail)
 }
 
 const _: () = assert!(WHOLE <= u32::MAX / 1000, "weights are up to 1000");

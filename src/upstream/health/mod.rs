@@ -10,6 +10,7 @@
 
 mod check;
 mod grpc;
+mod h2;
 mod hooks;
 mod passive;
 mod probe;

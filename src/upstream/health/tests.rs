@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use super::super::error::{Error, Kind};
+use super::super::transport::Transport;
 use super::*;
 use crate::config::scalar::TargetAddr;
-use crate::config::upstream::{HealthSpec, OnDown, PassiveSpec, ProbeSpec};
+use crate::config::upstream::{HealthSpec, OnDown, PassiveSpec, ProbeSpec, Protocol};
 use tokio::sync::Semaphore;
 
 const RULES: Rules = Rules {
@@ -31,13 +32,18 @@ fn check(health: &Arc<Health>) -> Check {
         unhealthy_after: RULES.unhealthy_after,
         on_down: OnDown::Keep,
     };
+    let transport = Transport {
+        protocol: Protocol::Http1,
+        tls: None,
+    };
     let key = CheckKey {
         target: health.key.clone(),
         spec,
+        transport: transport.key(),
     };
     let control = tokio::runtime::Handle::current();
     let none = Arc::new(Semaphore::new(0));
-    Check::new(&key, health.clone(), None, none, control)
+    Check::new(&key, health.clone(), None, transport, none, control)
 }
 
 fn fail(health: &Health, check: &Check, times: usize) {

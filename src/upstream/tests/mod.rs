@@ -26,7 +26,7 @@ use super::error::Error;
 use super::{InFlight, SendOptions, Shared, Upstream, UpstreamBody};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{
-    Balance, PoolSpec, ResolveSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
+    Balance, PoolSpec, Protocol, ResolveSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
 };
 use crate::metrics::WorkerContext;
 
@@ -126,6 +126,8 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             })
             .collect(),
         balance: Balance::RoundRobin,
+        protocol: Protocol::Http1,
+        tls: None,
         pool: PoolSpec {
             idle: 8,
             idle_timeout: Duration::from_secs(60),
