@@ -151,6 +151,8 @@ pub struct Upstream {
     passive: Option<Arc<Passive>>,
     /// 0: none.
     slow_start: Duration,
+    /// By member, for slow start.
+    whole_weights: Box<[u32]>,
     /// What a target has in flight ends when it goes down.
     cuts: bool,
 }
@@ -221,9 +223,11 @@ impl Upstream {
         } else {
             0
         };
+        let weights: Box<[u32]> = spec.targets.iter().map(|t| t.weight).collect();
         Upstream {
             name: spec.name.clone(),
-            weights: spec.targets.iter().map(|t| t.weight).collect(),
+            whole_weights: health::whole(&weights),
+            weights,
             members,
             balance: spec.balance,
             turns: (0..turns).map(|_| Turn::default()).collect(),

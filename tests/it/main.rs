@@ -15,6 +15,7 @@ mod drain;
 mod files;
 mod filters;
 mod headers;
+mod health;
 mod held_back;
 mod limits;
 mod proxy;

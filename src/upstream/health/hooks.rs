@@ -39,10 +39,14 @@ impl Upstream {
     }
 
     /// The weights as they count now. With slow start all are in [`WHOLE`]ths, always: what a policy remembers from pick to
-    /// pick is in the same unit.
+    /// pick is in the same unit. Allocates only while a target is warming up.
     pub(in crate::upstream) fn weights_now(&self) -> Cow<'_, [u32]> {
         if self.slow_start.is_zero() {
             return Cow::Borrowed(&self.weights);
+        }
+        let mut all = self.members.iter();
+        if !all.any(|member| member.target.health().is_warming()) {
+            return Cow::Borrowed(&self.whole_weights);
         }
         let share = |member: &Member| member.target.health().share(self.slow_start);
         let members = self.members.iter().zip(&self.weights);
@@ -135,6 +139,11 @@ impl InFlight {
 fn went_down(target: &Target) -> Error {
     let detail = format!("{}: the target went down", target.key().1);
     Error::upstream(Kind::ConnectionTerminated, detail)
+}
+
+/// The weights of an upstream whose targets are all warm, in the unit of [`Upstream::weights_now`].
+pub(in crate::upstream) fn whole(weights: &[u32]) -> Box<[u32]> {
+    weights.iter().map(|weight| weight * WHOLE).collect()
 }
 
 const _: () = assert!(WHOLE <= u32::MAX / 1000, "weights are up to 1000");

@@ -32,7 +32,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::TargetKey;
 pub(super) use check::{Check, CheckKey};
-pub(super) use hooks::Watch;
+pub(super) use hooks::{Watch, whole};
 pub(super) use passive::Passive;
 use ramp::{Ramp, WHOLE};
 use streak::{Change, Rules, Streak};
@@ -186,8 +186,13 @@ impl Health {
         self.out.load(Ordering::Relaxed) == 0
     }
 
+    /// It may get less than its weight.
+    fn is_warming(&self) -> bool {
+        self.ramp.is_warming()
+    }
+
     /// How much of its weight it gets, in [`WHOLE`]ths, when slow start takes `over`.
-    pub(super) fn share(&self, over: Duration) -> u32 {
+    fn share(&self, over: Duration) -> u32 {
         self.ramp.share(over)
     }
 

@@ -34,6 +34,10 @@ impl Ramp {
         self.since.store(now + 1, Ordering::Relaxed);
     }
 
+    pub(super) fn is_warming(&self) -> bool {
+        self.since.load(Ordering::Relaxed) != 0
+    }
+
     /// The share of its weight in [`WHOLE`]ths, when it takes `over` to reach all of it. Reads the clock only while it
     /// may be warming.
     pub(super) fn share(&self, over: Duration) -> u32 {
@@ -44,6 +48,10 @@ impl Ramp {
         let begun = self.base + Duration::from_millis(since - 1);
         let passed = Instant::now().saturating_duration_since(begun);
         if passed >= over {
+            // From now on no clock is read, unless it has begun anew meanwhile.
+            let _ = self
+                .since
+                .compare_exchange(since, 0, Ordering::Relaxed, Ordering::Relaxed);
             return WHOLE;
         }
         let part = passed.as_secs_f64() / over.as_secs_f64();
@@ -68,7 +76,7 @@ mod tests {
             (FIRST, WHOLE)
         );
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!((ramp.share(over), ramp.share(over / 2)), (55, WHOLE));
+        assert_eq!((ramp.share(over), ramp.share(over * 2)), (55, 32));
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(ramp.share(over), WHOLE);
     }
