@@ -1,4 +1,4 @@
-//! The command line: `run` starts the process, `check` and `schema` need none, and `adapt`, `reload`, `now`, `stop` and
+//! The command line: `run` and the quick modes start the process, `check` and `schema` need none, and `adapt`, `reload`, `now`, `stop` and
 //! `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see [`Exit`].
 
 mod args;
@@ -6,6 +6,7 @@ mod client;
 mod draw;
 mod file;
 mod local;
+mod quick;
 mod remote;
 
 use std::process::ExitCode;
@@ -61,6 +62,9 @@ pub fn main() -> ExitCode {
         None => local::run(args.run),
         Some(Verb::Run(run)) => local::run(run),
         Some(Verb::Check(check)) => local::check(&check),
+        Some(Verb::ReverseProxy(args)) => quick::reverse_proxy(&args),
+        Some(Verb::FileServer(args)) => quick::file_server(&args),
+        Some(Verb::Respond(args)) => quick::respond(&args),
         Some(Verb::Schema) => local::schema(),
         Some(Verb::Reload(reload)) => remote::block_on(remote::reload(reload)),
         Some(Verb::Adapt(adapt)) => remote::block_on(remote::adapt(adapt)),

@@ -74,6 +74,8 @@ impl Fake {
         let spec = AdminSpec {
             listen: ListenAddr::Tcp("127.0.0.1:8837".parse().unwrap()),
             token: None,
+            tokens: Default::default(),
+            read_tokens: Default::default(),
             allowed_hosts: vec![],
         };
         let runtime = RuntimeSpec {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use axum::http::{HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
@@ -180,7 +180,7 @@ impl Asked {
 /// All checks on the head, in this order.
 async fn check<C: Control>(
     State(app): State<App<C>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response<Body> {
     // Read anew at each request: a swap that changes the token or the names counts at once, also on open connections.
@@ -194,13 +194,18 @@ async fn check<C: Control>(
         )),
     };
     match verdict {
-        Ok(()) => next.run(request).await,
+        Ok(caller) => {
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
+            next.run(request).await
+        }
         // What the client still sends is read and thrown away behind the answer (see `connection`).
         Err(problem) => problem.into_response(),
     }
 }
 
-fn allowed(spec: &AdminSpec, request: &Request) -> Result<(), Refusal> {
+fn allowed(spec: &AdminSpec, request: &Request) -> Result<Option<Caller>, Refusal> {
     let headers = request.headers();
     let host = host(request)?;
     if let Some(target) = request.uri().authority()
@@ -212,9 +217,10 @@ fn allowed(spec: &AdminSpec, request: &Request) -> Result<(), Refusal> {
         return Err(foreign_host(host.host()));
     }
     own_origin(headers, &host)?;
-    if request.uri().path() != "/livez" {
-        token(spec, headers)?;
-    }
+    let caller = match request.uri().path() {
+        "/livez" => None,
+        _ => token(spec, request)?,
+    };
     if *request.method() == Method::POST {
         media::body_format(headers)?;
     }
@@ -227,30 +233,56 @@ fn allowed(spec: &AdminSpec, request: &Request) -> Result<(), Refusal> {
             "a document is at most 16 MiB",
         ));
     }
-    Ok(())
+    Ok(caller)
 }
 
-/// The bearer token, if one is set. Both sides are hashed first, so neither length nor content shows in the time.
-fn token(spec: &AdminSpec, headers: &HeaderMap) -> Result<(), Refusal> {
-    let Some(expected) = &spec.token else {
-        return Ok(());
+/// Whose token a request carried, by its name in `tokens` or `read_tokens`; `token` for the one without a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller(pub(crate) String);
+
+/// The bearer token, if any is set. Both sides are hashed first and all of them are looked at, so neither length nor
+/// content shows in the time.
+fn token(spec: &AdminSpec, request: &Request) -> Result<Option<Caller>, Refusal> {
+    let known = || {
+        let full = spec.token.iter().map(|token| ("token", token, true));
+        let named = spec
+            .tokens
+            .iter()
+            .map(|(name, token)| (name.as_str(), token, true));
+        let reading = spec.read_tokens.iter();
+        let reading = reading.map(|(name, token)| (name.as_str(), token, false));
+        full.chain(named).chain(reading)
     };
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    if known().next().is_none() {
+        return Ok(None);
+    }
+    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
     let given = match (values.next(), values.next()) {
-        (Some(value), None) => bearer(value.as_bytes()),
+        (Some(value), None) => bearer(value.as_bytes()).map(Sha256::digest),
         _ => None,
     };
-    let expected = Sha256::digest(expected.expose().as_bytes());
-    let matches = given.is_some_and(|given| bool::from(Sha256::digest(given).ct_eq(&expected)));
-    if matches {
-        return Ok(());
+    let mut found = None;
+    for (name, token, may_change) in known() {
+        let expected = Sha256::digest(token.expose().as_bytes());
+        let same = given.is_some_and(|given| bool::from(given.ct_eq(&expected)));
+        if same && found.is_none() {
+            found = Some((name, may_change));
+        }
     }
-    let detail = "send `Authorization: Bearer TOKEN` with the token of admin.token";
-    Err(Problem::new(
-        StatusCode::UNAUTHORIZED,
-        "unauthorized",
-        detail,
-    ))
+    let Some((name, may_change)) = found else {
+        let detail = "send `Authorization: Bearer TOKEN` with a token of [admin]";
+        return Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            detail,
+        ));
+    };
+    if !may_change && !request.method().is_safe() && request.uri().path() != "/adapt" {
+        let detail =
+            format!("the token of `{name}` is in admin.read_tokens: it may GET and POST /adapt");
+        return Err(Problem::new(StatusCode::FORBIDDEN, "read-only", detail));
+    }
+    Ok(Some(Caller(name.to_owned())))
 }
 
 fn bearer(value: &[u8]) -> Option<&[u8]> {
@@ -266,17 +298,53 @@ mod tests {
     use crate::config::scalar::{ListenAddr, Secret};
     use proptest::prelude::*;
 
+    fn spec() -> AdminSpec {
+        let named = |name: &str, token: &str| [(name.to_owned(), Secret::new(token.into()))].into();
+        AdminSpec {
+            listen: ListenAddr::Tcp("127.0.0.1:8837".parse().unwrap()),
+            token: Some(Secret::new("s3cret".into())),
+            tokens: named("ci", "of ci"),
+            read_tokens: named("graphs", "of graphs"),
+            allowed_hosts: Vec::new(),
+        }
+    }
+
+    fn ask(spec: &AdminSpec, line: (&str, &str), given: &str) -> Result<Option<String>, u16> {
+        let request = Request::builder().method(line.0).uri(line.1);
+        let request = request.header(header::AUTHORIZATION, format!("Bearer {given}"));
+        let caller = token(spec, &request.body(Body::empty()).unwrap());
+        let caller = caller.map_err(|problem| problem.into_response().status().as_u16())?;
+        Ok(caller.map(|Caller(name)| name))
+    }
+
+    #[test]
+    fn a_token_has_a_name_and_some_may_only_read() {
+        let spec = spec();
+        let who = |name: &str| Ok(Some(name.to_owned()));
+        assert_eq!(ask(&spec, ("POST", "/reload"), "s3cret"), who("token"));
+        assert_eq!(ask(&spec, ("POST", "/reload"), "of ci"), who("ci"));
+        assert_eq!(ask(&spec, ("GET", "/now"), "of graphs"), who("graphs"));
+        assert_eq!(ask(&spec, ("POST", "/adapt"), "of graphs"), who("graphs"));
+        assert_eq!(ask(&spec, ("POST", "/reload"), "of graphs"), Err(403));
+        assert_eq!(ask(&spec, ("POST", "/stop"), "of graphs"), Err(403));
+        let read_only = AdminSpec {
+            token: None,
+            tokens: Default::default(),
+            ..spec.clone()
+        };
+        assert_eq!(ask(&read_only, ("GET", "/now"), "s3cret"), Err(401));
+        let open = AdminSpec {
+            read_tokens: Default::default(),
+            ..read_only
+        };
+        assert_eq!(ask(&open, ("POST", "/reload"), "anything"), Ok(None));
+    }
+
     proptest! {
         #[test]
         fn only_the_very_token_passes(given in "[ -~]{0,40}") {
-            let spec = AdminSpec {
-                listen: ListenAddr::Tcp("127.0.0.1:8837".parse().unwrap()),
-                token: Some(Secret::new("s3cret".into())),
-                allowed_hosts: Vec::new(),
-            };
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {given}")).unwrap());
-            prop_assert_eq!(token(&spec, &headers).is_ok(), given.trim() == "s3cret");
+            let known = ["s3cret", "of ci", "of graphs"].contains(&given.trim());
+            prop_assert_eq!(ask(&spec(), ("GET", "/now"), &given).is_ok(), known);
         }
     }
 }

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError};
 use tower_http::timeout::TimeoutError;
 
-use super::guard::Peer;
+use super::guard::{Caller, Peer};
 use super::media;
 use super::problem::{Problem, Refusal};
 use crate::supervisor::Source;
@@ -87,8 +87,8 @@ pub(super) fn actor(parts: &Parts) -> String {
         .extensions
         .get::<Peer>()
         .map_or_else(|| "unknown".to_owned(), Peer::to_string);
-    match parts.headers.contains_key(header::AUTHORIZATION) {
-        true => format!("token@{from}"),
-        false => from,
+    match parts.extensions.get::<Caller>() {
+        Some(Caller(name)) => format!("{name}@{from}"),
+        None => from,
     }
 }

@@ -93,6 +93,8 @@ pub(super) fn is_own(origin: &str, host: &Authority) -> bool {
     let loopback = AdminSpec {
         listen: ListenAddr::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))),
         token: None,
+        tokens: Default::default(),
+        read_tokens: Default::default(),
         allowed_hosts: Vec::new(),
     };
     let default = match scheme {
@@ -117,6 +119,8 @@ mod tests {
         AdminSpec {
             listen: ListenAddr::Tcp("10.0.0.5:8837".parse().unwrap()),
             token: None,
+            tokens: Default::default(),
+            read_tokens: Default::default(),
             allowed_hosts: hosts.iter().map(|host| host.to_string()).collect(),
         }
     }

@@ -171,6 +171,7 @@ fn title(slug: &str, status: StatusCode) -> String {
         "not-prepared" => "The document cannot be had here and now",
         "not-ready" => "No generation serves",
         "not-supported-yet" => "Not supported yet",
+        "read-only" => "The token may only read",
         "slow-body" => "The body did not arrive in time",
         "stopping" => "The process is stopping",
         "too-large" => "The body is larger than 16 MiB",

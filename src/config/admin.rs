@@ -1,23 +1,28 @@
 //! `[admin]`: the control surface.
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-use super::check::Checker;
-use super::decode::{List, Loc, section};
+use super::check::{Checker, shorten};
+use super::decode::{List, Loc, Map, section};
 use super::scalar::{HostPattern, ListenAddr, Secret, SecretRef, Wrong};
 use super::tree::At;
 
 section! {
     /// The control surface: where the admin API listens and who may call it.
     pub struct AdminRaw {
-        /// TCP address or `unix:` socket (mode 0600). A non-loopback address needs a `token`.
+        /// TCP address or `unix:` socket (mode 0600). A non-loopback address needs a token.
         listen: String = "127.0.0.1:8837",
         /// Bearer token that every call but `/livez` must carry.
         token: SecretRef,
+        /// More bearer tokens, by the name that `/swaps` and the log show for who carries one.
+        tokens: Map<SecretRef>,
+        /// Bearer tokens for `GET` and `/adapt` only, by name.
+        read_tokens: Map<SecretRef>,
         /// Accepted values of `Host`, without port; left out: the loopback names.
         allowed_hosts: List<String>,
     }
-    later = [&["tokens", "read_tokens", "monitor", "tls"]];
+    later = [&["monitor", "tls"]];
 }
 
 /// Checked `[admin]`.
@@ -26,6 +31,10 @@ pub struct AdminSpec {
     pub listen: ListenAddr,
     /// Bearer token that every call but `/livez` must carry.
     pub token: Option<Secret>,
+    /// More of them, by name.
+    pub tokens: BTreeMap<String, Secret>,
+    /// Those for `GET` and `/adapt` only, by name; no name is in `tokens` too.
+    pub read_tokens: BTreeMap<String, Secret>,
     /// `Host` values accepted, lower case, without port; empty stands for the loopback names.
     pub allowed_hosts: Vec<String>,
 }
@@ -40,12 +49,38 @@ impl AdminRaw {
             .token
             .as_ref()
             .and_then(|t| secret(t, running.and_then(|r| r.token.as_ref()), check));
+        let before = |of: fn(&AdminSpec) -> &BTreeMap<String, Secret>| running.map(of);
+        let tokens = named(self.tokens.as_ref(), before(|r| &r.tokens), check);
+        let read_tokens = named(self.read_tokens.as_ref(), before(|r| &r.read_tokens), check);
+        for (name, raw) in self.read_tokens.iter().flat_map(|map| map.iter()) {
+            if tokens.contains_key(name) {
+                let message = format!("`{}` has a token in `tokens` already", shorten(name));
+                check.findings.key_error(raw.at, message);
+            }
+        }
+        let written = |key| self.spoiled.contains(&key);
+        let may_change = self.token.is_some()
+            || self.tokens.as_ref().is_some_and(|map| !map.is_empty())
+            || written("token")
+            || written("tokens");
+        if let (Some(map), false) = (self.read_tokens.as_ref(), may_change)
+            && !map.is_empty()
+        {
+            check
+                .findings
+                .key_warning(
+                    map.at,
+                    "with `read_tokens` alone nobody may change anything through the API",
+                )
+                .help("give `token` or `tokens` to those who may");
+        }
         let listen = self.listen.as_ref().and_then(|l| {
             let parsed = one_address(l, check.base);
             check.take(l.at, parsed)
         });
         let listen = listen.unwrap_or(ListenAddr::Tcp(([127, 0, 0, 1], 8837).into()));
-        if !listen.is_loopback() && self.token.is_none() && !self.spoiled.contains(&"token") {
+        let guarded = may_change || !read_tokens.is_empty() || written("read_tokens");
+        if !listen.is_loopback() && !guarded {
             let at = self.listen.as_ref().map_or(At::NOWHERE, |l| l.at);
             check
                 .findings
@@ -66,9 +101,36 @@ impl AdminRaw {
         AdminSpec {
             listen,
             token,
+            tokens,
+            read_tokens,
             allowed_hosts,
         }
     }
+}
+
+/// Tokens by name. Two of the same text would leave open who carries it.
+fn named(
+    raw: Option<&Loc<Map<SecretRef>>>,
+    running: Option<&BTreeMap<String, Secret>>,
+    check: &mut Checker<'_>,
+) -> BTreeMap<String, Secret> {
+    let Some(map) = raw else {
+        return BTreeMap::new();
+    };
+    check.names(map);
+    let mut out: BTreeMap<String, Secret> = BTreeMap::new();
+    for (name, raw) in map.iter() {
+        let before = running.and_then(|tokens| tokens.get(name));
+        let Some(token) = secret(raw, before, check) else {
+            continue;
+        };
+        if let Some((other, _)) = out.iter().find(|(_, known)| **known == token) {
+            let message = format!("the same token as `{}`", shorten(other));
+            check.findings.error(raw.at, message);
+        }
+        out.insert(name.clone(), token);
+    }
+    out
 }
 
 /// The admin API has one address, so the short forms that stand for two do not fit.

@@ -44,10 +44,7 @@ pub fn in_words(mut response: Response<ResponseBody>) -> Response<ResponseBody> 
     }
     let kind = response.extensions().get::<Kind>().copied();
     let code = code(status, kind);
-    let message = kind.map_or_else(
-        || status.canonical_reason().unwrap_or("Error"),
-        Kind::name,
-    );
+    let message = kind.map_or_else(|| status.canonical_reason().unwrap_or("Error"), Kind::name);
     *response.status_mut() = StatusCode::OK;
     response.body_mut().empty();
     let headers = response.headers_mut();

@@ -465,8 +465,12 @@ fn join_streams(listener: &Arc<Listener>, connection: &Arc<Connection>, streams:
 }
 
 /// Drives a connection that is to end until its last tunnel has, and what that had to say has left.
-async fn linger<H>(mut serving: H, owner: Owner, listener: Arc<Listener>, connection: Arc<Connection>)
-where
+async fn linger<H>(
+    mut serving: H,
+    owner: Owner,
+    listener: Arc<Listener>,
+    connection: Arc<Connection>,
+) where
     H: Future<Output = hyper::Result<()>> + Unpin,
 {
     let streams = &owner.streams;

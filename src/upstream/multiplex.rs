@@ -101,15 +101,14 @@ pub(super) async fn open(socket: Socket, slot: Slot, address: &TargetAddr) -> Re
     })
 }
 
-/// Why a connection ended before its settings came.
+/// A connection that ended, without an error, before it was of any use.
 fn over(signs: &Signs, address: &TargetAddr) -> Error {
-    if signs.heard.load(Ordering::Relaxed) == 0 {
-        let detail = format!("{address}: ended before it said anything in HTTP/2");
-        Error::upstream(Kind::ConnectionTerminated, detail)
+    let detail = if signs.heard.load(Ordering::Relaxed) == 0 {
+        format!("{address}: ended before it said anything in HTTP/2")
     } else {
-        let detail = format!("{address}: does not speak HTTP/2");
-        Error::upstream(Kind::HttpProtocolError, detail)
-    }
+        format!("{address}: went away as it came")
+    };
+    Error::upstream(Kind::ConnectionTerminated, detail)
 }
 
 /// What a connection's tasks let others know.

@@ -51,13 +51,16 @@ impl Upstream {
         let mut left = CONNECTIONS;
         loop {
             left -= 1;
-            let (mut ticket, reused) =
-                match self.channel(member, plan.worker.index, plan.keep).await? {
-                    Channel::Stream(ticket, reused) => (ticket, reused),
-                    Channel::H1(fresh) => {
-                        return self.try_h1(member, plan, request, flight, fresh).await;
-                    }
-                };
+            let channel = self.channel(member, plan.worker.index, plan.keep);
+            let (mut ticket, reused) = match channel.await {
+                Ok(Channel::Stream(ticket, reused)) => (ticket, reused),
+                Ok(Channel::H1(fresh)) => {
+                    return self.try_h1(member, plan, request, flight, fresh).await;
+                }
+                // A server that restarts may let go of a connection as it makes it.
+                Err(error) if error.kind == Kind::ConnectionTerminated && left > 0 => continue,
+                Err(error) => return Err(error),
+            };
             let spare = Spare::head(request, &mut Vec::new());
             let sending = exchange(&mut ticket, request, plan, member.transport.scheme());
             match sending.await {

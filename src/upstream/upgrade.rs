@@ -103,7 +103,8 @@ impl Upstream {
             }
             match outcome {
                 Ok(answer) => {
-                    ours.as_ref().map_or(Ok(()), |key| prove(&answer.0, key, member))?;
+                    ours.as_ref()
+                        .map_or(Ok(()), |key| prove(&answer.0, key, member))?;
                     return Ok(answer);
                 }
                 Err(error) if error.unsent => {
@@ -138,7 +139,9 @@ impl Upstream {
                 return Err(Error::upstream(Kind::HttpUpgradeFailed, detail).unsent());
             }
         }
-        let answer = self.switch_connection(member, worker, request, limit).await?;
+        let answer = self
+            .switch_connection(member, worker, request, limit)
+            .await?;
         Ok((answer, in_flight))
     }
 
@@ -165,10 +168,13 @@ impl Upstream {
         }
         let peer = ticket.connection.peer().clone();
         let spare = Spare::head(request, &mut Vec::new());
-        let (mut parts, _) = std::mem::replace(request, Request::new(RequestBody::empty())).into_parts();
+        let (mut parts, _) =
+            std::mem::replace(request, Request::new(RequestBody::empty())).into_parts();
         let key = handshake::strip(&mut parts.headers);
         parts.method = Method::CONNECT;
-        parts.extensions.insert(hyper::ext::Protocol::from_static("websocket"));
+        parts
+            .extensions
+            .insert(hyper::ext::Protocol::from_static("websocket"));
         let sending = as_h2(parts, member.transport.scheme())?;
         let outcome = {
             let mut sender = ticket.connection.sender();

@@ -293,6 +293,45 @@ fn a_token_is_asked_of_every_call_but_livez() {
 }
 
 #[test]
+fn tokens_have_names_and_some_may_only_read() {
+    let to = local(free_port());
+    let gate = Gate::start(&format!(
+        "[http.web]\nlisten = \"{to}\"\nrespond = \"one\"\n"
+    ));
+    let tokens = "tokens = { ci = \"of ci\" }\nread_tokens = { graphs = \"of graphs\" }\n[runtime]";
+    let document = gate.document("").replace("[runtime]", tokens);
+    gate.call(Call::post("/reload").toml(&document)).expect(200);
+    let with = |token: &str, call: Call| {
+        gate.call(call.header("authorization", &format!("Bearer {token}")))
+    };
+    assert_eq!(gate.call(Call::get("/now")).status, 401);
+    let now = with("of graphs", Call::get("/now"));
+    assert_eq!(now.json()["admin"]["tokens"]["ci"], "<redacted>");
+    assert!(!now.text().contains("of ci") && !now.text().contains("of graphs"));
+    assert_eq!(
+        with("of graphs", Call::post("/adapt").toml(&document)).status,
+        200
+    );
+    for call in [Call::post("/reload").toml(&document), Call::post("/stop")] {
+        let refused = with("of graphs", call);
+        assert_eq!(refused.status, 403);
+        assert_eq!(refused.json()["type"], "urn:evergate:problem:read-only");
+    }
+    // What was read may be posted back, with the names it has.
+    let mut edited = now.json();
+    edited["http"] = json!({});
+    let swap = with("of ci", Call::post("/reload").json(&edited)).expect(200);
+    let record = with("of graphs", Call::get(&format!("/swaps/{}", swap["swap"])));
+    let actor = record.json()["actor"].as_str().map(str::to_owned);
+    assert!(
+        actor.as_deref().is_some_and(|who| who.starts_with("ci@")),
+        "{}",
+        record.text()
+    );
+    assert_eq!(with("of graphs", Call::get("/now")).status, 200);
+}
+
+#[test]
 fn now_gives_parts_and_defaults() {
     let (gate, to) = gate();
     let part = gate.call(Call::get("/now/http/web"));
