@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::kit::authority::Authority;
+use crate::kit::h2origin::{H2Origin, Ways};
 use crate::kit::load::{Load, Shape};
 use crate::kit::mortal::Mortal;
 use crate::kit::{Call, Conn, Gate, Origin, count, free_port, get, until};
@@ -433,4 +435,70 @@ fn long_flows_end_with_their_target_if_that_is_wanted() {
             assert_eq!(client.some(3).unwrap(), [0x82, 1, 7]);
         }
     }
+}
+
+#[test]
+fn a_check_speaks_as_the_requests_do() {
+    let authority = Authority::new();
+    let secure = H2Origin::start(Ways {
+        tls: Some(Authority::server(
+            &authority.issue(&["api.test"]),
+            &["h2", "http/1.1"],
+            None,
+        )),
+        ..Ways::default()
+    });
+    let plain = H2Origin::start(Ways::default());
+    let listen = local(free_port());
+    let health = "health = { path = \"/well\", interval = \"50ms\", unhealthy_after = 1, healthy_after = 1 }";
+    let document = |ca: &str| {
+        let proxies: String = ["h1", "h2", "auto", "wrong"]
+            .map(|name| format!("[[http.web.routes]]\nname = \"{name}\"\nmatch.path = \"/{name}\"\nproxy = \"{name}\"\n"))
+            .concat();
+        let secures: String = ["h1", "h2", "auto"]
+            .map(|protocol| {
+                format!(
+                    "[upstreams.{protocol}]\ntargets = \"{}\"\nprotocol = \"{protocol}\"\ntls = {{ ca = \"{ca}\", server_name = \"api.test\" }}\n{health}\n",
+                    secure.addr
+                )
+            })
+            .concat();
+        format!(
+            "[http.web]\nlisten = \"{listen}\"\nproxy = \"plain\"\n{proxies}{secures}\
+             [upstreams.plain]\ntargets = \"{}\"\nprotocol = \"h2c\"\n{health}\n\
+             [upstreams.wrong]\ntargets = \"{}\"\ntls = {{ ca = \"ca.pem\", server_name = \"other.test\" }}\n{health}\n",
+            plain.addr, secure.addr
+        )
+    };
+    let gate = Gate::setup()
+        .file("ca.pem", authority.pem())
+        .file("other.pem", Authority::new().pem())
+        .start(&document("ca.pem"));
+    for (upstream, origin) in [
+        ("plain", &plain),
+        ("h1", &secure),
+        ("h2", &secure),
+        ("auto", &secure),
+    ] {
+        let status = gate.wait_status("a check", |status| {
+            target(status, upstream, origin.addr)["check"]["result"] == "passed"
+        });
+        assert_eq!(
+            target(&status, upstream, origin.addr)["check"]["reason"],
+            "status 200 OK"
+        );
+    }
+    let wrong = wait_health(&gate, "wrong", secure.addr, "down");
+    assert!(
+        wrong["check"]["reason"]
+            .as_str()
+            .unwrap()
+            .starts_with("TLS: "),
+        "{wrong}"
+    );
+    // Another CA is another check.
+    gate.reload_ok(&document("other.pem"));
+    wait_health(&gate, "h2", secure.addr, "down");
+    gate.reload_ok(&document("ca.pem"));
+    wait_health(&gate, "h2", secure.addr, "up");
 }

@@ -385,3 +385,30 @@ async fn what_a_target_has_in_flight_ends_with_it_if_that_is_wanted() {
         drop(response);
     }
 }
+
+#[tokio::test]
+async fn a_target_that_is_new_to_what_runs_gets_a_small_share_at_first() {
+    let ((a, _), (b, _)) = tokio::join!(always(OK), always(OK));
+    let mut spec = spec(&[(TargetAddr::Ip(a), 1)]);
+    spec.slow_start = Duration::from_secs(3600);
+    let shared = shared(1);
+    let first = Upstream::build(&spec, &shared);
+    first.begin(false);
+    spec.targets.push(TargetSpec {
+        address: TargetAddr::Ip(b),
+        weight: 1,
+    });
+    let second = Upstream::build(&spec, &shared);
+    second.begin(true);
+    let mut to_b = 0;
+    for _ in 0..110 {
+        let (response, flight) = send(&second, get()).await.unwrap();
+        to_b += usize::from(flight.target.key().1 == TargetAddr::Ip(b));
+        text(response).await;
+    }
+    assert_eq!(to_b, 10);
+    // At boot all are new, and none is slow.
+    let boot = Upstream::build(&spec, &super::shared(1));
+    boot.begin(false);
+    assert_eq!(&*boot.weights_now(), [100, 100]);
+}
