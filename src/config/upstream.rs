@@ -1,4 +1,5 @@
 //! `[upstreams.NAME]`: where requests go.
+mod balance;
 mod health;
 mod passive;
 mod protocol;
@@ -12,10 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, Switch, section, words};
+use super::decode::{Limit, List, Switch, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
+pub use balance::{Balance, BalanceRaw};
 pub use health::{HealthRaw, HealthSpec, OnDown, ProbeSpec, StatusRange};
 pub use passive::{PassiveRaw, PassiveSpec};
 pub use protocol::Protocol;
@@ -28,10 +30,10 @@ section! {
     pub struct UpstreamRaw {
         /// Where the requests go, at least one.
         targets: List<TargetRaw>,
-        /// A file of targets instead, one a line: `ADDRESS [weight=N]`; read again when it changes.
+        /// A file of targets instead, one a line: `ADDRESS [weight=N] [backup]`; read again when it changes.
         targets_file: String,
         /// How a target is chosen.
-        balance: Balance = "round_robin",
+        balance: BalanceRaw = "round_robin",
         /// What the targets speak.
         protocol: Protocol = "h1",
         /// TLS to the targets; cleartext without it.
@@ -61,9 +63,11 @@ section! {
         address: String,
         /// Share of the traffic, 0 to 1000; 0 gets none.
         weight: u64 = 1,
+        /// Used only while no other target is usable.
+        backup: bool = false,
     }
     short = address;
-    later = [&["backup"]];
+    later = [];
 }
 
 section! {
@@ -103,23 +107,14 @@ section! {
     later = [];
 }
 
-words!(Balance {
-    "round_robin" => Balance::RoundRobin,
-    "least_requests" => Balance::LeastRequests,
-} later ["p2c_ewma", "random", "ip_hash", "hash"]);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balance {
-    RoundRobin,
-    LeastRequests,
-}
-
 /// One target of an upstream. Its identity is (upstream, address); the weight may change freely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetSpec {
     pub address: TargetAddr,
     /// Share of the traffic, 0 to 1000; 0 gets none.
     pub weight: u32,
+    /// Used only while no other target is usable.
+    pub backup: bool,
 }
 
 /// Checked `[upstreams.NAME]`, or the upstream that a URL in a `proxy` key stands for.
@@ -216,10 +211,7 @@ impl UpstreamRaw {
                 .slow_start
                 .as_ref()
                 .map_or(Duration::ZERO, |s| s.value.0),
-            balance: self
-                .balance
-                .as_ref()
-                .map_or(Balance::RoundRobin, |b| b.value),
+            balance: balance::balance(self.balance.as_ref(), check),
             protocol,
             tls: tls.map(|(tls, _)| tls),
             pool: PoolSpec {
@@ -288,6 +280,7 @@ impl UpstreamRaw {
             targets.push(TargetSpec {
                 address,
                 weight: u32::try_from(weight).unwrap_or(u32::MAX),
+                backup: raw.backup.as_ref().is_some_and(|b| b.value),
             });
         }
         if total == 0 && !list.is_empty() && !list.spoiled {

@@ -289,8 +289,9 @@ async fn act(
             answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
+            let key = proxy.key(&vars(&inbound.parts));
             match proxy
-                .forward(context, inbound, &exchange.progress, action.definition)
+                .forward(context, inbound, &exchange.progress, action.definition, key)
                 .await
             {
                 Ok(response) => Handled::answered(response, false),

@@ -18,12 +18,15 @@ mod connection;
 pub mod error;
 mod exchange;
 mod handshake;
+pub mod hash;
 pub mod health;
+mod latency;
 mod multiplex;
 mod outgoing;
 mod pool;
 mod resolve;
 mod response;
+mod select;
 mod send;
 mod streams;
 #[cfg(test)]
@@ -35,7 +38,7 @@ mod wire;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use ::http::HeaderValue;
@@ -43,7 +46,9 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::config::scalar::TargetAddr;
-use crate::config::upstream::{Balance, OnDown, PoolSpec, UpstreamSpec, UpstreamTimeouts};
+use crate::config::upstream::{
+    Balance, OnDown, PoolSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
+};
 use crate::registry::Registry;
 use crate::tls::client::Client;
 use error::{Error, Kind};
@@ -52,6 +57,7 @@ pub use pool::{InFlight, Target, sweep};
 use pool::{Pool, Round};
 use resolve::{Lookup, LookupKey, Names, Resolver};
 pub use response::UpstreamBody;
+pub use select::KeyedBy;
 use transport::Transport;
 
 /// Identity of a target: the same address under another upstream is another target.
@@ -141,7 +147,11 @@ pub struct Upstream {
     members: Box<[Member]>,
     /// By member.
     weights: Box<[u32]>,
+    /// Some member is there only for when no other is usable.
+    backups: bool,
     balance: Balance,
+    /// By member, hashes of the addresses; empty unless the policy hashes.
+    seeds: Box<[u64]>,
     /// By worker; none when there is only one member.
     turns: Box<[Turn]>,
     pool: PoolSpec,
@@ -163,6 +173,7 @@ struct Member {
     transport: Transport,
     /// Its connections that were made for this transport.
     pool: Arc<Pool>,
+    backup: bool,
     /// What `Host` says when it names the target.
     host: HeaderValue,
     /// Keeps the name's addresses fresh while this generation lives.
@@ -188,6 +199,8 @@ pub struct SendOptions {
     pub response_timeout: Option<Duration>,
     /// Put the target's `host:port` into `Host`.
     pub host_from_target: bool,
+    /// Hash of what [`Upstream::keyed_by`] asked for.
+    pub key: Option<u64>,
 }
 
 impl Upstream {
@@ -208,7 +221,7 @@ impl Upstream {
         let members: Box<[Member]> = spec
             .targets
             .iter()
-            .map(|t| Member::lease(spec, &t.address, &ward, client, shared))
+            .map(|t| Member::lease(spec, t, &ward, client, shared))
             .collect();
         let passive = spec.passive.clone().map(|rules| {
             let members = members.iter().map(|m| m.target.health().clone());
@@ -228,8 +241,10 @@ impl Upstream {
             name: spec.name.clone(),
             whole_weights: health::whole(&weights),
             weights,
+            backups: members.iter().any(|m| m.backup),
+            seeds: select::seeds(spec),
             members,
-            balance: spec.balance,
+            balance: spec.balance.clone(),
             turns: (0..turns).map(|_| Turn::default()).collect(),
             pool: spec.pool.clone(),
             timeouts: spec.timeouts.clone(),
@@ -279,46 +294,6 @@ impl Upstream {
             .map(|(m, weight)| (m.target.address(), *weight, &m.target))
     }
 
-    /// The next target by policy, among those that are up and not in `tried`.
-    /// When none is up at all, among those that resolve.
-    fn pick(&self, worker: usize, tried: &[usize]) -> Option<usize> {
-        let up = |index: usize| self.members[index].target.is_up() && !tried.contains(&index);
-        let found = self.pick_among(worker, up);
-        if found.is_some() || !self.fails_open_now() {
-            return found;
-        }
-        let resolved = |index: usize| self.members[index].target.is_resolved();
-        self.pick_among(worker, |index| resolved(index) && !tried.contains(&index))
-    }
-
-    fn pick_among(&self, worker: usize, usable: impl Fn(usize) -> bool) -> Option<usize> {
-        let Some(turn) = self.turns.get(worker).or(self.turns.first()) else {
-            return (self.weights.first() > Some(&0) && usable(0)).then_some(0);
-        };
-        let weights = self.weights_now();
-        match self.balance {
-            Balance::RoundRobin => {
-                let mut credits = turn.credits.lock();
-                if credits.is_empty() {
-                    // Workers begin at different places, so that few requests to many workers still spread.
-                    credits.resize(self.weights.len(), 0);
-                    for _ in 0..worker {
-                        balance::smooth(&mut credits, &weights, |_| true);
-                    }
-                }
-                balance::smooth(&mut credits, &weights, usable)
-            }
-            Balance::LeastRequests => {
-                let start = turn
-                    .cursor
-                    .fetch_add(1, Ordering::Relaxed)
-                    .wrapping_add(worker);
-                let in_flight = |index: usize| self.members[index].target.in_flight();
-                balance::least_requests(&weights, in_flight, start, usable)
-            }
-        }
-    }
-
     /// Why there is no target to pick at all.
     fn none_usable(&self) -> Error {
         let down = self
@@ -339,11 +314,13 @@ impl Upstream {
 impl Member {
     fn lease(
         spec: &UpstreamSpec,
-        address: &TargetAddr,
+        target: &TargetSpec,
         ward: &Arc<Ward>,
         client: Option<&Arc<Client>>,
         shared: &Shared,
     ) -> Member {
+        let address = &target.address;
+        let backup = target.backup;
         let lookup = match address {
             TargetAddr::Name(host, port) => {
                 Some(shared.lookup(host, *port, spec.resolve.interval, spec.resolve.timeout))
@@ -382,6 +359,7 @@ impl Member {
             pool: target.pool(&transport.key()),
             target,
             transport,
+            backup,
             host,
             lookup,
             check,

@@ -15,6 +15,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{Connection, Slot, State};
 use super::health::{self, Health};
+use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
 use super::resolve::Names;
 use super::transport::TransportKey;
@@ -36,6 +37,7 @@ pub struct Target {
     rounds: Box<[Arc<Round>]>,
     names: Option<Arc<Names>>,
     health: Arc<Health>,
+    pub(super) latency: Latency,
 }
 
 /// Requests that one worker has in flight: on cache lines of its own (adjacent lines are fetched in pairs), so that
@@ -104,6 +106,7 @@ impl Target {
             key,
             names,
             health,
+            latency: Latency::default(),
         }
     }
 

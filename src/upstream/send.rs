@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ::http::header::HOST;
 use ::http::{Request, Response, StatusCode, Version};
+use tokio::time::Instant;
 
 use super::body::{Progress, RequestBody};
 use super::connect::{Dialed, dial};
@@ -18,13 +19,12 @@ use super::error::{Error, Kind};
 use super::exchange::{Spare, exchange, origin_form};
 use super::pool::{InFlight, Keep, Lease};
 use super::response::{Held, UpstreamBody};
+use super::select::Tries;
 use super::{Member, SendOptions, Upstream};
 use crate::config::upstream::Protocol;
 use crate::metrics::WorkerContext;
 use crate::tls::client::Offer;
 
-/// Targets tried for one request.
-pub(super) const TARGETS: usize = 3;
 /// Pooled connections tried on one target: after a restart of the origin all are stale, a fresh one is then quicker.
 const POOLED: u32 = 2;
 
@@ -70,30 +70,24 @@ impl Upstream {
                 }
             });
         }
-        let mut tried = [usize::MAX; TARGETS];
-        let mut last = None;
-        for count in 0..TARGETS {
-            let Some(index) = self.pick(worker.index, &tried[..count]) else {
-                break;
-            };
-            tried[count] = index;
-            let member = &self.members[index];
+        let mut tries = Tries::new(self, worker.index, &options);
+        while let Some(member) = tries.next() {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
+            let began = self.watches_latency().then(Instant::now);
             let trying = self.try_member(member, &plan, &mut request);
             let mut outcome = self.ending_with_target(member, trying).await;
             self.note(member, &mut outcome);
+            if let Some(began) = began {
+                member.learn(began, outcome.is_ok());
+            }
             match outcome {
                 Ok(answer) => return Ok(answer),
-                Err(error) if error.unsent => {
-                    tracing::debug!(upstream = %self.name, target = %member.target.address(), %error, "not sent");
-                    last = Some(error);
-                }
-                Err(error) => return Err(error),
+                Err(error) => tries.failed(member, error)?,
             }
         }
-        Err(last.unwrap_or_else(|| self.none_usable()))
+        Err(tries.over())
     }
 
     /// One target: a pooled connection or two, then a fresh one. After an unsent error `request` is as it was.

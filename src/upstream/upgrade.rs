@@ -28,7 +28,7 @@ use super::multiplex::Ticket;
 use super::outgoing::Outgoing;
 use super::pool::{InFlight, Keep, Lease};
 use super::response::{Held, UpstreamBody};
-use super::send::TARGETS;
+use super::select::Tries;
 use super::streams::{Channel, as_h2, broken};
 use super::wire::Wire;
 use super::{Member, SendOptions, Upstream, handshake};
@@ -85,14 +85,8 @@ impl Upstream {
         origin_form(&mut request);
         let ours = handshake::complete(request.headers_mut());
         let limit = options.response_timeout.or(self.timeouts.response);
-        let mut tried = [usize::MAX; TARGETS];
-        let mut last = None;
-        for count in 0..TARGETS {
-            let Some(index) = self.pick(worker.index, &tried[..count]) else {
-                break;
-            };
-            tried[count] = index;
-            let member = &self.members[index];
+        let mut tries = Tries::new(self, worker.index, &options);
+        while let Some(member) = tries.next() {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
@@ -107,14 +101,10 @@ impl Upstream {
                         .map_or(Ok(()), |key| prove(&answer.0, key, member))?;
                     return Ok(answer);
                 }
-                Err(error) if error.unsent => {
-                    tracing::debug!(upstream = %self.name, target = %member.target.address(), %error, "not sent");
-                    last = Some(error);
-                }
-                Err(error) => return Err(error),
+                Err(error) => tries.failed(member, error)?,
             }
         }
-        Err(last.unwrap_or_else(|| self.none_usable()))
+        Err(tries.over())
     }
 
     /// One target. After an unsent error `request` is as it was.

@@ -86,7 +86,11 @@ impl<'d> References<'d> {
             Scheme::H2c => format!("h2c://{address}").into(),
         };
         if live && !self.implicit.contains_key(&name) {
-            let targets = vec![TargetSpec { address, weight: 1 }];
+            let targets = vec![TargetSpec {
+                address,
+                weight: 1,
+                backup: false,
+            }];
             let spec = UpstreamSpec {
                 name: name.clone(),
                 targets,

@@ -1,7 +1,7 @@
 //! `targets_file`: the targets of an upstream in a file of their own, one a line, so that who knows them need not touch
 //! the document.
 //!
-//! A line is `ADDRESS [weight=N]`. `#` begins a comment, empty lines are passed over.
+//! A line is `ADDRESS [weight=N] [backup]`. `#` begins a comment, empty lines are passed over.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -93,12 +93,16 @@ fn target(line: &str, base: &Path) -> Result<TargetSpec, String> {
     let mut words = line.split_whitespace();
     let address = words.next().unwrap_or("");
     let address = TargetAddr::parse(address, base).map_err(|wrong| wrong.message)?;
-    let mut weight = None;
+    let (mut weight, mut backup) = (None, false);
     for word in words {
+        if word == "backup" {
+            backup = true;
+            continue;
+        }
         let Some(("weight", number)) = word.split_once('=') else {
             let word = shorten(word);
             return Err(format!(
-                "`{word}` is not known here: a line is `ADDRESS [weight=N]`"
+                "`{word}` is not known here: a line is `ADDRESS [weight=N] [backup]`"
             ));
         };
         if weight.is_some() {
@@ -111,6 +115,7 @@ fn target(line: &str, base: &Path) -> Result<TargetSpec, String> {
     Ok(TargetSpec {
         address,
         weight: weight.unwrap_or(1),
+        backup,
     })
 }
 
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_line_is_a_target() {
-        let text = "\u{feff}# the api\r\n10.0.0.1:80\r\n\r\n  b.test:8080\tweight=3 # big\nunix:run/a.sock weight=0";
+        let text = "\u{feff}# the api\r\n10.0.0.1:80\r\n\r\n  b.test:8080\tweight=3 backup # big\nunix:run/a.sock weight=0";
         let is = |address: &str, weight| (address.to_owned(), weight);
         assert_eq!(
             read(text).unwrap(),

@@ -28,10 +28,11 @@ use crate::http::extended::Handshake;
 use crate::http::headers;
 use crate::http::progress::Progress;
 use crate::http::request::{Expectation, RequestContext};
+use crate::http::vars::Vars;
 use crate::http::websocket;
 use crate::upstream::body::{BodyRules, RequestBody};
 use crate::upstream::error::{Error, Kind};
-use crate::upstream::{SendOptions, Upstream};
+use crate::upstream::{KeyedBy, SendOptions, Upstream, hash};
 
 /// `proxy`.
 #[derive(Debug)]
@@ -73,8 +74,21 @@ impl Proxy {
         }
     }
 
+    /// The hash that the upstream's policy chooses the target by, if it wants one. A request without the text it asks for
+    /// has none: all such would meet at one target.
+    pub fn key(&self, vars: &Vars<'_>) -> Option<u64> {
+        match self.upstream.as_ref()?.keyed_by() {
+            KeyedBy::Nothing => None,
+            KeyedBy::ClientIp => vars.context.client.map(hash::of_ip),
+            KeyedBy::Template(template) => {
+                let text = template.render(vars);
+                (!text.is_empty()).then(|| hash::of_bytes(text.as_bytes()))
+            }
+        }
+    }
+
     /// Sends the request and answers with the origin's response. `definition` is the action's; with the answer the flight
-    /// also lives by the target that gave it.
+    /// also lives by the target that gave it. `key` is [`Proxy::key`]'s.
     ///
     /// # Errors
     /// In the vocabulary of RFC 9209. Nothing was sent to the client then.
@@ -84,6 +98,7 @@ impl Proxy {
         mut inbound: Inbound,
         progress: &Arc<Progress>,
         definition: u64,
+        key: Option<u64>,
     ) -> Result<Response<ResponseBody>, Error> {
         let Some(upstream) = &self.upstream else {
             return Err(Error::us(
@@ -97,7 +112,8 @@ impl Proxy {
         };
         let handshake = inbound.handshake.take().filter(|_| self.websocket);
         let extended = handshake.is_some();
-        let (request, options, websocket) = self.outbound(context, inbound, extended)?;
+        let (request, mut options, websocket) = self.outbound(context, inbound, extended)?;
+        options.key = key;
         let flight = &progress.flight;
         if websocket {
             let outbound = Outbound {
@@ -200,6 +216,7 @@ impl Proxy {
         let options = SendOptions {
             response_timeout: self.timeout,
             host_from_target,
+            ..SendOptions::default()
         };
         Ok((Request::from_parts(parts, body), options, websocket))
     }

@@ -397,6 +397,7 @@ async fn a_target_that_is_new_to_what_runs_gets_a_small_share_at_first() {
     spec.targets.push(TargetSpec {
         address: TargetAddr::Ip(b),
         weight: 1,
+        backup: false,
     });
     let second = Upstream::build(&spec, &shared);
     second.begin(true);

@@ -123,6 +123,7 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             .map(|(address, weight)| TargetSpec {
                 address: address.clone(),
                 weight: *weight,
+                backup: false,
             })
             .collect(),
         balance: Balance::RoundRobin,
