@@ -1,6 +1,6 @@
 //! What needs no running process: `run`, `check`, `schema`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -203,6 +203,8 @@ pub(crate) fn check(check: &Check) -> Exit {
 /// yet.
 fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
     let document = &parsed.document;
+    // What `[defaults]` name is named by every server.
+    let mut seen = HashSet::new();
     let of = |named: Vec<(PathBuf, String)>, folder| {
         let all = named.into_iter();
         all.map(move |(path, pointer)| (path, pointer, folder))
@@ -211,6 +213,7 @@ fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
         .chain(of(document.target_files(), false))
         .chain(of(document.folder_pointers(), true))
         .chain(of(document.certificate_folders(), true))
+        .filter(|(path, _, _)| seen.insert(path.clone()))
         .filter_map(|(path, pointer, folder)| {
             let why = match std::fs::metadata(&path) {
                 Ok(meta) if meta.is_dir() == folder => return None,
@@ -276,7 +279,9 @@ fn judge_certificates(parsed: &Parsed) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
     }
     let located = |faults: Vec<store::Fault>| {
         let place = |f: store::Fault| parsed.locate(&f.pointer, f.message, f.help.map(Into::into));
-        faults.into_iter().map(place).collect()
+        let mut all: Vec<_> = faults.into_iter().map(place).collect();
+        all.dedup();
+        all
     };
     let shared = match tls::Shared::new() {
         Ok(shared) => shared,

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Document, Locator, Parsed};
+use super::{Document, Locator, Parsed, Sources};
 use crate::config::Format;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{TargetSpec, UpstreamSpec, parse_targets};
@@ -60,7 +60,11 @@ impl Document {
         Parsed {
             document: self.clone(),
             warnings: Vec::new(),
-            locator: Locator::new(&self.render(Format::Json, false), Format::Json),
+            locator: Locator::new(Sources {
+                text: self.render(Format::Json, false).into(),
+                format: Format::Json,
+                included: Vec::new(),
+            }),
         }
     }
 }

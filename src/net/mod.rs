@@ -13,8 +13,8 @@ mod retire;
 pub mod unix;
 
 use std::io;
-use std::time::Duration;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 

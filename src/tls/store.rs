@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys};
 use sha2::{Digest, Sha256};
@@ -334,19 +334,14 @@ pub(super) fn parse(pair: &Pair<'_>, provider: &CryptoProvider) -> Result<Certif
         }
         error => bad_key(format!("is not valid PEM: {error}")),
     })?;
-    let key =
-        CertifiedKey::from_der(chain, key, provider).map_err(
-            |error| match error {
-                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => bad_key(format!(
-                    "is not the key of {cert_name}"
-                ))
-                .help("the server's own certificate comes first, then those that signed it"),
-                Error::InvalidCertificate(error) => {
-                    bad_cert(format!("cannot be used: {error:?}"))
-                }
-                error => bad_key(format!("cannot be used: {error}")),
-            },
-        )?;
+    let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            bad_key(format!("is not the key of {cert_name}"))
+                .help("the server's own certificate comes first, then those that signed it")
+        }
+        Error::InvalidCertificate(error) => bad_cert(format!("cannot be used: {error:?}")),
+        error => bad_key(format!("cannot be used: {error}")),
+    })?;
     Ok(Certificate {
         key: Arc::new(key),
         names,

@@ -42,7 +42,13 @@ fn files(named: &[(&str, &str)]) -> HashMap<PathBuf, Bytes> {
 
 fn load(tls: &str, named: &[(&str, &str)]) -> Result<(Material, Vec<Fault>), Vec<Fault>> {
     let shared = Shared::new().unwrap();
-    Material::load(document(tls).http.values(), std::iter::empty(), &files(named), None, &shared)
+    Material::load(
+        document(tls).http.values(),
+        std::iter::empty(),
+        &files(named),
+        None,
+        &shared,
+    )
 }
 
 /// The first name of each certificate, as a chooser's table.
@@ -131,8 +137,14 @@ fn a_certificate_is_good_for_its_names_and_one_label_under_its_wildcards() {
     let named = [("/base/a.crt", &*cert), ("/base/a.key", &*key)];
     let shared = Shared::new().unwrap();
     let document = document("certificates = { dir = '.' }");
-    let (material, warnings) =
-        Material::load(document.http.values(), std::iter::empty(), &files(&named), None, &shared).unwrap();
+    let (material, warnings) = Material::load(
+        document.http.values(),
+        std::iter::empty(),
+        &files(&named),
+        None,
+        &shared,
+    )
+    .unwrap();
     assert!(warnings.is_empty());
     let connection = &document.http["web"].connection;
     let server = Server::new(material.of("web"), connection, &shared).unwrap();
@@ -157,9 +169,15 @@ fn what_did_not_change_is_not_made_again() {
     let mut named = vec![("/base/a.crt", &*cert), ("/base/a.key", &*key)];
     let load = |named: &[(&str, &str)], before: Option<&Material>| {
         let files = files(named);
-        Material::load(document.http.values(), std::iter::empty(), &files, before, &shared)
-            .unwrap()
-            .0
+        Material::load(
+            document.http.values(),
+            std::iter::empty(),
+            &files,
+            before,
+            &shared,
+        )
+        .unwrap()
+        .0
     };
     let first = load(&named, None);
     named.extend([("/base/b.crt", &*other.0), ("/base/b.key", &*other.1)]);

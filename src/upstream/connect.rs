@@ -29,8 +29,8 @@ const BUFFER: usize = 128 * 1024;
 
 /// A new connection in what it speaks.
 pub(super) enum Dialed {
-    H1(Parts),
-    H2(multiplex::Parts),
+    H1(Box<Parts>),
+    H2(Box<multiplex::Parts>),
 }
 
 /// Dials `address` on the current runtime, all `within` the limit. `offer`: what may come of it.
@@ -68,7 +68,7 @@ pub(super) async fn dial(
         }
     };
     if transport.tls.is_none() && transport.protocol == Protocol::Http1 {
-        return http1(socket, slot, address).await.map(Dialed::H1);
+        return http1(socket, slot, address).await;
     }
     // Boxed: of many dials few come here.
     let settle = Box::pin(settle(socket, slot, address, transport, offer));
@@ -87,8 +87,8 @@ async fn settle(
 ) -> Result<Dialed, Error> {
     let Some(tls) = &transport.tls else {
         return match offer {
-            Offer::H1 => http1(socket, slot, address).await.map(Dialed::H1),
-            Offer::H2 | Offer::Both => multiplex::open(socket, slot, address).await.map(Dialed::H2),
+            Offer::H1 => http1(socket, slot, address).await,
+            Offer::H2 | Offer::Both => http2(socket, slot, address).await,
         };
     };
     let connector = TlsConnector::from(tls.client.config(offer));
@@ -99,8 +99,8 @@ async fn settle(
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let socket = Socket::Tls(Box::new(stream));
     match (h2, offer) {
-        (true, _) => multiplex::open(socket, slot, address).await.map(Dialed::H2),
-        (false, Offer::H1 | Offer::Both) => http1(socket, slot, address).await.map(Dialed::H1),
+        (true, _) => http2(socket, slot, address).await,
+        (false, Offer::H1 | Offer::Both) => http1(socket, slot, address).await,
         (false, Offer::H2) => {
             let detail = format!("{address}: did not choose h2 by ALPN");
             Err(Error::upstream(Kind::TlsProtocolError, detail).unsent())
@@ -136,12 +136,17 @@ async fn tcp(address: std::net::SocketAddr) -> io::Result<Socket> {
 }
 
 /// HTTP/1 needs no round trip: this only sets up hyper's two halves, so it has no time limit of its own.
-async fn http1(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Parts, Error> {
+async fn http1(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Dialed, Error> {
     let (sender, http) = http1::Builder::new()
         .max_header_size(HEAD)
         .max_buf_size(BUFFER)
         .handshake(TokioIo::new(Wire::new(socket)))
         .await
         .map_err(|e| Error::exchange(&e, address).unsent())?;
-    Ok(Parts { sender, http, slot })
+    Ok(Dialed::H1(Box::new(Parts { sender, http, slot })))
+}
+
+async fn http2(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Dialed, Error> {
+    let parts = multiplex::open(socket, slot, address).await?;
+    Ok(Dialed::H2(Box::new(parts)))
 }

@@ -17,7 +17,7 @@ mod connect;
 mod connection;
 pub mod error;
 mod exchange;
-mod handshake;
+pub mod handshake;
 pub mod hash;
 pub mod health;
 mod latency;

@@ -199,7 +199,7 @@ impl Upstream {
     /// A fresh connection that speaks HTTP/1.
     pub(super) async fn dial_h1(&self, member: &Member, slot: Slot) -> Result<Parts, Error> {
         match self.dial(member, slot, Offer::H1).await? {
-            Dialed::H1(parts) => Ok(parts),
+            Dialed::H1(parts) => Ok(*parts),
             Dialed::H2(_) => {
                 let detail = format!("{}: chose h2 unasked", member.target.address());
                 Err(Error::upstream(Kind::TlsProtocolError, detail).unsent())

@@ -137,7 +137,7 @@ impl Upstream {
         let offer = if either { Offer::Both } else { Offer::H2 };
         match self.dial(member, slot, offer).await {
             Ok(Dialed::H2(parts)) => {
-                let connection = Multiplexed::new(parts, member.target.address().clone());
+                let connection = Multiplexed::new(*parts, member.target.address().clone());
                 // Before those that wait for it look.
                 let ticket = shard.add(connection, keep);
                 drop(dialing);
@@ -147,7 +147,7 @@ impl Upstream {
                 if let Some(dialing) = dialing {
                     dialing.chose_h1();
                 }
-                Ok(Channel::H1(Some(Connection::new(parts, worker))))
+                Ok(Channel::H1(Some(Connection::new(*parts, worker))))
             }
             Err(error) => {
                 if let Some(dialing) = dialing {
@@ -162,7 +162,7 @@ impl Upstream {
 /// Why there is no answer.
 pub(super) struct Failure {
     pub(super) error: Error,
-    /// The request's body, if nothing of it was sent.
+    /// The request's body from its beginning, if that can still be had.
     body: Option<RequestBody>,
 }
 
@@ -208,6 +208,9 @@ async fn exchange(
         Some(Ok(response)) if response.status() != StatusCode::SWITCHING_PROTOCOLS => {
             if let Some(sent) = &plan.sent {
                 sent.gate.shut();
+            }
+            if let Some(loan) = &ticket.body {
+                loan.accepted();
             }
             return Ok(response);
         }

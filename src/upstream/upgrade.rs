@@ -2,7 +2,7 @@
 //! if the origin agrees, the connection is no HTTP any more; a pooled one might just be closing, and a handshake is not
 //! sent twice. Over HTTP/2 it is an extended CONNECT (RFC 8441) on a stream, where the target takes that.
 //!
-//! Whoever asks speaks as in HTTP/1 (`GET`, `Upgrade`, `101`): what one side lacks of the handshake is made up here.
+//! Whoever asks speaks as in HTTP/1 (`GET`, `Upgrade`, `101`), with a key that [`handshake`] has made up if need be.
 
 use std::future::{Future as _, poll_fn};
 use std::io;
@@ -83,7 +83,6 @@ impl Upstream {
     ) -> Result<(Answer, InFlight), Error> {
         *request.version_mut() = Version::HTTP_11;
         origin_form(&mut request);
-        let ours = handshake::complete(request.headers_mut());
         let limit = options.response_timeout.or(self.timeouts.response);
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(member) = tries.next() {
@@ -96,11 +95,7 @@ impl Upstream {
                 self.note_error(member, error);
             }
             match outcome {
-                Ok(answer) => {
-                    ours.as_ref()
-                        .map_or(Ok(()), |key| prove(&answer.0, key, member))?;
-                    return Ok(answer);
-                }
+                Ok(answer) => return Ok(answer),
                 Err(error) => tries.failed(member, error)?,
             }
         }
@@ -267,18 +262,6 @@ impl Upstream {
         };
         Ok(Answer::Switched(response.map(|_| ()), switched))
     }
-}
-
-/// Sees that whoever was given a key of ours knows what to make of it (RFC 6455 section 4.1).
-fn prove(answer: &Answer, key: &HeaderValue, member: &Member) -> Result<(), Error> {
-    let Answer::Switched(response, _) = answer else {
-        return Ok(());
-    };
-    if response.headers().get(SEC_WEBSOCKET_ACCEPT) == Some(&handshake::accept(key)) {
-        return Ok(());
-    }
-    let detail = format!("{}: a wrong Sec-WebSocket-Accept", member.target.address());
-    Err(Error::upstream(Kind::HttpUpgradeFailed, detail))
 }
 
 fn no_head(peer: &TargetAddr, limit: Option<Duration>) -> Error {

@@ -23,6 +23,7 @@ mod quick;
 mod refused;
 mod reload;
 mod routes;
+mod said_once;
 mod samples;
 mod scale;
 mod sockets;

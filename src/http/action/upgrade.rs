@@ -19,7 +19,7 @@ use crate::http::websocket;
 use crate::upstream::body::RequestBody;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::upgrade::Answer;
-use crate::upstream::{SendOptions, Upstream};
+use crate::upstream::{SendOptions, Upstream, handshake};
 
 /// A request that is ready to be sent.
 pub(super) struct Outbound {
@@ -46,10 +46,14 @@ pub(super) async fn run(
     switching: Switching,
 ) -> Result<Response<ResponseBody>, Error> {
     let Outbound {
-        request,
+        mut request,
         options,
         handshake,
     } = outbound;
+    // Over HTTP/2 a client has no key, but the origin may need one.
+    let key = handshake
+        .as_ref()
+        .map(|_| handshake::complete(request.headers_mut()));
     let worker = &context.connection.worker;
     let (answer, in_flight) = upstream.upgrade(worker, request, options).await?;
     let target = in_flight.target.key().1.clone();
@@ -67,6 +71,11 @@ pub(super) async fn run(
     };
     if !websocket::is_upgrade(response.headers()) {
         let detail = format!("{target}: switched to something other than websocket");
+        return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
+    }
+    let accepted = response.headers().get(SEC_WEBSOCKET_ACCEPT);
+    if key.is_some_and(|key| accepted != Some(&handshake::accept(&key))) {
+        let detail = format!("{target}: a wrong Sec-WebSocket-Accept");
         return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
     }
     progress.flight.define(with_target(definition, &target));

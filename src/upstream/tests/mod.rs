@@ -3,6 +3,7 @@
 
 mod answers;
 mod health;
+mod multiplexed;
 mod requests;
 mod targets;
 

@@ -5,13 +5,13 @@
 //! | `/hold` | the answer, once it is released |
 //! | `/half` | the head and `half`, the rest once it is released |
 //! | `/chat` | each piece of the body as it comes, then trailers |
-//! | `/refuse` | `REFUSED_STREAM`, the first time |
+//! | `/refuse` | `REFUSED_STREAM`, until it accepts |
 //! | `/never` | nothing |
 //! | CONNECT | what came |
 //! | other | version, scheme, authority and body size |
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -36,7 +36,8 @@ pub(crate) struct Seen {
     pub(crate) most: AtomicUsize,
     /// Streams that were reset while they waited.
     pub(crate) resets: AtomicU64,
-    refused: AtomicU64,
+    /// Takes `/refuse` after all.
+    accepts: AtomicBool,
     pub(crate) heads: Mutex<Vec<String>>,
 }
 
@@ -104,6 +105,10 @@ impl H2Origin {
 
     pub(crate) fn release(&self) {
         self.release.send_replace(true);
+    }
+
+    pub(crate) fn accept(&self) {
+        self.seen.accepts.store(true, SeqCst);
     }
 
     /// Every connection ends kindly.
@@ -283,7 +288,7 @@ impl Shared {
                 }
                 send.send_trailers(trailers)
             }
-            "/refuse" if self.seen.refused.fetch_add(1, SeqCst) == 0 => {
+            "/refuse" if !self.seen.accepts.load(SeqCst) => {
                 respond.send_reset(Reason::REFUSED_STREAM);
                 Ok(())
             }

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 pub(crate) mod admin;
-pub(crate) mod contract;
 pub(crate) mod authority;
+pub(crate) mod contract;
 pub(crate) mod h2c;
 pub(crate) mod h2origin;
 pub(crate) mod load;

@@ -19,6 +19,7 @@ macro_rules! filtered {
     (
         $(#[$meta:meta])*
         pub struct $name:ident { $($fields:tt)* }
+        $(one_of = $one_of:expr;)?
         later = $later:expr;
     ) => {
         $crate::config::decode::section! {
@@ -32,6 +33,7 @@ macro_rules! filtered {
                 /// Largest request body; overrides `limits.body` of the server.
                 body_limit: $crate::config::decode::Limit<$crate::config::scalar::Size>,
             }
+            $(one_of = $one_of;)?
             later = $later;
         }
 
