@@ -124,7 +124,7 @@ struct Watched {
     silent: bool,
 }
 
-/// Tells, without reading, that a file is most likely the same.
+/// Tells, without reading it, that a file is most likely the same.
 #[derive(PartialEq, Eq)]
 struct Stamp {
     modified: Option<SystemTime>,
@@ -134,9 +134,8 @@ struct Stamp {
 }
 
 impl Stamp {
-    async fn of(path: &Path) -> Option<Stamp> {
-        let meta = tokio::fs::metadata(path).await.ok()?;
-        Some(Stamp {
+    fn of(meta: &std::fs::Metadata) -> Stamp {
+        Stamp {
             modified: meta.modified().ok(),
             len: meta.len(),
             #[cfg(unix)]
@@ -144,7 +143,7 @@ impl Stamp {
                 use std::os::unix::fs::MetadataExt;
                 (meta.dev(), meta.ino())
             },
-        })
+        }
     }
 
     fn is_young(&self) -> bool {
@@ -156,7 +155,15 @@ impl Stamp {
 impl Watched {
     /// Whether it says something new that is right.
     async fn look(&mut self) -> bool {
-        let stamp = Stamp::of(&self.path).await;
+        let meta = tokio::fs::metadata(&self.path).await.ok();
+        if meta
+            .as_ref()
+            .is_some_and(|meta| !meta.is_file() && !meta.is_dir())
+        {
+            // A pipe says what it has to say once, to a swap that asks.
+            return false;
+        }
+        let stamp = meta.as_ref().map(Stamp::of);
         let same = stamp.is_some() && stamp == self.stamp;
         if same && stamp.as_ref().is_some_and(|stamp| !stamp.is_young()) {
             return false;

@@ -72,12 +72,13 @@ impl Passive {
     }
 
     fn count(&self, target: &Arc<Health>, why: impl FnOnce() -> String) {
+        // Of one that is out of use nothing new is learnt: what it had under way may have been cut for that.
+        if !target.is_up() {
+            return;
+        }
         let now = Instant::now();
         {
             let mut book = target.book.lock();
-            if book.ejection.is_some() {
-                return;
-            }
             let window = self.spec.window;
             while book.failures.len() >= self.spec.failures
                 || book
