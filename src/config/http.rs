@@ -7,6 +7,7 @@ mod files;
 pub(in crate::config) mod filters;
 mod matcher;
 mod raw;
+mod retries;
 mod tls;
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub use check::{Around, Checked, RouteAt};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
 pub use filters::{AccessSpec, FilterSets, FiltersRaw, FiltersSpec, Setting};
 pub use raw::{HttpRaw, RouteRaw};
+pub use retries::{MAX_ATTEMPTS, RetriesRaw, RetrySpec};
 pub use tls::{CertificateSpec, KeyRaw, PemSource, TlsSpec, TlsVersion, redirects_to};
 pub(super) use tls::{cert_source, key_source};
 
@@ -171,6 +173,9 @@ pub struct ProxySpec {
     pub timeout: Option<Duration>,
     /// Clients may upgrade to websocket.
     pub websocket: bool,
+    pub retries: RetrySpec,
+    /// Bytes of a request body that are kept to be sent again.
+    pub buffer: u64,
     /// `None`: as the server says.
     pub on_change: Option<OnChange>,
 }

@@ -4,6 +4,7 @@ mod health;
 mod passive;
 mod protocol;
 mod reference;
+mod sticky;
 mod targets_file;
 mod tls;
 
@@ -22,6 +23,7 @@ pub use health::{HealthRaw, HealthSpec, OnDown, ProbeSpec, StatusRange};
 pub use passive::{PassiveRaw, PassiveSpec};
 pub use protocol::Protocol;
 pub use reference::{Reference, References, base_path};
+pub use sticky::{SameSite, StickyRaw, StickySpec};
 pub use targets_file::{Fault, parse as parse_targets};
 pub use tls::{UpstreamTlsRaw, UpstreamTlsSpec};
 
@@ -34,6 +36,8 @@ section! {
         targets_file: String,
         /// How a target is chosen.
         balance: BalanceRaw = "round_robin",
+        /// A cookie that keeps a client with its target; left out: none.
+        sticky: StickyRaw,
         /// What the targets speak.
         protocol: Protocol = "h1",
         /// TLS to the targets; cleartext without it.
@@ -52,7 +56,7 @@ section! {
         slow_start: Span = "0s",
     }
     later = [&[
-        "sticky", "limits", "via", "proxy_protocol", "split",
+        "limits", "via", "proxy_protocol", "split",
     ]];
 }
 
@@ -126,6 +130,7 @@ pub struct UpstreamSpec {
     /// Where they come from.
     pub targets_file: Option<PathBuf>,
     pub balance: Balance,
+    pub sticky: Option<StickySpec>,
     /// [`Protocol::H2`] only with `tls`, [`Protocol::H2c`] only without.
     pub protocol: Protocol,
     /// `None`: cleartext.
@@ -212,6 +217,7 @@ impl UpstreamRaw {
                 .as_ref()
                 .map_or(Duration::ZERO, |s| s.value.0),
             balance: balance::balance(self.balance.as_ref(), check),
+            sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             protocol,
             tls: tls.map(|(tls, _)| tls),
             pool: PoolSpec {

@@ -236,7 +236,7 @@ pub(super) fn cause<'e, T: std::error::Error + 'static>(
 }
 
 /// What of TLS is behind it, if anything is.
-fn tls_kind(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
+pub(super) fn tls_kind(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
     use rustls::Error as E;
     Some(match cause::<E>(error)? {
         E::AlertReceived(_) => Kind::TlsAlertReceived,

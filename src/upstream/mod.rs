@@ -26,8 +26,10 @@ mod outgoing;
 mod pool;
 mod resolve;
 mod response;
+mod retry;
 mod select;
 mod send;
+pub mod sticky;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -45,6 +47,7 @@ use ::http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use crate::config::http::RetrySpec;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{
     Balance, OnDown, PoolSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
@@ -81,6 +84,8 @@ pub struct Shared {
     checks: Registry<CheckKey, Check>,
     /// Checks that are under way at once.
     checking: Arc<Semaphore>,
+    budgets: Registry<Arc<str>, retry::Budget>,
+    secret: sticky::Secret,
     resolver: Arc<Resolver>,
 }
 
@@ -105,6 +110,8 @@ impl Shared {
             wards: Registry::default(),
             checks: Registry::default(),
             checking: Arc::new(Semaphore::new(CHECKING)),
+            budgets: Registry::default(),
+            secret: sticky::Secret::default(),
             resolver,
         }
     }
@@ -152,6 +159,8 @@ pub struct Upstream {
     balance: Balance,
     /// By member, hashes of the addresses; empty unless the policy hashes.
     seeds: Box<[u64]>,
+    sticky: Option<sticky::Sticky>,
+    budget: Arc<retry::Budget>,
     /// By worker; none when there is only one member.
     turns: Box<[Turn]>,
     pool: PoolSpec,
@@ -201,6 +210,10 @@ pub struct SendOptions {
     pub host_from_target: bool,
     /// Hash of what [`Upstream::keyed_by`] asked for.
     pub key: Option<u64>,
+    /// The target that the client's cookie names ([`sticky::sticky_id`]).
+    pub sticky: Option<u64>,
+    /// `None`: what was not sent goes to up to three targets.
+    pub retries: Option<Arc<RetrySpec>>,
 }
 
 impl Upstream {
@@ -243,6 +256,8 @@ impl Upstream {
             weights,
             backups: members.iter().any(|m| m.backup),
             seeds: select::seeds(spec),
+            sticky: sticky::Sticky::build(spec, shared),
+            budget: shared.budgets.lease(&spec.name, retry::Budget::new),
             members,
             balance: spec.balance.clone(),
             turns: (0..turns).map(|_| Turn::default()).collect(),

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::connect::HEAD;
 use super::connection::Slot;
-use super::error::{Error, Kind};
+use super::error::{Error, Kind, tls_kind};
 use super::outgoing::Outgoing;
 use super::pool::Keep;
 use super::timer::Deadline;
@@ -90,7 +90,9 @@ pub(super) async fn open(socket: Socket, slot: Slot, address: &TargetAddr) -> Re
             Poll::Pending if signs.settled.load(Ordering::Acquire) => return Poll::Ready(Ok(())),
             Poll::Pending => return Poll::Pending,
         };
-        Poll::Ready(Err(ended.unsent()))
+        // h2 keeps of an error only what kind of I/O it was.
+        let kind = signs.tls.get().copied().unwrap_or(ended.kind);
+        Poll::Ready(Err(Error { kind, ..ended }.unsent()))
     })
     .await?;
     Ok(Parts {
@@ -119,6 +121,8 @@ struct Signs {
     settled: AtomicBool,
     over: AtomicBool,
     waker: AtomicWaker,
+    /// What went wrong in TLS.
+    tls: OnceLock<Kind>,
 }
 
 /// A connection to a target. Dropping it closes the socket, and with it every stream.
@@ -417,6 +421,12 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
+        if let Poll::Ready(Err(error)) = &polled
+            && let Some(kind) = tls_kind(error)
+        {
+            // The first one says why.
+            let _ = self.signs.tls.set(kind);
+        }
         if buf.filled().len() > before {
             self.signs.heard.fetch_add(1, Ordering::Relaxed);
         }

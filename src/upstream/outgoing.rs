@@ -92,7 +92,7 @@ impl Loan {
     pub(super) fn take_back(self) -> Option<RequestBody> {
         let mut state = self.lent.state.lock();
         let sent = state.sent.take()?;
-        state.body.take().map(|body| body.again(sent))
+        state.body.take().map(|body| body.rewound(sent))
     }
 
     /// Nobody wants it any more.

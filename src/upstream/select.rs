@@ -9,11 +9,14 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::latency::{FAILED, p2c};
 use super::{Member, SendOptions, Upstream, balance, hash};
+use crate::config::http::{MAX_ATTEMPTS, RetrySpec};
 use crate::config::template::Template;
 use crate::config::upstream::{Balance, UpstreamSpec};
 
 /// Targets tried for one request.
 const TARGETS: usize = 3;
+/// The most of them that a configuration may ask for.
+const MOST: usize = MAX_ATTEMPTS;
 
 /// What of a request its target depends on.
 #[derive(Debug, Clone, Copy)]
@@ -28,18 +31,26 @@ pub(super) struct Tries<'a> {
     upstream: &'a Upstream,
     worker: usize,
     key: Option<u64>,
-    tried: [usize; TARGETS],
+    sticky: Option<u64>,
+    retries: Option<&'a RetrySpec>,
+    tried: [usize; MOST],
     count: usize,
     last: Option<Error>,
 }
 
 impl<'a> Tries<'a> {
-    pub(super) fn new(upstream: &'a Upstream, worker: usize, options: &SendOptions) -> Tries<'a> {
+    pub(super) fn new(
+        upstream: &'a Upstream,
+        worker: usize,
+        options: &'a SendOptions,
+    ) -> Tries<'a> {
         Tries {
             upstream,
             worker,
             key: options.key,
-            tried: [usize::MAX; TARGETS],
+            sticky: options.sticky,
+            retries: options.retries.as_deref(),
+            tried: [usize::MAX; MOST],
             count: 0,
             last: None,
         }
@@ -47,16 +58,31 @@ impl<'a> Tries<'a> {
 
     /// Where to go next; `None`: nowhere.
     pub(super) fn next(&mut self) -> Option<&'a Member> {
-        let place = self.count;
-        let free = self.tried.get_mut(place)?;
-        // The slots from here on hold no member's index.
-        *free = usize::MAX;
+        let most = self.retries.map_or(TARGETS, |spec| spec.attempts);
+        if self.count >= most.min(MOST) {
+            return None;
+        }
+        let tried = &self.tried[..self.count];
         let index = self
-            .upstream
-            .pick(self.worker, self.key, &self.tried[..place])?;
-        self.tried[place] = index;
+            .kept()
+            .or_else(|| self.upstream.pick(self.worker, self.key, tried))?;
+        self.tried[self.count] = index;
         self.count += 1;
         self.upstream.members.get(index)
+    }
+
+    /// The client's own target, for the first try. It need have no weight: a target is drained so.
+    fn kept(&self) -> Option<usize> {
+        let id = self.sticky.filter(|_| self.count == 0)?;
+        let index = self.upstream.sticky.as_ref()?.member(id)?;
+        self.upstream.members[index].target.is_up().then_some(index)
+    }
+
+    /// Where to send once more what was sent already, if another target is there and the budget allows it.
+    pub(super) fn once_more(&mut self) -> Option<&'a Member> {
+        let spec = self.retries?;
+        let next = self.next()?;
+        self.upstream.budget.retry(spec.budget).then_some(next)
     }
 
     /// A try ended in `error`.
@@ -64,7 +90,7 @@ impl<'a> Tries<'a> {
     /// # Errors
     /// The same, if the request may have reached the target: then it is the caller's to know.
     pub(super) fn failed(&mut self, member: &Member, error: Error) -> Result<(), Error> {
-        if !error.unsent {
+        if !error.unsent || self.retries.is_some_and(|spec| !spec.connect) {
             return Err(error);
         }
         tracing::debug!(upstream = %self.upstream.name, target = %member.target.address(), %error, "not sent");

@@ -19,6 +19,7 @@ use super::error::{Error, Kind};
 use super::exchange::{Spare, exchange, origin_form};
 use super::pool::{InFlight, Keep, Lease};
 use super::response::{Held, UpstreamBody};
+use super::retry::{Again, repeats};
 use super::select::Tries;
 use super::{Member, SendOptions, Upstream};
 use crate::config::upstream::Protocol;
@@ -57,7 +58,7 @@ impl Upstream {
     ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
         *request.version_mut() = Version::HTTP_11;
         origin_form(&mut request);
-        let plan = Plan {
+        let mut plan = Plan {
             worker,
             sent: request.body().progress(),
             response_timeout: options.response_timeout.or(self.timeouts.response),
@@ -70,8 +71,16 @@ impl Upstream {
                 }
             });
         }
+        let again = match &options.retries {
+            Some(spec) if spec.repeats_sent() => {
+                self.budget.request();
+                Again::of(&request)
+            }
+            _ => None,
+        };
         let mut tries = Tries::new(self, worker.index, &options);
-        while let Some(member) = tries.next() {
+        let mut next = tries.next();
+        while let Some(member) = next {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
@@ -82,10 +91,26 @@ impl Upstream {
             if let Some(began) = began {
                 member.learn(began, outcome.is_ok());
             }
+            let repeat = match (&options.retries, &outcome) {
+                (None, _) => false,
+                (Some(spec), Ok((answer, _))) => spec.repeats_status(answer.status().as_u16()),
+                (Some(spec), Err(error)) => !error.unsent && repeats(spec, error),
+            };
+            if repeat
+                && let Some(copy) = again.as_ref().and_then(Again::request)
+                && let Some(other) = tries.once_more()
+            {
+                tracing::debug!(upstream = %self.name, target = %member.target.address(), "tried again elsewhere");
+                plan.sent = copy.body().progress();
+                request = copy;
+                next = Some(other);
+                continue;
+            }
             match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(error) => tries.failed(member, error)?,
             }
+            next = tries.next();
         }
         Err(tries.over())
     }

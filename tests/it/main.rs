@@ -9,6 +9,7 @@
 mod kit;
 
 mod admin;
+mod balance;
 mod cli;
 mod contract;
 mod drain;

@@ -110,7 +110,11 @@ fn only_a_target_that_proves_its_name_is_spoken_to() {
 fn a_target_that_wants_to_know_who_asks_is_told() {
     let (ca, clients) = (Authority::new(), Authority::new());
     let issued = ca.issue(&["127.0.0.1"]);
-    let origin = origin(Authority::server(&issued, &["http/1.1"], Some(&clients)));
+    let origin = origin(Authority::server(
+        &issued,
+        &["h2", "http/1.1"],
+        Some(&clients),
+    ));
     let us = clients.issue(&["proxy.test"]);
     let to = local(free_port());
     let known = "tls = { ca = \"ca.pem\", client_cert = \"us.crt\", client_key = \"us.key\" }";
@@ -120,13 +124,23 @@ fn a_target_that_wants_to_know_who_asks_is_told() {
         .file("us.key", us.key)
         .start(&document(to, origin.addr, known));
     assert_eq!(get(to, "x", "/").text(), "h1");
-    gate.reload_ok(&document(to, origin.addr, "tls = { ca = \"ca.pem\" }"));
-    let answer = get(to, "x", "/");
-    assert_eq!(answer.status, 502);
-    assert_eq!(
-        answer.header("proxy-status"),
-        Some("evergate; error=tls_alert_received")
-    );
+    for protocol in ["h1", "h2"] {
+        let unknown = format!("tls = {{ ca = \"ca.pem\" }}\nprotocol = \"{protocol}\"");
+        gate.reload_ok(&document(to, origin.addr, &unknown));
+        let answer = get(to, "x", "/");
+        assert_eq!(answer.status, 502, "{protocol}");
+        assert_eq!(
+            answer.header("proxy-status"),
+            Some("evergate; error=tls_alert_received"),
+            "{protocol}"
+        );
+    }
+    gate.reload_ok(&document(
+        to,
+        origin.addr,
+        &format!("{known}\nprotocol = \"h2\""),
+    ));
+    assert_eq!(get(to, "x", "/").text(), "h2 https x 0");
     gate.reload_ok(&document(to, origin.addr, known));
     assert_eq!(get(to, "x", "/").text(), "h1");
 }

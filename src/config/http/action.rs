@@ -118,6 +118,8 @@ fn proxy(
         host_header: host_header?,
         timeout,
         websocket: raw.websocket.as_ref().is_none_or(|w| w.value),
+        retries: raw.retries.clone().unwrap_or_default().spec(check),
+        buffer: raw.buffer.as_ref().map_or(0, |b| b.0),
         on_change: raw.on_change.as_ref().map(|o| o.value),
     })
 }

@@ -5,7 +5,7 @@ use super::super::runtime::OnChange;
 use super::super::scalar::{Size, Span};
 use super::filters::{LATER, filtered};
 use super::tls::TlsRaw;
-use super::{FilesRaw, Scheme};
+use super::{FilesRaw, RetriesRaw, Scheme};
 
 filtered! {
     /// An HTTP server: where it listens, what names it answers for, and what it does with requests.
@@ -145,11 +145,15 @@ section! {
         timeout: Span,
         /// Let clients upgrade to websocket; `false`: they get the answer to an ordinary request.
         websocket: bool = true,
+        /// Which failed tries are repeated on another target.
+        retries: RetriesRaw = {},
+        /// Request bodies of a known length up to this are read whole before they are sent, so that they can be sent again.
+        buffer: Size = "0B",
         /// What happens to a websocket when a swap changed or removed its own definition; left out: as the server says.
         on_change: OnChange,
     }
     short = upstream;
-    later = [&["buffer", "retries", "mirror", "split"]];
+    later = [&["mirror", "split"]];
 }
 
 section! {

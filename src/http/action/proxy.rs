@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, TE, TRANSFER_ENCODING,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, SET_COOKIE, TE, TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -19,7 +19,7 @@ use hyper::body::{Body, Incoming};
 use hyper::ext::ReasonPhrase;
 
 use super::upgrade::{self, Outbound, Switching};
-use crate::config::http::{HostHeader, ProxySpec};
+use crate::config::http::{HostHeader, ProxySpec, RetrySpec, Scheme};
 use crate::config::runtime::OnChange;
 use crate::generation::Flight;
 use crate::http::action::with_target;
@@ -28,11 +28,13 @@ use crate::http::extended::Handshake;
 use crate::http::headers;
 use crate::http::progress::Progress;
 use crate::http::request::{Expectation, RequestContext};
+use crate::http::text;
 use crate::http::vars::Vars;
 use crate::http::websocket;
 use crate::upstream::body::{BodyRules, RequestBody};
 use crate::upstream::error::{Error, Kind};
-use crate::upstream::{KeyedBy, SendOptions, Upstream, hash};
+use crate::upstream::sticky::sticky_id;
+use crate::upstream::{KeyedBy, SendOptions, Target, Upstream, hash};
 
 /// `proxy`.
 #[derive(Debug)]
@@ -43,6 +45,9 @@ pub struct Proxy {
     host_header: HostHeader,
     timeout: Option<Duration>,
     websocket: bool,
+    /// `None`: what an upstream does of itself.
+    retries: Option<Arc<RetrySpec>>,
+    buffer: u64,
     on_change: Option<OnChange>,
 }
 
@@ -70,6 +75,8 @@ impl Proxy {
             host_header: spec.host_header.clone(),
             timeout: spec.timeout,
             websocket: spec.websocket,
+            retries: (!spec.retries.is_default()).then(|| Arc::new(spec.retries.clone())),
+            buffer: spec.buffer,
             on_change: spec.on_change,
         }
     }
@@ -112,8 +119,14 @@ impl Proxy {
         };
         let handshake = inbound.handshake.take().filter(|_| self.websocket);
         let extended = handshake.is_some();
-        let (request, mut options, websocket) = self.outbound(context, inbound, extended)?;
-        options.key = key;
+        let sticky = upstream.sticky_cookie().and_then(|name| {
+            text::cookies(&inbound.parts.headers)
+                .find(|(key, _)| *key == name.as_bytes())
+                .and_then(|(_, value)| sticky_id(value))
+        });
+        let (mut request, mut options, websocket) = self.outbound(context, inbound, extended)?;
+        (options.key, options.sticky) = (key, sticky);
+        options.retries = self.retries.clone();
         let flight = &progress.flight;
         if websocket {
             let outbound = Outbound {
@@ -126,6 +139,12 @@ impl Proxy {
                 upgrade::run(upstream, context, outbound, progress, definition, switching);
             return until_cut(Box::pin(upgrading), flight).await;
         }
+        if self.buffer > 0 && !request.body().is_end_stream() {
+            let (parts, body) = request.into_parts();
+            // Boxed: every request's future would carry its state.
+            let kept = until_cut(Box::pin(body.keep(self.buffer)), flight).await?;
+            request = Request::from_parts(parts, kept);
+        }
         let sending = upstream.send(&context.connection.worker, request, options);
         let (response, in_flight) = until_cut(sending, flight).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -135,7 +154,9 @@ impl Proxy {
             ));
         }
         flight.define(with_target(definition, &in_flight.target.key().1));
-        Ok(inbound_response(response).map(|body| ResponseBody::streamed(body, in_flight)))
+        let mut response = inbound_response(response);
+        stick(&mut response, upstream, &in_flight.target, sticky, context);
+        Ok(response.map(|body| ResponseBody::streamed(body, in_flight)))
     }
 
     fn outbound(
@@ -246,6 +267,19 @@ pub(super) fn inbound_response<B>(response: Response<B>) -> Response<B> {
     }
     headers::strip_response(&mut parts.headers);
     Response::from_parts(parts, body)
+}
+
+/// Tells the client which target is its own from now on, unless it knows.
+pub(super) fn stick<B>(
+    response: &mut Response<B>,
+    upstream: &Upstream,
+    target: &Target,
+    had: Option<u64>,
+    context: &RequestContext<'_>,
+) {
+    if let Some(cookie) = upstream.set_cookie(target, had, context.scheme == Scheme::Https) {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
 }
 
 /// Waits for `work`, unless the request is told to end before.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT};
 use http::{Request, Response, StatusCode};
 
-use super::proxy::inbound_response;
+use super::proxy::{inbound_response, stick};
 use super::with_target;
 use crate::config::runtime::OnChange;
 use crate::http::body::{Content, ResponseBody};
@@ -55,16 +55,18 @@ pub(super) async fn run(
         .as_ref()
         .map(|_| handshake::complete(request.headers_mut()));
     let worker = &context.connection.worker;
+    let sticky = options.sticky;
     let (answer, in_flight) = upstream.upgrade(worker, request, options).await?;
     let target = in_flight.target.key().1.clone();
     let (response, switched) = match answer {
         Answer::Refused(response) => {
             progress.flight.define(with_target(definition, &target));
-            let response = inbound_response(response);
+            let mut response = inbound_response(response);
             if handshake.is_some() && response.status().is_success() {
                 let detail = format!("{target}: answered a websocket's handshake as a request");
                 return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
             }
+            stick(&mut response, upstream, &in_flight.target, sticky, context);
             return Ok(response.map(|body| ResponseBody::streamed(body, in_flight)));
         }
         Answer::Switched(response, switched) => (response, switched),
@@ -79,6 +81,8 @@ pub(super) async fn run(
         return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
     }
     progress.flight.define(with_target(definition, &target));
+    let mut response = inbound_response(response);
+    stick(&mut response, upstream, &in_flight.target, sticky, context);
     let tunnel = Tunnel {
         origin: switched.stream,
         first: switched.first,
@@ -87,7 +91,6 @@ pub(super) async fn run(
         idle: switching.idle,
         on_change: switching.on_change,
     };
-    let mut response = inbound_response(response);
     match handshake {
         None => {
             context.connection.switch(tunnel);

@@ -5,6 +5,7 @@ mod answers;
 mod health;
 mod multiplexed;
 mod requests;
+mod retries;
 mod targets;
 
 use std::future::Future;
@@ -128,6 +129,7 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             })
             .collect(),
         balance: Balance::RoundRobin,
+        sticky: None,
         protocol: Protocol::Http1,
         tls: None,
         pool: PoolSpec {
