@@ -54,13 +54,17 @@ pub fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<
 
 /// Paths of the files that the servers of an address answer with.
 fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
-    actions_of(specs).filter_map(|action| match action {
+    let pages = specs
+        .iter()
+        .flat_map(|spec| spec.error_pages.files().map(|(_, path)| path));
+    let bodies = actions_of(specs).filter_map(|action| match action {
         ActionSpec::Respond(respond) => match &respond.body {
             RespondBody::File(path) => Some(path),
             RespondBody::Template(_) => None,
         },
         ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
-    })
+    });
+    bodies.chain(pages)
 }
 
 /// What one generation runs. Dropping the last reference lets its leases fall.

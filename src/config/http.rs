@@ -3,6 +3,7 @@
 
 mod action;
 mod check;
+mod error_pages;
 mod files;
 pub(in crate::config) mod filters;
 mod matcher;
@@ -22,8 +23,13 @@ use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
 pub use check::{Around, Checked, RouteAt};
+pub use error_pages::{ErrorPagesSpec, PageFor};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
-pub use filters::{AccessSpec, FilterSets, FiltersRaw, FiltersSpec, Setting};
+pub use filters::{
+    AccessSpec, CompressSpec, CorsRaw, CorsSpec, EditSpec, FilterSets, FiltersRaw, FiltersSpec,
+    HeadersRaw, HeadersSetting, HeadersSpec, OriginPattern, Piece, RewriteRaw, RewriteSpec,
+    Setting,
+};
 pub use raw::{HttpRaw, RouteRaw};
 pub use retries::{MAX_ATTEMPTS, RetriesRaw, RetrySpec};
 pub use tls::{CertificateSpec, KeyRaw, PemSource, TlsSpec, TlsVersion, redirects_to};
@@ -46,6 +52,8 @@ pub struct HttpSpec {
     /// For what no route takes: its own and those it uses.
     pub filters: FiltersSpec,
     pub routes: Vec<RouteSpec>,
+    /// For errors that are ours.
+    pub error_pages: ErrorPagesSpec,
     /// The action for what no route takes.
     pub fallback: Option<ActionSpec>,
     pub on_change: OnChange,

@@ -11,8 +11,10 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::action::files::body::FileBody;
+use super::compressed::Compressed;
 use super::connection::Connection;
 use super::progress::Progress;
+use crate::config::http::FileCoding;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::{InFlight, UpstreamBody};
 
@@ -49,6 +51,8 @@ pub enum Content {
     Full(Bytes),
     Upstream(UpstreamBody),
     File(FileBody),
+    /// Any of the others, compressed. Boxed: few are.
+    Compressed(Box<Compressed>),
 }
 
 impl From<Bytes> for Content {
@@ -57,6 +61,43 @@ impl From<Bytes> for Content {
             Content::Empty
         } else {
             Content::Full(bytes)
+        }
+    }
+}
+
+impl Content {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self {
+            Content::Empty => Poll::Ready(None),
+            Content::Full(bytes) => {
+                let piece = bytes.split_to(bytes.len().min(PIECE));
+                if bytes.is_empty() {
+                    *self = Content::Empty;
+                }
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Content::File(file) => file.poll_piece(cx).map(|piece| {
+                let piece = piece?.map(Frame::data).map_err(|error| {
+                    let detail = format!("a file while it was sent: {error}");
+                    Error::us(Kind::ProxyInternalError, detail)
+                });
+                Some(piece)
+            }),
+            Content::Compressed(compressed) => compressed.poll_frame(cx),
+        }
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        match self {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Upstream(body) => body.size_hint(),
+            Content::File(file) => SizeHint::with_exact(file.left()),
+            Content::Compressed(_) => SizeHint::default(),
         }
     }
 }
@@ -84,6 +125,15 @@ impl ResponseBody {
         self.exchange = Some(exchange);
     }
 
+    /// Sends what it has compressed from here on. Its length is not known any more.
+    pub fn compress(&mut self, coding: FileCoding) {
+        let content = std::mem::replace(&mut self.content, Content::Empty);
+        self.content = match Compressed::new(content, coding) {
+            Ok(compressed) => Content::Compressed(Box::new(compressed)),
+            Err(content) => content,
+        };
+    }
+
     pub fn content(&self) -> &Content {
         &self.content
     }
@@ -104,6 +154,10 @@ impl ResponseBody {
             Content::Empty => Some(0),
             // Has no content of its own in answer to HEAD.
             Content::Upstream(_) => None,
+            Content::Compressed(_) => {
+                self.content = Content::Empty;
+                None
+            }
             Content::File(file) => {
                 let length = usize::try_from(file.left()).ok();
                 self.content = Content::Empty;
@@ -122,7 +176,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        if let Content::Upstream(_) | Content::File(_) = this.content
+        if let Content::Upstream(_) | Content::File(_) | Content::Compressed(_) = this.content
             && let Some(exchange) = &this.exchange
             && exchange.progress.flight.poll_cut(cx).is_ready()
         {
@@ -137,24 +191,7 @@ impl Body for ResponseBody {
         {
             return Poll::Ready(Some(Err(in_flight.cut_error())));
         }
-        let polled = match &mut this.content {
-            Content::Empty => Poll::Ready(None),
-            Content::Full(bytes) => {
-                let piece = bytes.split_to(bytes.len().min(PIECE));
-                if bytes.is_empty() {
-                    this.content = Content::Empty;
-                }
-                Poll::Ready(Some(Ok(Frame::data(piece))))
-            }
-            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
-            Content::File(file) => file.poll_piece(cx).map(|piece| {
-                let piece = piece?.map(Frame::data).map_err(|error| {
-                    let detail = format!("a file while it was sent: {error}");
-                    Error::us(Kind::ProxyInternalError, detail)
-                });
-                Some(piece)
-            }),
-        };
+        let polled = this.content.poll_frame(cx);
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
         }
@@ -167,16 +204,12 @@ impl Body for ResponseBody {
             Content::Full(_) => false,
             Content::Upstream(body) => body.is_end_stream(),
             Content::File(file) => file.left() == 0,
+            Content::Compressed(compressed) => compressed.is_end(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Empty => SizeHint::with_exact(0),
-            Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Upstream(body) => body.size_hint(),
-            Content::File(file) => SizeHint::with_exact(file.left()),
-        }
+        self.content.size_hint()
     }
 }
 

@@ -9,7 +9,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -198,6 +199,8 @@ async fn handle(
         exchange.progress.flight.define(action.definition);
     }
 
+    let pages = server.error_pages.as_ref().filter(|_| !is_grpc(&parts));
+
     // Filters, on the way in.
     let mut passed = Passed::default();
     if !filters.is_empty() {
@@ -210,6 +213,9 @@ async fn handle(
         };
         if let Err(refusal) = filters.admit(asking, &mut passed).await {
             let mut handled = local(*refusal, body, expectation, http1);
+            if let Some(pages) = pages {
+                pages.replace(&mut handled.response);
+            }
             filters.back(passed, &mut handled.response);
             return handled;
         }
@@ -220,6 +226,7 @@ async fn handle(
         expectation,
         handshake,
         limit: filters.body_limit,
+        edits: std::mem::take(&mut passed.request),
         upgraded_timeout: server.upgraded_timeout,
         on_change: server.on_change,
     };
@@ -229,10 +236,19 @@ async fn handle(
         generation: serving.generation.id,
     };
     let mut handled = act(exchange, &context, action, inbound, &place).await;
+    if let Some(pages) = pages {
+        pages.replace(&mut handled.response);
+    }
     if !filters.is_empty() {
         filters.back(passed, &mut handled.response);
     }
     handled
+}
+
+/// Such a client reads trailers, not pages.
+fn is_grpc(parts: &Parts) -> bool {
+    let kind = parts.headers.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Where in the configuration a request is.

@@ -21,7 +21,7 @@ pub(super) struct Actions<'r> {
 }
 
 /// Fields that describe the message itself; they follow from the body and the connection.
-const FRAMING: [&str; 7] = [
+pub(super) const FRAMING: [&str; 7] = [
     "connection",
     "content-length",
     "keep-alive",
@@ -129,16 +129,19 @@ fn host_header(text: &Loc<String>, check: &mut Checker<'_>) -> Option<HostHeader
         "preserve" => Some(HostHeader::Preserve),
         "upstream" => Some(HostHeader::Upstream),
         fixed => {
-            // `host[:port]`, as RFC 9110 has it: no user, no path.
-            let valid = ::http::uri::Authority::try_from(fixed).is_ok() && !fixed.contains('@');
-            let value = HeaderValue::from_str(fixed).ok().filter(|_| valid);
-            let wrong = || {
-                Wrong::new(format!("`{}` is not a value of `Host`", shorten(fixed)))
-                    .help("`preserve`, `upstream`, or a host with or without port")
-            };
-            check.take(text.at, value.map(HostHeader::Fixed).ok_or_else(wrong))
+            let value = host_value(fixed).map_err(|wrong| {
+                wrong.help("`preserve`, `upstream`, or a host with or without port")
+            });
+            check.take(text.at, value.map(HostHeader::Fixed))
         }
     }
+}
+
+/// `host[:port]`, as RFC 9110 has it: no user, no path.
+pub(super) fn host_value(text: &str) -> Result<HeaderValue, Wrong> {
+    let valid = ::http::uri::Authority::try_from(text).is_ok() && !text.contains('@');
+    let value = HeaderValue::from_str(text).ok().filter(|_| valid);
+    value.ok_or_else(|| Wrong::new(format!("`{}` is not a value of `Host`", shorten(text))))
 }
 
 fn respond(raw: &Loc<Box<RespondRaw>>, check: &mut Checker<'_>) -> Option<RespondSpec> {
@@ -252,7 +255,7 @@ fn status(
     )
 }
 
-fn template(at: At, text: &str, check: &mut Checker<'_>) -> Option<Template> {
+pub(super) fn template(at: At, text: &str, check: &mut Checker<'_>) -> Option<Template> {
     match Template::parse(text) {
         Ok(template) => Some(template),
         Err(all) => {
@@ -265,7 +268,7 @@ fn template(at: At, text: &str, check: &mut Checker<'_>) -> Option<Template> {
 }
 
 /// What stands between the variables must be fit for a header field.
-fn is_header_value(template: &Template, at: At, check: &mut Checker<'_>) -> bool {
+pub(super) fn is_header_value(template: &Template, at: At, check: &mut Checker<'_>) -> bool {
     let fits = |part: &Part| match part {
         Part::Text(text) => HeaderValue::from_str(text).is_ok(),
         Part::Var(_) => true,

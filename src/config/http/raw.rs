@@ -31,6 +31,9 @@ filtered! {
         routes: List<RouteRaw> = [],
         /// What happens to a websocket when a swap changed or removed its own definition; left out: as `[runtime]` says.
         on_change: OnChange,
+        /// Files that are sent with errors made here, never instead of an upstream's answers: by status (`404`), else by its
+        /// class (`5xx`). They are read when the configuration is loaded.
+        error_pages: Map<String>,
         /// For requests that no route takes: pass them on to an upstream.
         proxy: Box<ProxyRaw>,
         /// For requests that no route takes: serve the files of a folder.
@@ -43,7 +46,7 @@ filtered! {
         using as "use": List<String>,
     }
     one_of = ["proxy", "files", "respond", "redirect", "tcp"];
-    later = [LATER, &["access_log", "proxy_protocol", "error_pages", "tcp"]];
+    later = [LATER, &["access_log", "proxy_protocol", "tcp"]];
 }
 
 section! {

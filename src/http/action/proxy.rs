@@ -25,6 +25,7 @@ use crate::generation::Flight;
 use crate::http::action::with_target;
 use crate::http::body::ResponseBody;
 use crate::http::extended::Handshake;
+use crate::http::filter::Edit;
 use crate::http::headers;
 use crate::http::progress::Progress;
 use crate::http::request::{Expectation, RequestContext};
@@ -61,6 +62,8 @@ pub struct Inbound {
     pub handshake: Option<Handshake>,
     /// Largest body in bytes.
     pub limit: Option<u64>,
+    /// Changes of fields that filters want.
+    pub edits: Vec<Edit>,
     /// How long a websocket may be silent.
     pub upgraded_timeout: Option<Duration>,
     /// As the server says.
@@ -170,6 +173,7 @@ impl Proxy {
             body,
             expectation,
             limit,
+            edits,
             ..
         } = inbound;
         let fields = &mut parts.headers;
@@ -231,6 +235,10 @@ impl Proxy {
                 host_from_target = false;
                 fields.insert(HOST, value.clone());
             }
+        }
+        for edit in edits {
+            host_from_target &= !matches!(&edit, Edit::Set(name, _) if *name == HOST);
+            edit.apply(fields);
         }
         parts.uri = Uri::from(self.target(context)?);
         parts.version = Version::HTTP_11;

@@ -5,6 +5,10 @@
 //! A request whose server and route have none asks one question, [`Filters::is_empty`].
 
 mod access;
+mod compress;
+mod cors;
+mod headers;
+mod rewrite;
 
 use std::sync::Arc;
 
@@ -16,6 +20,11 @@ use super::request::RequestContext;
 use super::vars::Vars;
 use crate::config::http::FiltersSpec;
 use access::Access;
+use compress::Compress;
+use cors::Cors;
+pub use headers::Edit;
+use headers::Headers;
+use rewrite::Rewrite;
 
 /// What filters keep over generations, by identity. One per process.
 #[derive(Debug, Default)]
@@ -27,6 +36,10 @@ pub struct Filters {
     /// Largest request body in bytes; `None`: no limit.
     pub body_limit: Option<u64>,
     access: Option<Access>,
+    cors: Option<Cors>,
+    rewrite: Option<Rewrite>,
+    headers: Option<Headers>,
+    compress: Option<Compress>,
 }
 
 /// A request as filters see it and change it.
@@ -54,7 +67,15 @@ impl Asking<'_, '_> {
 
 /// What the way in leaves for the way back: fields to set, places to hold until the response has ended.
 #[derive(Debug, Default)]
-pub struct Passed {}
+pub struct Passed {
+    /// Changes to the fields of the request, done where it goes out: behind all that the proxy takes away and sets. A field
+    /// that is set in the request itself is taken for the client's.
+    pub request: Vec<Edit>,
+    /// To the fields of the response: those with variables, in their order.
+    response: Vec<Option<Edit>>,
+    cors: cors::Asked,
+    compress: compress::Wanted,
+}
 
 /// The answer of a filter, instead of the action's.
 pub type Refusal = Box<Response<ResponseBody>>;
@@ -65,27 +86,72 @@ impl Filters {
         Filters {
             body_limit: spec.body_limit.flatten(),
             access: Access::build(spec),
+            cors: Cors::build(spec),
+            rewrite: Rewrite::build(spec),
+            headers: Headers::build(spec),
+            compress: Compress::build(spec),
         }
     }
 
     /// True if a request has nothing to do here but to obey `body_limit`.
     pub fn is_empty(&self) -> bool {
         self.access.is_none()
+            && self.cors.is_none()
+            && self.rewrite.is_none()
+            && self.headers.is_none()
+            && self.compress.is_none()
     }
 
     /// The way in.
     ///
     /// # Errors
     /// The answer of the filter that ends the request here.
-    pub async fn admit(&self, asking: Asking<'_, '_>, _passed: &mut Passed) -> Result<(), Refusal> {
+    pub async fn admit(
+        &self,
+        mut asking: Asking<'_, '_>,
+        passed: &mut Passed,
+    ) -> Result<(), Refusal> {
+        // What the way back must know, whoever answers: the request is gone by then.
+        if let Some(cors) = &self.cors {
+            passed.cors = cors.ask(asking.parts);
+        }
+        if let Some(compress) = &self.compress {
+            passed.compress = compress.ask(asking.parts);
+        }
+        let entered = self.enter(&mut asking, passed).await;
+        if let Some(headers) = &self.headers {
+            headers.render(&asking.vars(), entered.is_ok(), passed);
+        }
+        entered
+    }
+
+    /// The filters that may refuse, in their order.
+    async fn enter(&self, asking: &mut Asking<'_, '_>, passed: &mut Passed) -> Result<(), Refusal> {
         if let Some(access) = &self.access {
             access.admit(asking.context.client)?;
+        }
+        if let Some(cors) = &self.cors {
+            cors.admit(&passed.cors)?;
+        }
+        if let Some(rewrite) = &self.rewrite {
+            rewrite.apply(asking, passed)?;
         }
         Ok(())
     }
 
     /// The way back, for answers of the action and of filters alike.
-    pub fn back(&self, _passed: Passed, _response: &mut Response<ResponseBody>) {}
+    pub fn back(&self, mut passed: Passed, response: &mut Response<ResponseBody>) {
+        if let Some(headers) = &self.headers {
+            let rendered = std::mem::take(&mut passed.response);
+            headers.back(rendered, response.headers_mut());
+        }
+        if let Some(cors) = &self.cors {
+            cors.back(&mut passed.cors, response.headers_mut());
+        }
+        if let Some(compress) = &self.compress {
+            compress.back(&passed.compress, response);
+        }
+    }
 }
 
 /// Routes without filters of their own share the server's.

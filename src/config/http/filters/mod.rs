@@ -3,6 +3,10 @@
 //! `use`, and of several names in one `use` the last; only what `headers` say adds up.
 
 mod access;
+mod compress;
+mod cors;
+mod headers;
+mod rewrite;
 mod set;
 
 use std::sync::Arc;
@@ -10,8 +14,14 @@ use std::sync::Arc;
 use super::super::check::Checker;
 use super::super::decode::{Limit, List, Loc, Switch};
 use super::super::scalar::{Size, cidr};
+use super::super::tree::At;
+use super::FileCoding;
 
 pub use access::AccessSpec;
+pub use compress::CompressSpec;
+pub use cors::{CorsRaw, CorsSpec, OriginPattern};
+pub use headers::{EditSpec, HeadersRaw, HeadersSetting, HeadersSpec};
+pub use rewrite::{Piece, RewriteRaw, RewriteSpec};
 pub use set::{FilterSets, FiltersRaw};
 
 /// Defines a section that may hold filters: its own keys, then those of every filter, the same everywhere.
@@ -30,8 +40,16 @@ macro_rules! filtered {
                 allow: $crate::config::decode::Switch<$crate::config::decode::List<String>>,
                 /// Ranges of client addresses that are refused with 403, also where `allow` has them. `false`: no such list.
                 deny: $crate::config::decode::Switch<$crate::config::decode::List<String>>,
+                /// Let pages of other origins read responses. `false`: none.
+                cors: $crate::config::decode::Switch<$crate::config::http::CorsRaw>,
                 /// Largest request body; overrides `limits.body` of the server.
                 body_limit: $crate::config::decode::Limit<$crate::config::scalar::Size>,
+                /// Another path for what stands behind. `false`: as it came.
+                rewrite: $crate::config::decode::Switch<$crate::config::http::RewriteRaw>,
+                /// Change the fields of requests and responses; adds up, the route's last. `false`: nothing that is said farther off.
+                headers: $crate::config::decode::Switch<$crate::config::http::HeadersRaw>,
+                /// Compress responses that gain by it, where the client takes it: our order among those it likes equally. `false`: none.
+                compress: $crate::config::decode::Switch<$crate::config::decode::List<$crate::config::http::FileCoding>>,
             }
             $(one_of = $one_of;)?
             later = $later;
@@ -43,7 +61,11 @@ macro_rules! filtered {
                 $crate::config::http::filters::Written {
                     allow: self.allow.as_ref(),
                     deny: self.deny.as_ref(),
+                    cors: self.cors.as_ref(),
                     body_limit: self.body_limit.as_ref(),
+                    rewrite: self.rewrite.as_ref(),
+                    headers: self.headers.as_ref(),
+                    compress: self.compress.as_ref(),
                 }
             }
         }
@@ -53,14 +75,10 @@ pub(in crate::config) use filtered;
 
 /// Keys of filters that are not built.
 pub(super) const LATER: &[&str] = &[
-    "cors",
     "rate_limit",
     "basic_auth",
     "forward_auth",
     "concurrency",
-    "rewrite",
-    "headers",
-    "compress",
     "bandwidth",
     "timeout",
 ];
@@ -70,7 +88,11 @@ pub(super) const LATER: &[&str] = &[
 pub(in crate::config) struct Written<'r> {
     pub(in crate::config) allow: Option<&'r Loc<Switch<List<String>>>>,
     pub(in crate::config) deny: Option<&'r Loc<Switch<List<String>>>>,
+    pub(in crate::config) cors: Option<&'r Loc<Switch<CorsRaw>>>,
     pub(in crate::config) body_limit: Option<&'r Loc<Limit<Size>>>,
+    pub(in crate::config) rewrite: Option<&'r Loc<Switch<RewriteRaw>>>,
+    pub(in crate::config) headers: Option<&'r Loc<Switch<HeadersRaw>>>,
+    pub(in crate::config) compress: Option<&'r Loc<Switch<List<FileCoding>>>>,
 }
 
 /// A filter where it may be said: `None` is "not here, what lies below counts", [`Setting::Off`] is `false`.
@@ -125,8 +147,13 @@ impl<T> Setting<T> {
 pub struct FiltersSpec {
     pub allow: Setting<AccessSpec>,
     pub deny: Setting<AccessSpec>,
+    pub cors: Setting<CorsSpec>,
     /// Largest request body in bytes; the inner `None`: no limit.
     pub body_limit: Option<Option<u64>>,
+    pub rewrite: Setting<RewriteSpec>,
+    /// Adds up.
+    pub headers: HeadersSetting,
+    pub compress: Setting<CompressSpec>,
 }
 
 impl FiltersSpec {
@@ -135,7 +162,11 @@ impl FiltersSpec {
         FiltersSpec {
             allow: self.allow.over(&below.allow),
             deny: self.deny.over(&below.deny),
+            cors: self.cors.over(&below.cors),
             body_limit: self.body_limit.or(below.body_limit),
+            rewrite: self.rewrite.over(&below.rewrite),
+            headers: self.headers.over(&below.headers),
+            compress: self.compress.over(&below.compress),
         }
     }
 }
@@ -154,9 +185,22 @@ impl Written<'_> {
         FiltersSpec {
             allow: ranges(self.allow),
             deny: ranges(self.deny),
+            cors: Setting::read(self.cors, |raw| CorsSpec::new(raw, at(self.cors), check)),
             body_limit: self.body_limit.map(|limit| limit.get().map(|size| size.0)),
+            rewrite: Setting::read(self.rewrite, |raw| {
+                RewriteSpec::new(raw, at(self.rewrite), check)
+            }),
+            headers: HeadersSetting::read(self.headers, check),
+            compress: Setting::read(self.compress, |list| {
+                CompressSpec::new(list, at(self.compress), check)
+            }),
         }
     }
+}
+
+/// Where a key is written.
+fn at<T>(raw: Option<&Loc<T>>) -> At {
+    raw.map(|raw| raw.at).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -173,11 +217,13 @@ mod tests {
             allow: some("10.0.0.0/8"),
             deny: some("10.1.0.0/16"),
             body_limit: Some(Some(10)),
+            ..FiltersSpec::default()
         };
         let route = FiltersSpec {
             allow: some("192.0.2.0/24"),
             deny: Setting::Off,
             body_limit: Some(None),
+            ..FiltersSpec::default()
         };
         let merged = route.over(&server);
         assert_eq!(merged, route);
