@@ -1,5 +1,6 @@
-//! The command line: `run` and the quick modes start the process, `check` and `schema` need none, and `adapt`, `reload`, `now`, `stop` and
-//! `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see [`Exit`].
+//! The command line: `run` and the quick modes start the process, `check`, `trust` and `schema` need none, and `adapt`,
+//! `reload`, `now`, `stop` and `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see
+//! [`Exit`].
 
 mod args;
 mod client;
@@ -8,6 +9,7 @@ mod file;
 mod local;
 mod quick;
 mod remote;
+mod trust;
 
 use std::process::ExitCode;
 
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
         None => local::run(args.run),
         Some(Verb::Run(run)) => local::run(run),
         Some(Verb::Check(check)) => local::check(&check),
+        Some(Verb::Trust(args)) => trust::trust(&args),
         Some(Verb::ReverseProxy(args)) => quick::reverse_proxy(&args),
         Some(Verb::FileServer(args)) => quick::file_server(&args),
         Some(Verb::Respond(args)) => quick::respond(&args),

@@ -37,9 +37,21 @@ pub enum Var {
     Time,
     TlsVersion,
     Sni,
+    ClientCert(ClientCertPart),
     Header(::http::HeaderName),
     Cookie(String),
     QueryKey(String),
+}
+
+/// A part of the certificate that a client has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertPart {
+    /// RFC 4514: `CN=alice,O=Example`.
+    Subject,
+    /// SHA-256 of the certificate in lower-case hexadecimal.
+    Fingerprint,
+    /// `DNS:a.test,email:a@a.test`.
+    San,
 }
 
 /// What renders a variable.
@@ -49,7 +61,7 @@ pub trait Source {
 }
 
 /// The variables without a name of their own.
-const VARIABLES: [(&str, Var); 15] = [
+const VARIABLES: [(&str, Var); 18] = [
     ("client_ip", Var::ClientIp),
     ("client_port", Var::ClientPort),
     ("scheme", Var::Scheme),
@@ -65,6 +77,15 @@ const VARIABLES: [(&str, Var); 15] = [
     ("time", Var::Time),
     ("tls_version", Var::TlsVersion),
     ("sni", Var::Sni),
+    (
+        "client_cert.subject",
+        Var::ClientCert(ClientCertPart::Subject),
+    ),
+    (
+        "client_cert.fingerprint",
+        Var::ClientCert(ClientCertPart::Fingerprint),
+    ),
+    ("client_cert.san", Var::ClientCert(ClientCertPart::San)),
 ];
 
 /// Variables of features that are not built.
@@ -164,7 +185,7 @@ fn variable(text: &str) -> Result<Var, Wrong> {
     if let Some((_, var)) = VARIABLES.iter().find(|(name, _)| *name == text) {
         return Ok(var.clone());
     }
-    if LATER.contains(&text) || text.starts_with("client_cert.") {
+    if LATER.contains(&text) {
         return Err(Wrong::new(format!(
             "`{{{}}}` is not supported yet",
             shorten(text)

@@ -183,15 +183,17 @@ async fn handle(
             http1,
         );
     };
-    if let Some(session) = &connection.tls
-        && entry.misdirected(session, context.host_name())
-    {
+    if entry.misdirected(connection.tls.as_ref(), context.host_name(), server) {
         return local(
             error::plain(StatusCode::MISDIRECTED_REQUEST),
             body,
             expectation,
             http1,
         );
+    }
+    if server.client_auth.is_some() {
+        let session = connection.tls.as_ref();
+        context.client_cert = session.and_then(|session| session.client.as_deref());
     }
     let (route, action) = server.find(&context.head(&parts));
     let filters = route.map_or(&*server.filters, |route| &route.filters);

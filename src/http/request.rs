@@ -15,6 +15,7 @@ use super::host::Host;
 use super::path::Path;
 use super::route::Head;
 use crate::config::http::Scheme;
+use crate::tls::ClientCert;
 use crate::upstream::error::Error;
 
 /// What the phases after admission know about a request besides its head.
@@ -35,6 +36,8 @@ pub struct RequestContext<'a> {
     /// The target as it came.
     pub uri: &'a Uri,
     pub version: Version,
+    /// The client's certificate, if the server it asks wants one.
+    pub client_cert: Option<&'a ClientCert>,
 }
 
 /// What an `Expect` field asks for.
@@ -95,6 +98,7 @@ impl<'a> RequestContext<'a> {
             slashless: false,
             uri,
             version: parts.version,
+            client_cert: None,
         })
     }
 

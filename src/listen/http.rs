@@ -31,12 +31,15 @@ use crate::http::tunnel::Tunnel;
 use crate::http::{Entry, pipeline};
 use crate::metrics::WorkerContext;
 use crate::net::Peer;
+use crate::tls;
 
 /// One bound address on one worker: what its connections share.
 #[derive(Debug)]
 pub struct Listener {
     pub slot: Slot<Entry>,
     pub worker: Arc<WorkerContext>,
+    /// Of all addresses of the worker.
+    pub handshakes: Arc<tls::Counters>,
 }
 
 /// What a client with prior knowledge of HTTP/2 sends first (RFC 9113 section 3.4).

@@ -6,6 +6,7 @@
 
 mod actor;
 mod admin_socket;
+mod certificates;
 mod drain;
 pub mod event;
 mod files;
@@ -19,12 +20,15 @@ mod status;
 mod swap;
 mod targets;
 mod view;
+mod watch;
 
 pub use actor::{Options, start};
 pub use admin_socket::{AdminBinding, AdminListener};
+pub use certificates::{CertificateList, CertificateStatus, RefreshRefused, RefreshRequest};
 pub use handle::{Handle, Running};
 pub use log::EventReader;
 pub use request::{Source, SubmitError, SwapRecord, SwapRequest};
+pub use state_dir::folder as state_folder;
 pub use status::{
     CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
 };

@@ -31,7 +31,7 @@ const YOUNG: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_secs(60);
 
 /// What the files said when they were read, by path.
-pub(super) type Contents = HashMap<PathBuf, Bytes>;
+pub(super) type TargetLists = HashMap<PathBuf, Bytes>;
 
 /// Looks at the files of one generation; it ends when this is dropped.
 pub(super) struct Watch {
@@ -40,7 +40,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Watches the files that `document` names; none if it names none.
-    pub(super) fn start(document: &Document, seen: Contents, handle: Handle) -> Option<Watch> {
+    pub(super) fn start(document: &Document, seen: TargetLists, handle: Handle) -> Option<Watch> {
         let mut watched = Vec::new();
         for upstream in document.upstreams.values() {
             if let Some(path) = &upstream.targets_file {

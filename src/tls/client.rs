@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -15,9 +16,10 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use sha2::{Digest, Sha256};
 
-use super::store::{Certificate, Fault, Files, Pair, parse, text};
+use super::certificate::{Certificate, Pair};
+use super::store::{Fault, Files};
 use super::{H1, H2, Shared};
-use crate::config::http::CertificateSpec;
+use crate::config::http::{CertificateSpec, PemSource};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{UpstreamSpec, UpstreamTlsSpec};
 
@@ -82,7 +84,7 @@ impl fmt::Debug for Client {
 }
 
 /// The clients of one generation.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Clients {
     by_upstream: HashMap<Arc<str>, Arc<Client>>,
 }
@@ -134,6 +136,21 @@ impl Clients {
             (None, None) => true,
             _ => false,
         }
+    }
+}
+
+/// What to call a text, and the text.
+fn text(source: &PemSource, name: &str, files: &Files) -> (String, Bytes) {
+    match source {
+        PemSource::Text(text) => (
+            name.to_owned(),
+            Bytes::copy_from_slice(text.expose().as_bytes()),
+        ),
+        // Every file that the document names was read.
+        PemSource::File(path) => (
+            path.display().to_string(),
+            files.get(path).cloned().unwrap_or_default(),
+        ),
     }
 }
 
@@ -189,13 +206,13 @@ impl Loader<'_> {
             digest.update(Sha256::digest(&key));
             let pair = Pair {
                 cert: &cert,
-                cert_pointer: format!("{pointer}/client_cert"),
-                cert_name,
+                cert_pointer: &format!("{pointer}/client_cert"),
+                cert_name: &cert_name,
                 key: &key,
-                key_pointer: format!("{pointer}/client_key"),
-                key_name,
+                key_pointer: &format!("{pointer}/client_key"),
+                key_name: &key_name,
             };
-            match parse(&pair, self.provider) {
+            match pair.parse(self.provider) {
                 Ok(certificate) => {
                     if let Some(word) = certificate.untimely(self.now) {
                         let message = format!("{} {word}", pair.cert_name);

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{Connection, Slot, State};
-use super::health::{self, Health};
+use super::health::{self, Health, Passive};
 use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
 use super::resolve::Names;
@@ -423,6 +423,8 @@ pub struct InFlight {
     worker: usize,
     /// The target goes down; `None`: that is no matter.
     pub(super) cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Told when the answer breaks.
+    pub(super) passive: Option<Arc<Passive>>,
 }
 
 impl InFlight {
@@ -432,6 +434,7 @@ impl InFlight {
             target: target.clone(),
             worker,
             cut: None,
+            passive: None,
         }
     }
 }

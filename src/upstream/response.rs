@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::body::Progress;
 use super::error::{Error, Kind, chain};
-use super::health::Watch;
 use super::multiplex::Ticket;
 use super::pool::Lease;
 use crate::config::scalar::TargetAddr;
@@ -31,8 +30,6 @@ pub struct UpstreamBody {
     limit: Option<Duration>,
     /// While a piece is waited for: until when, unless the request's body still comes.
     due: Option<Instant>,
-    /// Told when it breaks.
-    watch: Option<Watch>,
 }
 
 /// What a response comes on.
@@ -57,19 +54,11 @@ impl UpstreamBody {
             sent,
             limit,
             due: None,
-            watch: None,
         };
         if body.incoming.is_end_stream() {
             body.release();
         }
         body
-    }
-
-    /// Tells of its end, should it break.
-    pub(super) fn watch(&mut self, watch: Watch) {
-        if self.held.is_some() {
-            self.watch = Some(watch);
-        }
     }
 
     /// The response is whole: its connection is free, unless the origin answered before it had the whole request.
@@ -90,7 +79,6 @@ impl UpstreamBody {
             sent,
             limit,
             due,
-            watch: _,
         } = self;
         let mut incoming = Pin::new(incoming);
         let ask = |cx: &mut Context<'_>| incoming.as_mut().poll_frame(cx);
@@ -122,14 +110,10 @@ impl UpstreamBody {
             .take()
             .map_or_else(String::new, |held| format!("{}: ", held.peer()));
         // When the client's own body broke, hyper ends both directions; the cause is the client's.
-        let error = match self.sent.as_ref().and_then(|sent| sent.failure()) {
+        match self.sent.as_ref().and_then(|sent| sent.failure()) {
             Some(error) => error,
             None => Error::upstream(kind, format!("{peer}{why}")),
-        };
-        if let Some(watch) = self.watch.take() {
-            watch.broken(&error);
         }
-        error
     }
 }
 

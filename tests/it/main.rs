@@ -10,7 +10,9 @@ mod kit;
 
 mod admin;
 mod balance;
+mod certificates;
 mod cli;
+mod client_certs;
 mod compress;
 mod contract;
 mod drain;

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use ::http::Response;
@@ -12,7 +11,7 @@ use super::super::error::{Error, Kind};
 use super::super::pool::{InFlight, Target};
 use super::super::response::UpstreamBody;
 use super::super::{Member, Upstream};
-use super::{Health, Passive, WHOLE};
+use super::WHOLE;
 
 impl Upstream {
     /// What a target may be picked by: that it is up. Only when none is, that it resolves.
@@ -89,12 +88,9 @@ impl Upstream {
         };
         let health = member.target.health();
         match outcome {
-            Ok((response, _)) => {
+            Ok((response, flight)) => {
                 passive.answered(health, response.status());
-                response.body_mut().watch(Watch {
-                    passive: passive.clone(),
-                    health: health.clone(),
-                });
+                flight.passive = Some(passive.clone());
             }
             Err(error) => passive.failed(health, error),
         }
@@ -108,25 +104,19 @@ impl Upstream {
     }
 }
 
-/// Tells of a body that breaks.
-#[derive(Debug)]
-pub(in crate::upstream) struct Watch {
-    passive: Arc<Passive>,
-    health: Arc<Health>,
-}
-
-impl Watch {
-    pub(in crate::upstream) fn broken(&self, error: &Error) {
-        self.passive.failed(&self.health, error);
-    }
-}
-
 impl InFlight {
     /// Ready when it must end because its target went down.
     pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.cut {
             Some(cut) => cut.as_mut().poll(cx),
             None => Poll::Pending,
+        }
+    }
+
+    /// Its answer broke: that says something of the target.
+    pub fn broken(&self, error: &Error) {
+        if let Some(passive) = &self.passive {
+            passive.failed(self.target.health(), error);
         }
     }
 

@@ -32,7 +32,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::TargetKey;
 pub(super) use check::{Check, CheckKey};
-pub(super) use hooks::{Watch, whole};
+pub(super) use hooks::whole;
 pub(super) use passive::Passive;
 use ramp::{Ramp, WHOLE};
 use streak::{Change, Rules, Streak};

@@ -316,8 +316,9 @@ async fn a_body_that_breaks_is_a_failure_and_so_is_a_reset() {
     });
     let upstream = Upstream::build(&spec, &shared(1));
     let target = upstream.targets().next().unwrap().2.clone();
-    let (response, _) = send(&upstream, get()).await.unwrap();
-    assert!(response.into_body().collect().await.is_err());
+    let (response, flight) = send(&upstream, get()).await.unwrap();
+    let error = response.into_body().collect().await.unwrap_err();
+    flight.broken(&error);
     assert_eq!(target.state(), State::Up);
     let mut failed = 0;
     for _ in 0..6 {
