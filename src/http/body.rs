@@ -206,7 +206,17 @@ impl Body for ResponseBody {
             );
             return Poll::Ready(Some(Err(cut)));
         }
+        if let Some(in_flight) = &mut this.in_flight
+            && in_flight.poll_cut(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(in_flight.cut_error())));
+        }
         let polled = this.content.poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = &polled
+            && let Some(in_flight) = &this.in_flight
+        {
+            in_flight.broken(error);
+        }
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
         }

@@ -21,6 +21,7 @@ mod edits;
 mod files;
 mod filters;
 mod headers;
+mod health;
 mod held_back;
 mod limits;
 mod metrics;
