@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
+use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{Entry, Files, filter};
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
@@ -79,6 +80,7 @@ pub struct Snapshot {
     pub certificates: Material,
     /// How upstreams are spoken to.
     pub clients: Clients,
+    pub access_log: Option<Arc<AccessLog>>,
 }
 
 /// What the files of a document hold.
@@ -97,6 +99,15 @@ pub struct Pems {
     pub stamps: Arc<Stamps>,
 }
 
+/// What outlives generations, as far as compiling one takes leases on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Lasting<'a> {
+    pub upstreams: &'a Arc<Shared>,
+    pub tls: &'a tls::Shared,
+    pub filters: &'a filter::Shared,
+    pub records: &'a record::Shared,
+}
+
 impl Snapshot {
     /// Compiles `document`. `before` is what runs, with the document it was made of; `certificates` those that the
     /// document names, made of the PEM files among `contents`.
@@ -104,15 +115,30 @@ impl Snapshot {
         document: &Document,
         contents: Contents,
         (certificates, clients): (Material, Clients),
-        shared: &Arc<Shared>,
-        tls: &tls::Shared,
-        filters: &filter::Shared,
+        access_log: Option<Arc<AccessLog>>,
+        lasting: Lasting<'_>,
         before: Option<(&Document, &Snapshot)>,
     ) -> Snapshot {
         let Contents {
             answers: files,
             pems,
         } = contents;
+        let Lasting {
+            upstreams: shared,
+            tls,
+            filters,
+            records,
+        } = lasting;
+        // One that changed is another for every entry.
+        let same_log = before.is_none_or(|(old, _)| old.access_log == document.access_log);
+        let access_log = match before {
+            Some((_, snapshot)) if same_log => snapshot.access_log.clone(),
+            _ => access_log,
+        };
+        let recording = Recording {
+            shared: records,
+            log: access_log.as_ref(),
+        };
         let mut upstreams = BTreeMap::new();
         for name in document.upstreams.keys() {
             let of = (document, &clients);
@@ -123,7 +149,8 @@ impl Snapshot {
             .into_iter()
             .map(|(key, specs)| {
                 let kept = before.and_then(|(_, snapshot)| {
-                    let same = old_bindings.get(&key) == Some(&specs)
+                    let same = same_log
+                        && old_bindings.get(&key) == Some(&specs)
                         && specs
                             .iter()
                             .all(|s| certificates.same(&snapshot.certificates, &s.name))
@@ -137,7 +164,7 @@ impl Snapshot {
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
                 let entry = kept.unwrap_or_else(|| {
-                    let entry = Entry::build(&specs, &upstreams, &files, filters);
+                    let entry = Entry::build(&specs, &upstreams, &files, filters, recording);
                     Arc::new(entry.over_tls(presented(&specs, &certificates, tls)))
                 });
                 (key, entry)
@@ -150,6 +177,7 @@ impl Snapshot {
             pems,
             certificates,
             clients,
+            access_log,
         }
     }
 
@@ -174,6 +202,19 @@ impl Snapshot {
             pems,
             certificates,
             ..self.clone()
+        }
+    }
+}
+
+impl Snapshot {
+    /// It is committed, in the place of `before`: its upstreams' checks take charge of their targets.
+    pub fn begin(&self, before: Option<&Snapshot>) {
+        for (name, upstream) in &self.upstreams {
+            let old = before.and_then(|before| before.upstreams.get(name));
+            // One that is taken over has begun.
+            if old.is_none_or(|old| !Arc::ptr_eq(old, upstream)) {
+                upstream.begin(old.is_some());
+            }
         }
     }
 }
@@ -280,9 +321,13 @@ mod tests {
                 &document,
                 contents,
                 (certificates, Clients::default()),
-                &shared,
-                &tls,
-                &filters,
+                None,
+                Lasting {
+                    upstreams: &shared,
+                    tls: &tls,
+                    filters: &filters,
+                    records: &record::Shared::new(Arc::default(), 1),
+                },
                 before,
             )
         };

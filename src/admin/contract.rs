@@ -37,6 +37,7 @@ fn operation_id(operation: Operation) -> &'static str {
         Operation::SetTarget => "setTarget",
         Operation::Livez => "livez",
         Operation::Readyz => "readyz",
+        Operation::Metrics => "metrics",
         Operation::Openapi => "openapi",
         Operation::Schema => "schema",
     }

@@ -8,8 +8,9 @@ use tokio::sync::watch;
 
 use crate::supervisor::event::Event;
 use crate::supervisor::{
-    AdminBinding, CertificateList, EventReader, Handle, RefreshRefused, RefreshRequest, Running,
-    Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest, TargetStatus,
+    AdminBinding, CertificateList, EventReader, Figures, Handle, RefreshRefused, RefreshRequest,
+    Running, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
+    TargetStatus,
 };
 
 /// The supervisor as seen from here. Same meaning as the methods of [`Handle`].
@@ -39,6 +40,7 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
         &self,
         request: TargetRequest,
     ) -> impl Future<Output = Result<TargetStatus, TargetRefused>> + Send;
+    fn figures(&self) -> Figures;
     fn ready(&self) -> bool;
 }
 
@@ -85,6 +87,9 @@ impl Control for Handle {
     }
     async fn set_target(&self, request: TargetRequest) -> Result<TargetStatus, TargetRefused> {
         Handle::set_target(self, request).await
+    }
+    fn figures(&self) -> Figures {
+        Handle::figures(self)
     }
     fn ready(&self) -> bool {
         Handle::ready(self)

@@ -20,6 +20,8 @@ mod guard;
 mod idempotency;
 mod incoming;
 mod media;
+mod metrics;
+mod monitor;
 mod now;
 mod origin;
 mod problem;
@@ -82,6 +84,7 @@ pub(crate) enum Operation {
     SetTarget,
     Livez,
     Readyz,
+    Metrics,
     Openapi,
     Schema,
 }
@@ -116,6 +119,7 @@ pub(crate) const ROUTES: &[(&str, &str, Operation)] = &[
     ),
     ("GET", "/livez", Operation::Livez),
     ("GET", "/readyz", Operation::Readyz),
+    ("GET", "/metrics", Operation::Metrics),
     ("GET", "/openapi.yaml", Operation::Openapi),
     ("GET", "/schema.json", Operation::Schema),
 ];
@@ -199,6 +203,7 @@ fn endpoint<C: Control>(operation: Operation) -> MethodRouter<App<C>> {
         Operation::SetTarget => post(targets::set::<C>),
         Operation::Livez => get(status::livez),
         Operation::Readyz => get(status::readyz::<C>),
+        Operation::Metrics => get(metrics::metrics::<C>),
         Operation::Openapi => get(assets::openapi),
         Operation::Schema => get(assets::schema),
     }

@@ -1,25 +1,32 @@
 //! `[upstreams.NAME]`: where requests go.
 mod balance;
+mod health;
+mod passive;
 mod protocol;
 mod reference;
 mod split;
 mod sticky;
+mod targets_file;
 mod tls;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, Loc, Map, section};
+use super::decode::{Limit, List, Loc, Map, Switch, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
 pub use balance::{Balance, BalanceRaw};
+pub use health::{HealthRaw, HealthSpec, OnDown, ProbeSpec, StatusRange};
+pub use passive::{PassiveRaw, PassiveSpec};
 pub use protocol::Protocol;
 pub use reference::{Reference, References, base_path};
 pub use split::{ShareSpec, resolve as resolve_splits, shares};
 pub use sticky::{SameSite, StickyRaw, StickySpec};
+pub use targets_file::{Fault, parse as parse_targets};
 pub use tls::{UpstreamTlsRaw, UpstreamTlsSpec};
 
 section! {
@@ -27,6 +34,8 @@ section! {
     pub struct UpstreamRaw {
         /// Where the requests go, at least one.
         targets: List<TargetRaw>,
+        /// A file of targets instead, one a line: `ADDRESS [weight=N] [backup]`; read again when it changes.
+        targets_file: String,
         /// Instead of targets: names of upstreams, each with its share of the requests, 0 to 1000; 0 gets none, not even from
         /// `sticky`. One without a usable target leaves its requests to the others, by share. Of the other keys only
         /// `sticky` counts here, the rest is each member's own.
@@ -47,10 +56,16 @@ section! {
         resolve: ResolveRaw = {},
         /// How much one target takes at once; left out: any amount.
         limits: UpstreamLimitsRaw,
+        /// Active checks of each target; `false`, or left out: none.
+        health: Switch<HealthRaw>,
+        /// Ejection of targets that fail requests; `false`, or left out: none.
+        passive: Switch<PassiveRaw>,
+        /// How long a target that comes, or comes back, takes to get its whole share.
+        slow_start: Span = "0s",
     }
-    one_of = ["targets", "split"];
+    one_of = ["targets", "targets_file", "split"];
     later = [&[
-        "health", "passive", "slow_start", "via", "proxy_protocol", "targets_file",
+        "via", "proxy_protocol",
     ]];
 }
 
@@ -135,8 +150,10 @@ pub struct TargetSpec {
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamSpec {
     pub name: Arc<str>,
-    /// Empty for a split only.
+    /// Never empty, but for a split, and while `targets_file` has not been read.
     pub targets: Vec<TargetSpec>,
+    /// Where they come from.
+    pub targets_file: Option<PathBuf>,
     /// Instead of targets; see [`resolve_splits`].
     pub split: Vec<ShareSpec>,
     pub balance: Balance,
@@ -149,6 +166,10 @@ pub struct UpstreamSpec {
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
     pub limits: Option<LimitsSpec>,
+    pub health: Option<HealthSpec>,
+    pub passive: Option<PassiveSpec>,
+    /// 0: at once.
+    pub slow_start: Duration,
 }
 
 /// Checked `limits` of one target.
@@ -197,6 +218,17 @@ impl UpstreamRaw {
         check: &mut Checker<'_>,
     ) -> UpstreamSpec {
         let targets = self.targets(at, check);
+        let targets_file = self.targets_file(check);
+        let health = self.health.as_ref().and_then(|h| h.on());
+        if let Some(port) = health.and_then(|h| h.port.as_ref())
+            && let Some(unix) = targets
+                .iter()
+                .find(|t| matches!(t.address, TargetAddr::Unix(_)))
+        {
+            let error = format!("the target `{}` has no port", unix.address);
+            check.findings.error(port.at, error);
+        }
+        let passive = self.passive.as_ref().and_then(|p| p.on());
         let (protocol, protocol_at) = self
             .protocol
             .as_ref()
@@ -217,6 +249,13 @@ impl UpstreamRaw {
             name: name.into(),
             targets,
             split: Vec::new(),
+            targets_file,
+            health: health.map(|h| h.spec(check)),
+            passive: passive.map(|p| p.spec(check)),
+            slow_start: self
+                .slow_start
+                .as_ref()
+                .map_or(Duration::ZERO, |s| s.value.0),
             balance: balance::balance(self.balance.as_ref(), check),
             sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             protocol,
@@ -244,12 +283,17 @@ impl UpstreamRaw {
     }
 
     fn targets(&self, at: At, check: &mut Checker<'_>) -> Vec<TargetSpec> {
-        if let (Some(_), Some(split)) = (&self.targets, &self.split) {
-            let message = "an upstream has either `targets` or `split`";
-            check.findings.key_error(split.at, message);
+        if let Some(split) = &self.split
+            && (self.has("targets") || self.has("targets_file"))
+        {
+            let finding = check
+                .findings
+                .key_error(split.at, "`split` stands instead of targets");
+            finding.help("leave one of them out");
         }
         let Some(list) = &self.targets else {
-            if !self.has("targets") && !self.has("split") {
+            let keys = ["targets", "targets_file", "split"];
+            if !keys.iter().any(|key| self.has(key)) {
                 check
                     .findings
                     .error(at, "an upstream needs `targets`")

@@ -14,9 +14,10 @@ use super::action::files::body::FileBody;
 use super::compressed::Compressed;
 use super::connection::Connection;
 use super::progress::Progress;
+use super::record::Record;
 use crate::config::http::FileCoding;
 use crate::upstream::error::{Error, Kind};
-use crate::upstream::{InFlight, UpstreamBody};
+use crate::upstream::{InFlight, Target, UpstreamBody};
 
 /// A request in progress: one place in its generation and one on its connection. Dropping it ends the request.
 #[derive(Debug)]
@@ -36,8 +37,19 @@ impl Drop for Exchange {
 pub struct ResponseBody {
     content: Content,
     exchange: Option<Exchange>,
+    record: Option<Record>,
     /// Holds the target's in-flight count.
-    _in_flight: Option<InFlight>,
+    in_flight: Option<InFlight>,
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(outcome) = self.record.as_mut().and_then(Record::finish)
+            && let Some(in_flight) = &mut self.in_flight
+        {
+            in_flight.end(outcome);
+        }
+    }
 }
 
 /// Bytes of a fixed body that are handed over at a time: what HTTP/2 is given is queued whatever the client's window, so
@@ -107,7 +119,8 @@ impl ResponseBody {
         ResponseBody {
             content,
             exchange: None,
-            _in_flight: None,
+            record: None,
+            in_flight: None,
         }
     }
 
@@ -116,13 +129,20 @@ impl ResponseBody {
         ResponseBody {
             content: Content::Upstream(body),
             exchange: None,
-            _in_flight: Some(in_flight),
+            record: None,
+            in_flight: Some(in_flight),
         }
     }
 
-    /// Ties the request's end to this body's.
-    pub fn hold(&mut self, exchange: Exchange) {
+    /// Ties the request's end to this body's. `record`: unless something else keeps it.
+    pub fn hold(&mut self, exchange: Exchange, record: Option<Record>) {
         self.exchange = Some(exchange);
+        self.record = record;
+    }
+
+    /// Who gave it.
+    pub fn target(&self) -> Option<&Arc<Target>> {
+        self.in_flight.as_ref().map(|in_flight| &in_flight.target)
     }
 
     /// Sends what it has compressed from here on. Its length is not known any more.
@@ -186,9 +206,25 @@ impl Body for ResponseBody {
             );
             return Poll::Ready(Some(Err(cut)));
         }
+        if let Some(in_flight) = &mut this.in_flight
+            && in_flight.poll_cut(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(in_flight.cut_error())));
+        }
         let polled = this.content.poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = &polled
+            && let Some(in_flight) = &this.in_flight
+        {
+            in_flight.broken(error);
+        }
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
+        }
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+            && let Some(record) = &mut this.record
+        {
+            record.add_sent(data.len() as u64);
         }
         polled
     }

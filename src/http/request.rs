@@ -13,6 +13,7 @@ use super::client;
 use super::connection::{Connection, HeadMarks};
 use super::host::Host;
 use super::path::Path;
+use super::record::id;
 use super::route::Head;
 use crate::config::http::Scheme;
 use crate::tls::ClientCert;
@@ -38,6 +39,10 @@ pub struct RequestContext<'a> {
     pub version: Version,
     /// The client's certificate, if the server it asks wants one.
     pub client_cert: Option<&'a ClientCert>,
+    /// See [`id`].
+    pub request_id: HeaderValue,
+    /// Whom authentication found; `None`: nobody was asked.
+    pub user: Option<Box<str>>,
 }
 
 /// What an `Expect` field asks for.
@@ -99,6 +104,8 @@ impl<'a> RequestContext<'a> {
             uri,
             version: parts.version,
             client_cert: None,
+            request_id: id::of(&parts.headers, connection.trusted),
+            user: None,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use jiff::Timestamp;
 
@@ -12,7 +12,8 @@ use super::drain::{self, Draining};
 use super::prepare::Bound;
 use super::status::HandshakeStatus;
 use super::status::{
-    GenerationStatus, ListenerStatus, ShareStatus, Status, TargetStatus, UpstreamStatus,
+    CheckStatus, GenerationStatus, ListenerStatus, ShareStatus, Status, TargetStatus,
+    UpstreamStatus,
 };
 use crate::config::runtime::Model;
 use crate::document::Document;
@@ -21,18 +22,19 @@ use crate::net;
 use crate::snapshot::{Snapshot, bindings};
 use crate::tls;
 use crate::upstream::Target;
+use crate::upstream::health::CheckReport;
 
 /// Version of the admin API: raised by any change that is not an addition.
 const API: u32 = 1;
 
 /// References to everything alive, as of the last change.
 pub(super) struct View {
-    started: Instant,
-    runtimes: Vec<tokio::runtime::Handle>,
-    crew: Option<Arc<Crew>>,
-    serving: Option<Current>,
-    bound: Vec<Arc<Bound>>,
-    draining: Vec<Arc<Draining>>,
+    pub(super) started: Instant,
+    pub(super) runtimes: Vec<tokio::runtime::Handle>,
+    pub(super) crew: Option<Arc<Crew>>,
+    pub(super) serving: Option<Current>,
+    pub(super) bound: Vec<Arc<Bound>>,
+    pub(super) draining: Vec<Arc<Draining>>,
 }
 
 impl View {
@@ -186,6 +188,7 @@ impl View {
         snapshot
             .map(|(name, upstream)| UpstreamStatus {
                 name: name.to_string(),
+                fail_open: upstream.fails_open(),
                 queued: upstream.queued() as u64,
                 split: upstream
                     .members()
@@ -205,13 +208,33 @@ impl View {
 
 /// What `/status` says of a target.
 pub(super) fn target_status(weight: u32, target: &Target) -> TargetStatus {
+    let report = target.report();
     TargetStatus {
         address: target.key().1.to_string(),
         weight,
         state: target.wish(),
-        health: if target.is_found() { "up" } else { "down" }.into(),
+        health: target.state().word().into(),
+        since: at(report.since),
+        ejected: report.ejected,
+        check: report.check.map(check),
         in_flight: target.in_flight() as u64,
         connections: target.connections() as u64,
         idle: target.idle() as u64,
     }
+}
+
+fn check(report: CheckReport) -> CheckStatus {
+    CheckStatus {
+        at: at(report.at),
+        result: if report.passed { "passed" } else { "failed" }.into(),
+        reason: report.reason,
+        streak: u64::from(report.streak),
+    }
+}
+
+/// RFC 3339, UTC. A clock beyond what a timestamp can hold shows the epoch.
+fn at(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time)
+        .unwrap_or_default()
+        .to_string()
 }

@@ -4,14 +4,17 @@
 //! serves another identity; a pool lives as long as a generation that speaks so. HTTP/1 connections are here while they
 //! are idle, HTTP/2 connections as long as they take streams. Sizes and timeouts are not kept here: they come with each request from its generation, so they may change freely.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{Connection, Open, Slot, State};
+use super::health::{self, Health, Passive};
 use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
 use super::queue::Queue;
@@ -21,6 +24,7 @@ use super::transport::TransportKey;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
+use crate::metrics::cell::{Cell, Outcome, Totals};
 use crate::registry::Registry;
 
 /// A target's lasting part: in-flight count, open connections, pools.
@@ -29,25 +33,35 @@ pub struct Target {
     key: TargetKey,
     /// Shared with the connections, which must not keep the target alive.
     open: Arc<Open>,
-    /// By worker; those that no limit counts.
-    in_flight: Box<[Count]>,
-    /// Those that a limit counts.
-    admitted: Count,
+    /// By worker.
+    counts: Box<[Count]>,
+    /// Requests in flight that a limit counts; the others are with their workers.
+    admitted: Admitted,
     /// Where requests wait for a place here; not there as long as no generation had a limit.
     queue: OnceLock<Arc<Queue>>,
     pools: Registry<TransportKey, Pool>,
     /// By worker.
     rounds: Box<[Arc<Round>]>,
     names: Option<Arc<Names>>,
+    health: Arc<Health>,
     pub(super) latency: Latency,
     pub(super) wish: Wish,
 }
 
-/// Requests that one worker has in flight: on cache lines of its own (adjacent lines are fetched in pairs), so that
+/// The requests of one worker: on cache lines of its own (adjacent lines are fetched in pairs), so that
 /// workers do not disturb each other.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Count(AtomicUsize);
+struct Count {
+    in_flight: AtomicUsize,
+    /// What became of those it had.
+    cell: Cell,
+}
+
+/// On cache lines of its own, as all workers write it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Admitted(AtomicUsize);
 
 /// The connections of a target that are spoken to alike, by worker. Dropping it closes the idle ones, but for those of a
 /// worker where a response is still under way: they close with that.
@@ -95,16 +109,22 @@ struct Idle {
 
 impl Target {
     /// For each worker there is one of `rounds`.
-    pub(super) fn new(key: TargetKey, rounds: &[Arc<Round>], names: Option<Arc<Names>>) -> Target {
+    pub(super) fn new(
+        key: TargetKey,
+        rounds: &[Arc<Round>],
+        names: Option<Arc<Names>>,
+        health: Arc<Health>,
+    ) -> Target {
         Target {
             open: Arc::default(),
-            in_flight: rounds.iter().map(|_| Count::default()).collect(),
-            admitted: Count::default(),
+            counts: rounds.iter().map(|_| Count::default()).collect(),
+            admitted: Admitted::default(),
             queue: OnceLock::new(),
             pools: Registry::default(),
             rounds: rounds.into(),
             key,
             names,
+            health,
             latency: Latency::default(),
             wish: Wish::default(),
         }
@@ -130,19 +150,16 @@ impl Target {
     }
 
     fn without_limit(&self) -> usize {
-        let here = |count: &Count| count.0.load(Ordering::SeqCst);
-        self.in_flight.iter().map(here).sum()
+        let here = |count: &Count| count.in_flight.load(Ordering::SeqCst);
+        self.counts.iter().map(here).sum()
     }
 
     /// One more in flight, if there are fewer than `limit`. Exact, but for requests of generations without a limit.
-    pub(super) fn admit(self: &Arc<Self>, limit: usize) -> Option<InFlight> {
+    pub(super) fn admit(self: &Arc<Self>, limit: usize, worker: usize) -> Option<InFlight> {
         let one_more = |n| (self.without_limit().saturating_add(n) < limit).then(|| n + 1);
         let order = Ordering::SeqCst;
         self.admitted.0.fetch_update(order, order, one_more).ok()?;
-        Some(InFlight {
-            target: self.clone(),
-            counted: Counted::Admitted,
-        })
+        Some(InFlight::counted(self, worker, true))
     }
 
     /// From now on requests wait in `queue` for a place here: it is told of each that becomes free.
@@ -155,8 +172,17 @@ impl Target {
         &self.open
     }
 
-    fn count(&self, worker: usize) -> &AtomicUsize {
-        &self.in_flight.get(worker).unwrap_or(&self.in_flight[0]).0
+    fn count(&self, worker: usize) -> &Count {
+        self.counts.get(worker).unwrap_or(&self.counts[0])
+    }
+
+    /// What became of its requests, over all generations and workers.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for count in &self.counts {
+            count.cell.add_to(&mut totals);
+        }
+        totals
     }
 
     /// Open connections, idle ones included; the whole process.
@@ -171,14 +197,32 @@ impl Target {
         shards.map(|shard| shard.held.lock().idle()).sum()
     }
 
-    /// False while its name does not resolve, and while an operator says so.
+    /// False while its name does not resolve, its checks fail, it is ejected, or an operator says so.
     pub fn is_up(&self) -> bool {
-        self.state() != TargetState::Down && self.is_found()
+        self.wish() != TargetState::Down && self.health.is_up() && self.is_resolved()
     }
 
-    /// False while its name does not resolve.
-    pub fn is_found(&self) -> bool {
+    /// False while its name has not been found.
+    pub(super) fn is_resolved(&self) -> bool {
         self.names.as_ref().is_none_or(|names| names.is_up())
+    }
+
+    pub(super) fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    /// In one word.
+    pub fn state(&self) -> health::State {
+        if self.is_resolved() {
+            self.health.state()
+        } else {
+            health::State::Unresolved
+        }
+    }
+
+    /// What is known of its health.
+    pub fn report(&self) -> health::Report {
+        self.health.report()
     }
 
     /// Tells those that wait that something has ended here, or might go here now.
@@ -435,35 +479,55 @@ impl Lease {
 #[derive(Debug)]
 pub struct InFlight {
     pub target: Arc<Target>,
-    counted: Counted,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Counted {
-    /// Among those of this worker.
-    Worker(usize),
-    /// Where a limit is.
-    Admitted,
+    worker: usize,
+    /// A limit counts it.
+    admitted: bool,
+    ended: bool,
+    /// The target goes down; `None`: that is no matter.
+    pub(super) cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Told when the answer breaks.
+    pub(super) passive: Option<Arc<Passive>>,
 }
 
 impl InFlight {
     pub(super) fn begin(target: &Arc<Target>, worker: usize) -> InFlight {
-        target.count(worker).fetch_add(1, Ordering::Relaxed);
+        let count = target.count(worker);
+        count.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight::counted(target, worker, false)
+    }
+
+    /// One that is counted already.
+    fn counted(target: &Arc<Target>, worker: usize, admitted: bool) -> InFlight {
+        target.count(worker).cell.begin();
         InFlight {
             target: target.clone(),
-            counted: Counted::Worker(worker),
+            worker,
+            admitted,
+            ended: false,
+            cut: None,
+            passive: None,
         }
+    }
+
+    /// It was answered, and the answer has ended.
+    pub fn end(&mut self, outcome: Outcome) {
+        self.target.count(self.worker).cell.end(&outcome);
+        self.ended = true;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let count = match self.counted {
-            Counted::Worker(worker) => self.target.count(worker),
-            Counted::Admitted => &self.target.admitted.0,
+        let count = self.target.count(self.worker);
+        let in_flight = match self.admitted {
+            true => &self.target.admitted.0,
+            false => &count.in_flight,
         };
+        if !self.ended {
+            count.cell.fail();
+        }
         // In one order with who begins to wait: one of the two sees the other.
-        count.fetch_sub(1, Ordering::SeqCst);
+        in_flight.fetch_sub(1, Ordering::SeqCst);
         self.target.freed();
     }
 }
@@ -503,6 +567,10 @@ mod tests {
             ("api".into(), TargetAddr::Unix("/x".into())),
             &[Arc::default()],
             None,
+            Arc::new(Health::new(
+                ("api".into(), TargetAddr::Unix("/x".into())),
+                Arc::default(),
+            )),
         );
         let first = target.slot(Some(2));
         let second = target.slot(Some(2));

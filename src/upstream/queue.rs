@@ -40,8 +40,8 @@ pub(super) struct Place {
     index: usize,
     target: Arc<Target>,
     limit: usize,
-    /// It is the client's own: also while it drains.
-    own: bool,
+    /// Whether it takes such a request now.
+    open: fn(&Target) -> bool,
 }
 
 /// A place that was free.
@@ -69,6 +69,7 @@ struct Line {
 #[derive(Debug)]
 struct Waiter {
     number: u64,
+    worker: usize,
     places: Arc<[Place]>,
     to: oneshot::Sender<Given>,
 }
@@ -126,16 +127,13 @@ impl Place {
             index,
             target: member.target.clone(),
             limit: limit.unwrap_or(usize::MAX),
-            own: false,
+            open: Target::is_for_all,
         }
     }
 
-    fn take(&self) -> Option<Given> {
-        let open = match self.own {
-            true => self.target.is_up(),
-            false => self.target.is_for_all(),
-        };
-        let flight = open.then(|| self.target.admit(self.limit))??;
+    fn take(&self, worker: usize) -> Option<Given> {
+        let open = (self.open)(&self.target);
+        let flight = open.then(|| self.target.admit(self.limit, worker))??;
         Some(Given {
             index: self.index,
             flight,
@@ -158,7 +156,7 @@ impl Upstream {
         let of = |index: usize| Place::new(index, &self.members[index], limits.requests);
         if let Some(own) = own {
             return Arc::new([Place {
-                own: true,
+                open: Target::is_up,
                 ..of(own)
             }]);
         }
@@ -174,7 +172,19 @@ impl Upstream {
             return limits.places.clone();
         }
         let places = if first.is_empty() { backup } else { first };
-        places.into_iter().map(of).collect()
+        if !places.is_empty() || !self.fails_open() {
+            return places.into_iter().map(of).collect();
+        }
+        // As a pick does when none is up.
+        let last = |index: &usize| {
+            let is_last = self.members[*index].target.is_last_resort();
+            is_last && self.weights[*index] > 0 && !tried.contains(index)
+        };
+        let places = (0..self.members.len()).filter(last).map(|index| Place {
+            open: Target::is_last_resort,
+            ..of(index)
+        });
+        places.collect()
     }
 }
 
@@ -189,7 +199,12 @@ impl Queue {
     }
 
     /// Waits for one of `places`. `None`: `most` are waiting already.
-    pub(super) fn enter(self: &Arc<Self>, places: Arc<[Place]>, most: usize) -> Option<Waiting> {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        worker: usize,
+        places: Arc<[Place]>,
+        most: usize,
+    ) -> Option<Waiting> {
         let (to, given) = oneshot::channel();
         let number = {
             let mut line = self.line.lock();
@@ -198,7 +213,12 @@ impl Queue {
             }
             let number = line.next;
             line.next += 1;
-            line.waiters.push_back(Waiter { number, places, to });
+            line.waiters.push_back(Waiter {
+                number,
+                worker,
+                places,
+                to,
+            });
             self.count.store(line.waiters.len(), Ordering::SeqCst);
             number
         };
@@ -232,7 +252,10 @@ impl Queue {
             let given = if known {
                 None
             } else {
-                waiter.places.iter().find_map(Place::take)
+                waiter
+                    .places
+                    .iter()
+                    .find_map(|place| place.take(waiter.worker))
             };
             let Some(given) = given else {
                 full = Some(waiter.places.clone());
@@ -280,10 +303,16 @@ mod tests {
 
     use super::*;
     use crate::config::scalar::TargetAddr;
+    use crate::upstream::TargetKey;
+    use crate::upstream::health::Health;
+
+    fn health(key: TargetKey) -> Arc<Health> {
+        Arc::new(Health::new(key, Arc::default()))
+    }
 
     fn target(name: &str, queue: &Arc<Queue>) -> Arc<Target> {
-        let key = ("api".into(), TargetAddr::Unix(name.into()));
-        let target = Target::new(key, &[Arc::default()], None);
+        let key: TargetKey = ("api".into(), TargetAddr::Unix(name.into()));
+        let target = Target::new(key.clone(), &[Arc::default()], None, health(key));
         target.has_queue(queue);
         Arc::new(target)
     }
@@ -293,7 +322,7 @@ mod tests {
             index,
             target: (*target).clone(),
             limit,
-            own: false,
+            open: Target::is_for_all,
         };
         of.iter().enumerate().map(place).collect()
     }
@@ -306,13 +335,13 @@ mod tests {
     fn places_are_given_in_order_and_who_leaves_frees_its_own() {
         let queue = Arc::new(Queue::default());
         let a = target("/a", &queue);
-        let busy = a.admit(1).unwrap();
-        assert!(a.admit(1).is_none());
+        let busy = a.admit(1, 0).unwrap();
+        assert!(a.admit(1, 0).is_none());
         let places = places(&[&a], 1);
         let mut waits: Vec<_> = (0..4)
-            .map(|_| queue.enter(places.clone(), 4).unwrap())
+            .map(|_| queue.enter(0, places.clone(), 4).unwrap())
             .collect();
-        assert!(queue.enter(places.clone(), 4).is_none());
+        assert!(queue.enter(0, places.clone(), 4).is_none());
         assert!(waits.iter_mut().all(|w| given(w).is_none()));
         // One leaves while it waits, one with the place it was given but has not seen.
         drop(waits.remove(1));
@@ -331,9 +360,9 @@ mod tests {
     fn who_can_use_what_is_free_does_not_wait_for_who_cannot() {
         let queue = Arc::new(Queue::default());
         let (a, b) = (target("/a", &queue), target("/b", &queue));
-        let busy = [a.admit(1).unwrap(), b.admit(1).unwrap()];
-        let mut first = queue.enter(places(&[&a], 1), 4).unwrap();
-        let mut second = queue.enter(places(&[&a, &b], 1), 4).unwrap();
+        let busy = [a.admit(1, 0).unwrap(), b.admit(1, 0).unwrap()];
+        let mut first = queue.enter(0, places(&[&a], 1), 4).unwrap();
+        let mut second = queue.enter(0, places(&[&a, &b], 1), 4).unwrap();
         let [on_a, on_b] = busy;
         drop(on_b);
         assert!(given(&mut first).is_none());
@@ -347,9 +376,9 @@ mod tests {
         let queue = Arc::new(Queue::default());
         let a = target("/a", &queue);
         let old = InFlight::begin(&a, 0);
-        assert!(a.admit(1).is_none());
-        let mut waiting = queue.enter(places(&[&a], 1), 1).unwrap();
-        let mut wider = queue.enter(places(&[&a], 2), 2).unwrap();
+        assert!(a.admit(1, 0).is_none());
+        let mut waiting = queue.enter(0, places(&[&a], 1), 1).unwrap();
+        let mut wider = queue.enter(0, places(&[&a], 2), 2).unwrap();
         assert!(given(&mut waiting).is_none());
         let more = given(&mut wider).unwrap();
         drop(old);
@@ -370,7 +399,7 @@ mod tests {
                 let (queue, places, inside) = (&queue, &places, &inside);
                 scope.spawn(move || {
                     for turn in 0..500 {
-                        let mut waiting = queue.enter(places.clone(), usize::MAX).unwrap();
+                        let mut waiting = queue.enter(0, places.clone(), usize::MAX).unwrap();
                         if (turn + thread) % 7 == 0 {
                             continue;
                         }

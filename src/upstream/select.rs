@@ -110,7 +110,7 @@ impl<'a> Tries<'a> {
             for _ in 0..=members.len() {
                 let kept = self.kept();
                 if let Some(index) = kept
-                    && let Some(flight) = members[index].target.admit(limit)
+                    && let Some(flight) = members[index].target.admit(limit, self.worker)
                 {
                     return Next::To(self.go(index, flight));
                 }
@@ -118,7 +118,7 @@ impl<'a> Tries<'a> {
                     break;
                 }
                 let Some(index) = self.pick() else { break };
-                if let Some(flight) = members[index].target.admit(limit) {
+                if let Some(flight) = members[index].target.admit(limit, self.worker) {
                     return Next::To(self.go(index, flight));
                 }
             }
@@ -151,7 +151,10 @@ impl<'a> Tries<'a> {
     async fn wait(&mut self) -> Option<Picked<'a>> {
         let limits = self.upstream.limits.as_ref()?;
         let due = *self.due.get_or_insert_with(|| Instant::now() + limits.wait);
-        let why = match limits.waiting.enter(self.places(), limits.most()) {
+        let why = match limits
+            .waiting
+            .enter(self.worker, self.places(), limits.most())
+        {
             Some(mut waiting) => match timeout_at(due, waiting.turn()).await {
                 Ok(given) => return given.map(|given| self.go(given.index, given.flight)),
                 Err(_) => format!("none had room within {:?}", limits.wait),
@@ -242,10 +245,26 @@ impl Upstream {
         self.balance == Balance::P2cEwma
     }
 
-    /// The next target by policy among the usable ones; a backup only if there is no other.
+    /// The next target by policy among the usable ones; a backup only if there is no other. When none is up at
+    /// all, any that resolves.
     pub(super) fn pick(&self, worker: usize, key: Option<u64>, tried: &[usize]) -> Option<usize> {
-        let is_there =
-            |index: usize| self.members[index].target.is_for_all() && !tried.contains(&index);
+        let up = |index: usize| self.members[index].target.is_for_all() && !tried.contains(&index);
+        let found = self.pick_among(worker, key, up);
+        if found.is_some() || !self.fails_open_now() {
+            return found;
+        }
+        let resolved = |index: usize| self.members[index].target.is_last_resort();
+        self.choose(worker, key, &|index| {
+            resolved(index) && self.has_room(index) && !tried.contains(&index)
+        })
+    }
+
+    fn pick_among(
+        &self,
+        worker: usize,
+        key: Option<u64>,
+        is_there: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
         let usable = |index: usize| is_there(index) && self.has_room(index);
         if !self.backups {
             return self.choose(worker, key, &usable);
@@ -269,7 +288,7 @@ impl Upstream {
         key: Option<u64>,
         usable: &impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        let weights = &*self.weights;
+        let weights = &*self.weights_now();
         let Some(turn) = self.turns.get(worker).or(self.turns.first()) else {
             return (weights.first() > Some(&0) && usable(0)).then_some(0);
         };

@@ -59,6 +59,11 @@ impl Target {
         self.wish() == TargetState::Up && self.is_up()
     }
 
+    /// Whether it may get requests although its health says no: no other is better.
+    pub(super) fn is_last_resort(&self) -> bool {
+        self.wish() == TargetState::Up && self.is_resolved()
+    }
+
     /// Waits until nothing is in flight. Cancel-safe; it may have something again when this returns.
     pub async fn idle_at_last(&self) {
         let Some(_waiting) = self.open().wait(usize::MAX) else {
@@ -80,6 +85,8 @@ impl Target {
 mod tests {
     use futures_util::FutureExt as _;
 
+    use super::super::TargetKey;
+    use super::super::health::Health;
     use super::super::pool::InFlight;
     use super::*;
     use crate::config::scalar::TargetAddr;
@@ -87,8 +94,9 @@ mod tests {
 
     #[test]
     fn what_was_said_is_known_and_idle_is_waited_for() {
-        let key = ("api".into(), TargetAddr::Unix("/x".into()));
-        let target = Arc::new(Target::new(key, &[Arc::default()], None));
+        let key: TargetKey = ("api".into(), TargetAddr::Unix("/x".into()));
+        let health = Arc::new(Health::new(key.clone(), Arc::default()));
+        let target = Arc::new(Target::new(key.clone(), &[Arc::default()], None, health));
         for (state, up, for_all) in [
             (TargetState::Drain, true, false),
             (TargetState::Down, false, false),

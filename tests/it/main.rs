@@ -8,6 +8,7 @@
 
 mod kit;
 
+mod access_log;
 mod admin;
 mod balance;
 mod certificates;
@@ -20,8 +21,10 @@ mod edits;
 mod files;
 mod filters;
 mod headers;
+mod health;
 mod held_back;
 mod limits;
+mod metrics;
 mod proxy;
 mod quick;
 mod refused;

@@ -215,7 +215,9 @@ mod tests {
         assert!(only("split = { blue = 0, green = 0 }").contains("every share is 0"));
         assert!(only("split = {}").contains("at least one"));
         assert!(only("split = { blue = 1001 }").contains("not within 0 to 1000"));
-        assert!(only("split = { blue = 1 }\ntargets = '127.0.0.1:5'").contains("either"));
+        assert!(
+            only("split = { blue = 1 }\ntargets = '127.0.0.1:5'").contains("instead of targets")
+        );
         assert!(only("split = { 'http://127.0.0.1:5/x' = 1 }").contains("no path"));
         let deep: String = (0..9)
             .map(|n| format!("[upstreams.u{n}]\nsplit = {{ u{} = 1 }}\n", n + 1))

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod health;
 mod multiplexed;
 mod requests;
 mod retries;
@@ -147,6 +148,10 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             timeout: Duration::from_secs(5),
         },
         limits: None,
+        targets_file: None,
+        health: None,
+        passive: None,
+        slow_start: Duration::ZERO,
     }
 }
 
