@@ -1,4 +1,4 @@
-//! The command line: `run` starts the process, `check` and `schema` need none, and `adapt`, `reload`, `now`, `stop` and
+//! The command line: `run` starts the process, `check`, `schema` and `hash-password` need none, and `adapt`, `reload`, `now`, `stop` and
 //! `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see [`Exit`].
 
 mod args;
@@ -6,6 +6,7 @@ mod client;
 mod draw;
 mod file;
 mod local;
+mod password;
 mod remote;
 
 use std::process::ExitCode;
@@ -62,6 +63,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Run(run)) => local::run(run),
         Some(Verb::Check(check)) => local::check(&check),
         Some(Verb::Schema) => local::schema(),
+        Some(Verb::HashPassword) => password::hash_password(),
         Some(Verb::Reload(reload)) => remote::block_on(remote::reload(reload)),
         Some(Verb::Adapt(adapt)) => remote::block_on(remote::adapt(adapt)),
         Some(Verb::Now(now)) => remote::block_on(remote::now(now)),

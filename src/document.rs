@@ -18,7 +18,7 @@ use crate::config::decode::{Decode, Loc, Map, section};
 use crate::config::findings::{Findings, Kind};
 use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
-use crate::config::scalar::has_ipv6;
+use crate::config::scalar::{Secret, has_ipv6};
 use crate::config::tree::{At, Node, Places, Value};
 use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec};
 use crate::config::{Diagnostic, Format, format, render};
@@ -53,6 +53,8 @@ pub struct Document {
     pub http: BTreeMap<Arc<str>, HttpSpec>,
     /// By name; those of `[upstreams]` and those that a URL or address in an action stands for.
     pub upstreams: BTreeMap<Arc<str>, UpstreamSpec>,
+    /// Secrets that are part of filters, by where they stand: what a `"<redacted>"` that comes back stands for.
+    pub secrets: BTreeMap<String, Secret>,
     /// The normalized document as JSON, secrets redacted: what `GET /now` answers. No key that was left out.
     pub normal: serde_json::Value,
 }
@@ -121,7 +123,8 @@ impl Document {
         let root = Root::decode(&without_notes(tree.root), &mut findings).unwrap_or_default();
         // Fails for an empty path only, from which relative paths stay what they are.
         let base = std::path::absolute(&context.base).unwrap_or_else(|_| context.base.clone());
-        let mut check = Checker::new(findings, &base, has_ipv6);
+        let mut check = Checker::new(findings, &base, has_ipv6)
+            .beside(context.running.map(|running| &running.secrets));
         let document = Self::checked(root, context.running, &mut check);
 
         let refused = check.findings.has_errors();
@@ -179,7 +182,11 @@ impl Document {
         }
         let mut references = References::new(&declared, check.base);
 
-        let mut sets = FilterSets::new(&root.filters.unwrap_or_default().value, check);
+        let mut sets = FilterSets::new(
+            &root.filters.unwrap_or_default().value,
+            &mut references,
+            check,
+        );
         let servers_raw = root.http.unwrap_or_default().value;
         check.names(&servers_raw);
         let mut around = Around {
@@ -212,6 +219,7 @@ impl Document {
             runtime,
             http,
             upstreams,
+            secrets: std::mem::take(&mut check.secrets),
             normal,
         }
     }

@@ -98,6 +98,7 @@ impl Fake {
             runtime,
             http: Default::default(),
             upstreams: Default::default(),
+            secrets: Default::default(),
             normal,
         };
         let running = Some(Arc::new(Running {

@@ -22,7 +22,11 @@ use super::template::Template;
 
 pub use check::{Around, Checked, RouteAt};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
-pub use filters::{AccessSpec, FilterSets, FiltersRaw, FiltersSpec, Setting};
+pub use filters::{
+    AccessSpec, BasicAuthRaw, BasicAuthSpec, ConcurrencyRaw, ConcurrencySpec, FilterSets,
+    FiltersRaw, FiltersSpec, ForwardAuthRaw, ForwardAuthSpec, HashKind, HashedPassword,
+    MOST_LIMITS, RateLimitRaw, RateLimitSpec, Setting, htpasswd,
+};
 pub use raw::{HttpRaw, RouteRaw};
 pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};
 
@@ -46,6 +50,14 @@ pub struct HttpSpec {
     /// The action for what no route takes.
     pub fallback: Option<ActionSpec>,
     pub on_change: OnChange,
+}
+
+impl HttpSpec {
+    /// The filters of the server and of each of its routes.
+    pub fn all_filters(&self) -> impl Iterator<Item = &FiltersSpec> {
+        let routes = self.routes.iter().map(|route| &route.filters);
+        std::iter::once(&self.filters).chain(routes)
+    }
 }
 
 /// The part of a server that every server on the same address must agree on.

@@ -37,6 +37,7 @@ pub enum Var {
     Time,
     TlsVersion,
     Sni,
+    User,
     Header(::http::HeaderName),
     Cookie(String),
     QueryKey(String),
@@ -49,7 +50,7 @@ pub trait Source {
 }
 
 /// The variables without a name of their own.
-const VARIABLES: [(&str, Var); 15] = [
+const VARIABLES: [(&str, Var); 16] = [
     ("client_ip", Var::ClientIp),
     ("client_port", Var::ClientPort),
     ("scheme", Var::Scheme),
@@ -65,17 +66,17 @@ const VARIABLES: [(&str, Var); 15] = [
     ("time", Var::Time),
     ("tls_version", Var::TlsVersion),
     ("sni", Var::Sni),
+    ("user", Var::User),
 ];
 
 /// Variables of features that are not built.
-const LATER: [&str; 7] = [
+const LATER: [&str; 6] = [
     "request_id",
     "upstream",
     "target",
     "status",
     "duration_ms",
     "bytes_sent",
-    "user",
 ];
 
 impl Template {

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::action::files::body::FileBody;
 use super::connection::Connection;
+use super::filter::pace::{Deadline, Pace};
 use super::progress::Progress;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::{InFlight, UpstreamBody};
@@ -34,8 +35,17 @@ impl Drop for Exchange {
 pub struct ResponseBody {
     content: Content,
     exchange: Option<Exchange>,
+    /// What few responses have; boxed, for every response would carry its room.
+    extras: Option<Box<Extras>>,
     /// Holds the target's in-flight count.
     _in_flight: Option<InFlight>,
+}
+
+/// What holds a body back or ends it.
+#[derive(Debug)]
+struct Extras {
+    pace: Option<Pace>,
+    deadline: Option<Deadline>,
 }
 
 /// Bytes of a fixed body that are handed over at a time: what HTTP/2 is given is queued whatever the client's window, so
@@ -66,6 +76,7 @@ impl ResponseBody {
         ResponseBody {
             content,
             exchange: None,
+            extras: None,
             _in_flight: None,
         }
     }
@@ -75,6 +86,7 @@ impl ResponseBody {
         ResponseBody {
             content: Content::Upstream(body),
             exchange: None,
+            extras: None,
             _in_flight: Some(in_flight),
         }
     }
@@ -82,6 +94,36 @@ impl ResponseBody {
     /// Ties the request's end to this body's.
     pub fn hold(&mut self, exchange: Exchange) {
         self.exchange = Some(exchange);
+    }
+
+    /// Sends it no faster than `pace`, and not beyond `deadline`. One that has no content has neither.
+    pub fn limit(&mut self, pace: Option<Pace>, deadline: Option<Deadline>) {
+        // One at hand is sent at once, unless it is paced.
+        let lasts = matches!(self.content, Content::Upstream(_) | Content::File(_));
+        let deadline = deadline.filter(|_| lasts || pace.is_some());
+        if (pace.is_some() || deadline.is_some()) && !matches!(self.content, Content::Empty) {
+            self.extras = Some(Box::new(Extras { pace, deadline }));
+        }
+    }
+
+    /// What its limits have to say before the content is asked.
+    fn poll_limits(&mut self, cx: &mut Context<'_>) -> Option<Poll<Result<Bytes, Error>>> {
+        let extras = self.extras.as_mut()?;
+        if let Some(deadline) = &mut extras.deadline
+            && let Poll::Ready(over) = deadline.poll_over(cx)
+        {
+            return Some(Poll::Ready(Err(over)));
+        }
+        let pace = extras.pace.as_mut()?;
+        if pace.poll_ready(cx).is_pending() {
+            return Some(Poll::Pending);
+        }
+        let rest = pace.rest()?;
+        Some(Poll::Ready(Ok(pace.take(rest))))
+    }
+
+    fn pace(&self) -> Option<&Pace> {
+        self.extras.as_ref()?.pace.as_ref()
     }
 
     pub fn content(&self) -> &Content {
@@ -117,7 +159,8 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        if let Content::Upstream(_) | Content::File(_) = this.content
+        let lasts = matches!(this.content, Content::Upstream(_) | Content::File(_));
+        if (lasts || this.extras.is_some())
             && let Some(exchange) = &this.exchange
             && exchange.progress.flight.poll_cut(cx).is_ready()
         {
@@ -127,7 +170,13 @@ impl Body for ResponseBody {
             );
             return Poll::Ready(Some(Err(cut)));
         }
-        let polled = match &mut this.content {
+        if let Some(polled) = this.poll_limits(cx) {
+            if let Some(exchange) = &this.exchange {
+                exchange.progress.handed_over(polled.is_ready());
+            }
+            return polled.map(|piece| Some(piece.map(Frame::data)));
+        }
+        let mut polled = match &mut this.content {
             Content::Empty => Poll::Ready(None),
             Content::Full(bytes) => {
                 let piece = bytes.split_to(bytes.len().min(PIECE));
@@ -145,6 +194,14 @@ impl Body for ResponseBody {
                 Some(piece)
             }),
         };
+        if let Some(extras) = &mut this.extras
+            && let Some(pace) = &mut extras.pace
+        {
+            polled = polled.map_ok(|frame| match frame.into_data() {
+                Ok(piece) => Frame::data(pace.take(piece)),
+                Err(trailers) => trailers,
+            });
+        }
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
         }
@@ -152,6 +209,9 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.pace().is_some_and(|pace| pace.left() > 0) {
+            return false;
+        }
         match &self.content {
             Content::Empty => true,
             Content::Full(_) => false,
@@ -161,7 +221,20 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
+        let mut size = self.content.size();
+        if let Some(left) = self.pace().map(Pace::left).filter(|left| *left > 0) {
+            if let Some(upper) = size.upper() {
+                size.set_upper(upper + left);
+            }
+            size.set_lower(size.lower() + left);
+        }
+        size
+    }
+}
+
+impl Content {
+    fn size(&self) -> SizeHint {
+        match self {
             Content::Empty => SizeHint::with_exact(0),
             Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Content::Upstream(body) => body.size_hint(),

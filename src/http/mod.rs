@@ -218,7 +218,12 @@ impl Server {
         files: &Files,
         shared: &filter::Shared,
     ) -> Server {
-        let filters = Arc::new(Filters::build(&spec.filters, shared));
+        let given = filter::Given {
+            upstreams,
+            files,
+            shared,
+        };
+        let filters = Arc::new(Filters::build(&spec.filters, &given));
         let action = |spec_action| Action::build(&spec.name, spec_action, upstreams, files);
         Server {
             name: spec.name.clone(),
@@ -235,7 +240,7 @@ impl Server {
                 .iter()
                 .map(|route| Route {
                     name: route.name.clone(),
-                    filters: filter::shared(&route.filters, (&spec.filters, &filters), shared),
+                    filters: filter::shared(&route.filters, (&spec.filters, &filters), &given),
                     action: action(&route.action),
                 })
                 .collect(),

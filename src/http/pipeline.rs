@@ -13,6 +13,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, timeout_at};
 
 use super::Entry;
 use super::action::proxy::Inbound;
@@ -20,6 +21,7 @@ use super::action::{Action, Kind};
 use super::body::{Answer, Exchange, ResponseBody};
 use super::connection::Begun;
 use super::error;
+use super::filter::pace::over;
 use super::filter::{Asking, Passed};
 use super::request::{Expectation, RequestContext, expectation, last_forward};
 use super::vars::Vars;
@@ -183,36 +185,62 @@ async fn handle(
         exchange.progress.flight.define(action.definition);
     }
 
-    // Filters, on the way in.
-    let mut passed = Passed::default();
-    if !filters.is_empty() {
-        let asking = Asking {
-            context: &mut context,
-            parts: &mut parts,
-            server: &server.name,
-            route: route.and_then(|route| route.name.as_deref()),
-            generation: serving.generation.id,
-        };
-        if let Err(refusal) = filters.admit(asking, &mut passed).await {
-            let mut handled = local(*refusal, body, expectation, http1);
-            filters.back(passed, &mut handled.response);
-            return handled;
-        }
-    }
-    let inbound = Inbound {
-        parts,
-        body,
-        expectation,
-        limit: filters.body_limit,
-        upgraded_timeout: server.upgraded_timeout,
-        on_change: server.on_change,
-    };
     let place = Place {
         server: &server.name,
         route: route.and_then(|route| route.name.as_deref()),
         generation: serving.generation.id,
     };
-    let mut handled = act(exchange, &context, action, inbound, &place).await;
+    let ends = filters.timeout.map(|limit| (Instant::now() + limit, limit));
+    let mut passed = Passed {
+        ends,
+        ..Passed::default()
+    };
+    let mut late = false;
+    let mut handled = {
+        let mut work = pin!(async {
+            // Filters, on the way in.
+            if !filters.is_empty() {
+                let asking = Asking {
+                    context: &mut context,
+                    parts: &mut parts,
+                    server: place.server,
+                    route: place.route,
+                    generation: place.generation,
+                    flight: &exchange.progress.flight,
+                };
+                if let Err(refusal) = filters.admit(asking, &mut passed).await {
+                    return local(*refusal, body, expectation, http1);
+                }
+                if let Some(place) = passed.place.take() {
+                    exchange.progress.hold(place);
+                }
+            }
+            let inbound = Inbound {
+                parts,
+                body,
+                expectation,
+                limit: filters.body_limit,
+                upgraded_timeout: server.upgraded_timeout,
+                on_change: server.on_change,
+            };
+            act(exchange, &context, action, inbound, &place).await
+        });
+        match ends {
+            None => work.await,
+            // Boxed: few have one, and every request's future would carry its timer.
+            Some((at, limit)) => match Box::pin(timeout_at(at, work.as_mut())).await {
+                Ok(handled) => handled,
+                Err(_) => {
+                    late = true;
+                    Handled::failed(&over(limit), false)
+                }
+            },
+        }
+    };
+    if late {
+        // What says so is not held to it.
+        passed.ends = None;
+    }
     if !filters.is_empty() {
         filters.back(passed, &mut handled.response);
     }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::header::{EXPECT, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
 use http::request::Parts;
@@ -30,6 +31,8 @@ pub struct RequestContext<'a> {
     /// The target as it came.
     pub uri: &'a Uri,
     pub version: Version,
+    /// Who it is, once `basic_auth` knows.
+    pub user: Option<Arc<str>>,
 }
 
 /// What an `Expect` field asks for.
@@ -88,6 +91,7 @@ impl<'a> RequestContext<'a> {
             path,
             uri,
             version: parts.version,
+            user: None,
         })
     }
 

@@ -53,6 +53,7 @@ impl Source for Vars<'_> {
                 let session = context.connection.tls.as_ref();
                 session.and_then(|t| t.sni.as_deref()).unwrap_or("").into()
             }
+            Var::User => context.user.as_deref().unwrap_or_default().into(),
             Var::Header(name) => header(&self.parts.headers, name),
             Var::Cookie(name) => text::cookies(&self.parts.headers)
                 .find(|(key, _)| *key == name.as_bytes())

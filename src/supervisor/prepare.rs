@@ -537,6 +537,10 @@ async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<F
         }
     }
     if errors.is_empty() {
+        let faults = parsed.document.judge_htpasswd(&files).into_iter();
+        errors.extend(faults.map(|f| parsed.locate(&f.pointer, f.message, f.help)));
+    }
+    if errors.is_empty() {
         Ok(files)
     } else {
         Err(Rejection::with(409, "not-prepared", errors))

@@ -9,11 +9,13 @@
 mod kit;
 
 mod admin;
+mod auth;
 mod cli;
 mod contract;
 mod drain;
 mod files;
 mod filters;
+mod gates;
 mod headers;
 mod held_back;
 mod limits;

@@ -250,7 +250,7 @@ fn status(
     )
 }
 
-fn template(at: At, text: &str, check: &mut Checker<'_>) -> Option<Template> {
+pub(super) fn template(at: At, text: &str, check: &mut Checker<'_>) -> Option<Template> {
     match Template::parse(text) {
         Ok(template) => Some(template),
         Err(all) => {
