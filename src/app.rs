@@ -30,8 +30,10 @@ pub type Search = Arc<dyn Fn() -> Option<PathBuf> + Send + Sync>;
 
 /// How to start.
 pub struct Options {
-    /// `-c FILE`, or what the search found; `None`: the embedded welcome page.
+    /// `-c FILE`, or what the search found.
     pub config: Option<PathBuf>,
+    /// What runs without a file: TOML.
+    pub embedded: Bytes,
     /// The search, asked again by a reload without body when the start found nothing.
     pub search: Search,
     /// Takes SIGTERM, SIGINT and SIGHUP (off when several run in one process).
@@ -95,7 +97,7 @@ impl App {
         let source = match &options.config {
             Some(_) => Source::File,
             None => Source::Embedded {
-                bytes: Bytes::from_static(WELCOME.as_bytes()),
+                bytes: options.embedded,
                 format: Format::Toml,
             },
         };

@@ -1,4 +1,5 @@
-//! The command line: `run` starts the process, `check`, `schema` and `hash-password` need none, and `adapt`, `reload`, `now`, `stop` and
+//! The command line: `run` and the quick modes start the process, `check`, `schema` and `hash-password` need none, and
+//! `adapt`, `reload`, `now`, `stop` and
 //! `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see [`Exit`].
 
 mod args;
@@ -7,6 +8,7 @@ mod draw;
 mod file;
 mod local;
 mod password;
+mod quick;
 mod remote;
 
 use std::process::ExitCode;
@@ -62,6 +64,9 @@ pub fn main() -> ExitCode {
         None => local::run(args.run),
         Some(Verb::Run(run)) => local::run(run),
         Some(Verb::Check(check)) => local::check(&check),
+        Some(Verb::ReverseProxy(args)) => quick::reverse_proxy(&args),
+        Some(Verb::FileServer(args)) => quick::file_server(&args),
+        Some(Verb::Respond(args)) => quick::respond(&args),
         Some(Verb::Schema) => local::schema(),
         Some(Verb::HashPassword) => password::hash_password(),
         Some(Verb::Reload(reload)) => remote::block_on(remote::reload(reload)),

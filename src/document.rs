@@ -2,34 +2,49 @@
 //! document at once. What is here knows all sections and how they refer to each other.
 
 mod across;
+mod glob;
+mod include;
 mod locator;
 mod reach;
+#[cfg(test)]
+mod said_once;
 mod schema;
+mod shown;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::admin::{AdminRaw, AdminSpec};
 use crate::config::check::Checker;
-use crate::config::decode::{Decode, Loc, Map, section};
+use crate::config::decode::{Decode, List, Map, section};
+use crate::config::defaults::{DefaultsRaw, lay_under};
+use crate::config::environment::{self, Environment, Lookup};
 use crate::config::findings::{Findings, Kind};
 use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
-use crate::config::scalar::{Secret, has_ipv6};
-use crate::config::tree::{At, Node, Places, Value};
+use crate::config::scalar::{REDACTED, Secret, has_ipv6};
+use crate::config::texts::Texts;
+use crate::config::tree::{self, At, Node, Places, Tree, Value};
 use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec};
 use crate::config::{Diagnostic, Format, format, render};
 
+pub use include::{Included, Sources};
 pub use locator::Locator;
+
+use shown::Behind;
 
 section! {
     /// The whole configuration of a process.
     pub struct Root {
         /// Version of the language: 1.
         version: u64,
+        /// More files of this document, relative to its folder; `*` and `?` stand for parts of a name. A section may be in
+        /// several files, a name in it in one. They include no others.
+        include: List<String>,
         /// The control surface: where the admin API listens and who may call it.
         admin: AdminRaw = {},
         /// The process as a whole.
@@ -40,8 +55,10 @@ section! {
         filters: Map<FiltersRaw> = {},
         /// Where requests go, by name.
         upstreams: Map<UpstreamRaw> = {},
+        /// What lies under every table of a kind.
+        defaults: DefaultsRaw,
     }
-    later = [&["include", "log", "access_log", "defaults", "forward", "tcp", "udp", "tunnels", "agents"]];
+    later = [&["log", "access_log", "forward", "tcp", "udp", "tunnels", "agents"]];
 }
 
 /// A checked configuration: every reference resolved, every default in, nothing left to parse.
@@ -53,10 +70,15 @@ pub struct Document {
     pub http: BTreeMap<Arc<str>, HttpSpec>,
     /// By name; those of `[upstreams]` and those that a URL or address in an action stands for.
     pub upstreams: BTreeMap<Arc<str>, UpstreamSpec>,
-    /// Secrets that are part of filters, by where they stand: what a `"<redacted>"` that comes back stands for.
-    pub secrets: BTreeMap<String, Secret>,
-    /// The normalized document as JSON, secrets redacted: what `GET /now` answers. No key that was left out.
+    /// The normalized document as JSON, as it is written, secrets redacted: what `GET /now` answers. No key that was left
+    /// out, nothing of what it includes, `[defaults]` where they are said.
     pub normal: serde_json::Value,
+    /// The included file of every named table that is in one, by its JSON Pointer, such as `/http/shop`.
+    pub origins: BTreeMap<String, Arc<str>>,
+    /// See [`Document::whole`]; `None`: the same as `normal`.
+    pub(crate) whole: Option<serde_json::Value>,
+    /// The secrets that are written out, by their JSON Pointers in the document with all that it includes.
+    pub(crate) secrets: BTreeMap<String, Secret>,
 }
 
 /// A document that passed, with what is worth saying about it.
@@ -100,38 +122,83 @@ impl Document {
         Self::parse_with(bytes, format, context, has_ipv6())
     }
 
+    /// Reads and checks a document whose files may have changed or be gone: from the texts that were read once.
+    ///
+    /// # Errors
+    /// As [`Document::parse`].
+    pub fn parse_again(sources: &Sources, context: &Context<'_>) -> Result<Parsed, Refused> {
+        let outside = Outside {
+            has_ipv6: has_ipv6(),
+            environment: &environment::process,
+            included: Some(&sources.included),
+        };
+        Self::parse_in(sources.text.as_bytes(), sources.format, context, &outside)
+    }
+
     fn parse_with(
         bytes: &[u8],
         format: Format,
         context: &Context<'_>,
         has_ipv6: bool,
     ) -> Result<Parsed, Refused> {
-        let syntax = |findings: Findings, source: &str, places: &Places<'_>| {
-            Refused::Syntax(
-                findings
-                    .resolve(source, places)
-                    .into_iter()
-                    .map(|(_, d)| d)
-                    .collect(),
-            )
+        let outside = Outside {
+            has_ipv6,
+            environment: &environment::process,
+            included: None,
         };
+        Self::parse_in(bytes, format, context, &outside)
+    }
+
+    fn parse_in(
+        bytes: &[u8],
+        format: Format,
+        context: &Context<'_>,
+        outside: &Outside<'_>,
+    ) -> Result<Parsed, Refused> {
         let source =
             format::text(bytes).map_err(|(f, valid)| syntax(f, valid, &Places::default()))?;
-        let tree =
+        let mut tree =
             format::parse(source, format).map_err(|(f, places)| syntax(f, source, &places))?;
         let mut findings = Findings::default();
-        let root = Root::decode(&without_notes(tree.root), &mut findings).unwrap_or_default();
+        let mut environment = Environment::new(outside.environment);
+        environment.fill(&mut tree.root);
         // Fails for an empty path only, from which relative paths stay what they are.
         let base = std::path::absolute(&context.base).unwrap_or_else(|_| context.base.clone());
-        let mut check = Checker::new(findings, &base, has_ipv6)
-            .beside(context.running.map(|running| &running.secrets));
-        let document = Self::checked(root, context.running, &mut check);
+        let included = match outside.included {
+            Some(included) => included.to_vec(),
+            None => include::read(&tree.root, &base, source.len(), &mut findings),
+        };
+        let own = include::is_given(&tree.root)
+            .then(|| Root::decode(&without_notes(tree.root.clone()), &mut Findings::default()))
+            .flatten();
+        let sources = Sources {
+            text: source.into(),
+            format,
+            included,
+        };
+        let mut joined = include::join(tree, &sources, Some(&mut environment), &mut findings)
+            .map_err(Refused::Syntax)?;
+        if let Some(running) = context.running {
+            put_secrets_back(&mut joined.tree, running);
+        }
+        let root = without_notes(joined.tree.root);
+        let laid = is_laid(&root, &mut findings);
+        let read = ReadTree {
+            root: Root::decode(&root, &mut findings).unwrap_or_default(),
+            own,
+            laid,
+            written: environment.written(),
+            places: &joined.tree.places,
+            origins: joined.origins,
+        };
+        let mut check = Checker::new(findings, &base, outside.has_ipv6);
+        let document = Self::checked(read, context.running, &mut check);
 
         let refused = check.findings.has_errors();
         let mut warnings = Vec::new();
         let mut errors = Vec::new();
         let mut only_unavailable = true;
-        for (kind, diagnostic) in check.findings.resolve(source, &tree.places) {
+        for (kind, diagnostic) in check.findings.resolve(&joined.texts, &joined.tree.places) {
             match kind {
                 Kind::Warning => warnings.push(diagnostic),
                 Kind::Error | Kind::Unavailable => {
@@ -144,7 +211,7 @@ impl Document {
             (false, _) => Ok(Parsed {
                 document,
                 warnings,
-                locator: Locator::new(source, format),
+                locator: Locator::new(sources),
             }),
             (true, true) => Err(Refused::Unavailable(errors)),
             (true, false) => Err(Refused::Invalid { errors, warnings }),
@@ -152,9 +219,46 @@ impl Document {
     }
 
     /// Raw to spec, and what can only be seen across sections.
-    fn checked(mut root: Root, running: Option<&Document>, check: &mut Checker<'_>) -> Document {
+    fn checked(
+        read: ReadTree<'_>,
+        running: Option<&Document>,
+        check: &mut Checker<'_>,
+    ) -> Document {
+        let mut root = read.root;
         // Serializing to a tree of values fails for non-string keys only, which no raw type has.
-        let normal = serde_json::to_value(&root).unwrap_or_default();
+        let json = |root: &Root| serde_json::to_value(root).unwrap_or_default();
+        let mut joined = json(&root);
+        let secrets = check.findings.take_literal_secrets();
+        let behind = Behind::new(&joined, read.written, secrets, read.places);
+        behind.restore(&mut joined);
+        let mut whole = None;
+        let defaults = root.defaults.take();
+        if read.own.is_some() || defaults.is_some() {
+            root.include = None;
+            if let Some(defaults) = defaults.as_ref().filter(|_| read.laid) {
+                lay_under(
+                    root.http.as_mut().map(|http| &mut http.value),
+                    defaults.http.as_ref().map(|h| &*h.value),
+                );
+                lay_under(
+                    root.upstreams
+                        .as_mut()
+                        .map(|upstreams| &mut upstreams.value),
+                    defaults.upstreams.as_ref().map(|u| &*u.value),
+                );
+            }
+            let mut laid = json(&root);
+            behind.restore_laid(&joined, &mut laid);
+            whole = Some(laid);
+        }
+        let normal = match &read.own {
+            None => joined,
+            Some(own) => {
+                let mut normal = json(own);
+                behind.restore(&mut normal);
+                normal
+            }
+        };
         if normal.as_object().is_some_and(serde_json::Map::is_empty) && root.spoiled.is_empty() {
             check.findings.warning(
                 At::ROOT,
@@ -219,8 +323,10 @@ impl Document {
             runtime,
             http,
             upstreams,
-            secrets: std::mem::take(&mut check.secrets),
             normal,
+            origins: read.origins,
+            whole,
+            secrets: behind.secrets,
         }
     }
 
@@ -234,26 +340,89 @@ impl Document {
         }
     }
 
-    /// The normalized document in `format`; `defaults` fills in every key that was left out.
+    /// The normalized document in `format`. `defaults`: with all that it includes and `[defaults]` in their places, and
+    /// every key that was left out.
     pub fn render(&self, format: Format, defaults: bool) -> String {
         if !defaults {
             return render::render(&self.normal, format);
         }
-        // The normalized form has passed before, so reading it again finds nothing.
-        let mut root = Root::decode(&Node::nowhere(&self.normal), &mut Findings::default())
-            .unwrap_or_default();
-        root.fill();
-        root.version.get_or_insert(Loc {
-            value: 1,
-            at: At::NOWHERE,
-        });
-        render::render(&serde_json::to_value(&root).unwrap_or_default(), format)
+        render::render(&self.filled(), format)
     }
 
     /// JSON Schema (2020-12) of the language, from the types' doc comments.
     pub fn json_schema() -> serde_json::Value {
         schema::json_schema()
     }
+}
+
+/// What a document takes from the world around it.
+struct Outside<'o> {
+    has_ipv6: bool,
+    environment: Lookup<'o>,
+    /// The texts of what it includes; `None`: from the files.
+    included: Option<&'o [Included]>,
+}
+
+/// A document that was read, but not checked.
+struct ReadTree<'r> {
+    /// With all that it includes.
+    root: Root,
+    /// Without, if it includes anything.
+    own: Option<Root>,
+    /// Whether `[defaults]` are laid under.
+    laid: bool,
+    written: Vec<(At, String)>,
+    places: &'r Places<'r>,
+    origins: BTreeMap<String, Arc<str>>,
+}
+
+/// Values that `[defaults]` may stand for in all tables together.
+const MAX_LAID: usize = 1_000_000;
+
+/// Whether `[defaults]` can be laid under: a small document could stand for a huge one.
+fn is_laid(root: &Node<'_>, findings: &mut Findings) -> bool {
+    let child = |node: &Node<'_>, key: &str| match &node.value {
+        Value::Table(entries) => entries.iter().position(|(k, _)| k == key),
+        _ => None,
+    };
+    let get = |path: &[&str]| {
+        path.iter().try_fold(root, |node, key| match &node.value {
+            Value::Table(entries) => child(node, key).map(|index| &entries[index].1),
+            _ => None,
+        })
+    };
+    let mut values = 0usize;
+    for kind in shown::KINDS {
+        let tables = match get(&[kind]).map(|node| &node.value) {
+            Some(Value::Table(tables)) => tables.len(),
+            _ => 0,
+        };
+        let below = get(&["defaults", kind]).map_or(0, tree::count);
+        values = values.saturating_add(tables.saturating_mul(below));
+    }
+    if values > MAX_LAID {
+        let at = get(&["defaults"]).map_or(At::ROOT, |node| node.at);
+        let message = format!("`[defaults]` would stand for more than {MAX_LAID} values");
+        findings.key_error(at, message);
+    }
+    values <= MAX_LAID
+}
+
+/// A `"<redacted>"` that came back, where the running document has a secret, is that secret.
+fn put_secrets_back(tree: &mut Tree<'_>, running: &Document) {
+    let Tree { root, places } = tree;
+    root.walk(&mut |node| {
+        if matches!(&node.value, Value::Text(text) if text == REDACTED)
+            && let Some(secret) = running.secret_at(&places.pointer(node.at))
+        {
+            node.value = Value::Text(Cow::Owned(secret.expose().to_owned()));
+        }
+    });
+}
+
+fn syntax(findings: Findings, source: &str, places: &Places<'_>) -> Refused {
+    let found = findings.resolve(&Texts::one(source), places);
+    Refused::Syntax(found.into_iter().map(|(_, d)| d).collect())
 }
 
 /// Top-level keys that begin with `x-` are notes for people.

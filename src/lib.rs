@@ -12,7 +12,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | 8 edge | `cli`, `app` |
+//! | 8 edge | `cli`, `app`, `fuzzing` |
 //! | 7 admin | `admin` |
 //! | 6 supervisor | `supervisor` |
 //! | 5 assembly | `snapshot` |
@@ -36,6 +36,8 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod document;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod generation;
 pub mod http;
 pub mod listen;

@@ -98,8 +98,10 @@ impl Fake {
             runtime,
             http: Default::default(),
             upstreams: Default::default(),
-            secrets: Default::default(),
             normal,
+            origins: Default::default(),
+            whole: None,
+            secrets: Default::default(),
         };
         let running = Some(Arc::new(Running {
             generation: 1,
@@ -186,6 +188,7 @@ impl Control for Fake {
                 (record.generation, record.problem) = (None, Some("invalid-document".into()));
                 record.errors = vec![crate::config::Diagnostic {
                     pointer: "/http".into(),
+                    file: None,
                     line: Some(3),
                     column: Some(1),
                     message: "unknown key `htp`".into(),

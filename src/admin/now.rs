@@ -106,6 +106,9 @@ fn part(running: &Running, segments: &[String], defaults: bool) -> Result<Value,
     }
     for (depth, segment) in segments.iter().enumerate() {
         here = child(here, segment).ok_or_else(|| {
+            if let Some(elsewhere) = elsewhere(running, segments) {
+                return Problem::new(StatusCode::NOT_FOUND, "no-such-part", elsewhere);
+            }
             let above = match depth {
                 0 => "the running configuration".to_owned(),
                 _ => format!("/now/{}", segments[..depth].join("/")),
@@ -118,6 +121,26 @@ fn part(running: &Running, segments: &[String], defaults: bool) -> Result<Value,
         })?;
     }
     Ok(here.clone())
+}
+
+/// Why a part that runs is not among what is written in the document itself.
+fn elsewhere(running: &Running, segments: &[String]) -> Option<String> {
+    let [section, name, ..] = segments else {
+        return None;
+    };
+    let whole = running.document.whole();
+    segments
+        .iter()
+        .try_fold(whole, |here, segment| child(here, segment))?;
+    let escaped = |text: &str| text.replace('~', "~0").replace('/', "~1");
+    let pointer = format!("/{}/{}", escaped(section), escaped(name));
+    let written = match running.document.origins.get(&pointer) {
+        Some(file) => {
+            format!("`{section}.{name}` is written in {file}, which the configuration includes")
+        }
+        None => format!("this is written in `[defaults.{section}]`"),
+    };
+    Some(format!("{written}; `?defaults=true` shows it"))
 }
 
 /// A key of a table; an item of a list by name, address, own text or index, in this order.

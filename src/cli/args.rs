@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use super::client::Address;
+use super::quick;
 
 /// A proxy whose whole configuration changes while it runs, without one failed request.
 ///
@@ -34,6 +35,12 @@ pub(crate) enum Verb {
     ///
     /// SIGHUP reads the file again; SIGTERM and SIGINT drain and exit 0, a second one exits at once.
     Run(Run),
+    /// Pass requests on to a server, without a configuration file
+    ReverseProxy(quick::ReverseProxy),
+    /// Serve the files of a folder, without a configuration file
+    FileServer(quick::FileServer),
+    /// Answer every request with a text, without a configuration file
+    Respond(quick::Respond),
     /// Say everything that is wrong with a file; needs no running process
     ///
     /// Touches nothing outside the file: addresses in use and missing certificates are found by `adapt`, which asks the

@@ -1,34 +1,88 @@
 //! What people read: findings with their line and caret, the phases of a swap, the table of `status`.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::io::IsTerminal;
+use std::path::Path;
 
-use crate::config::Diagnostic;
+use super::file::Text;
 use crate::config::diagnostic::{render_diagnostics, render_warnings};
+use crate::config::{Diagnostic, Severity};
 use crate::supervisor::Status;
 use crate::supervisor::event::{Event, Kind, Phase};
 
 /// Draws errors and warnings on standard error; with the text, each with its line and a caret.
 pub(crate) fn findings(name: &str, bytes: &[u8], errors: &[Diagnostic], warnings: &[Diagnostic]) {
-    let text = std::str::from_utf8(bytes).unwrap_or("");
-    let locate = |finding: &Diagnostic| located(text, finding);
-    let errors: Vec<_> = errors.iter().map(locate).collect();
-    let warnings: Vec<_> = warnings.iter().map(locate).collect();
-    if text.is_empty() {
-        let untold = |word, finding| eprint!("{}", untold(word, finding));
-        warnings
-            .iter()
-            .for_each(|finding| untold("warning", finding));
-        errors.iter().for_each(|finding| untold("error", finding));
-        return;
-    }
+    let mut texts = Texts {
+        own: Drawn {
+            name: name.to_owned(),
+            text: String::from_utf8_lossy(bytes).into_owned(),
+        },
+        included: HashMap::new(),
+    };
     let color = std::io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    eprint!(
-        "{}{}",
-        render_warnings(name, text, &warnings, color),
-        render_diagnostics(name, text, &errors, color)
-    );
+    for warning in warnings {
+        eprint!(
+            "{}",
+            one(texts.of(warning), Severity::Warning, warning, color)
+        );
+    }
+    for error in errors {
+        eprint!("{}", one(texts.of(error), Severity::Error, error, color));
+    }
+}
+
+/// A text that findings are drawn into; empty: it is not here.
+struct Drawn {
+    name: String,
+    text: String,
+}
+
+/// The text of a configuration, and those of the files it includes as far as they can be read here.
+struct Texts {
+    own: Drawn,
+    included: HashMap<String, Drawn>,
+}
+
+impl Texts {
+    fn of(&mut self, finding: &Diagnostic) -> &Drawn {
+        let Some(file) = &finding.file else {
+            return &self.own;
+        };
+        let load = || {
+            let text = Text::again(Path::new(file));
+            let text = text.and_then(|text| String::from_utf8(text.bytes).ok());
+            Drawn {
+                name: from_here(file),
+                text: text.unwrap_or_default(),
+            }
+        };
+        self.included.entry(file.clone()).or_insert_with(load)
+    }
+}
+
+/// A path as one would write it here.
+fn from_here(path: &str) -> String {
+    let here = std::env::current_dir().ok();
+    let short = here.and_then(|here| Path::new(path).strip_prefix(here).ok());
+    short.map_or_else(|| path.to_owned(), |path| path.display().to_string())
+}
+
+fn one(drawn: &Drawn, severity: Severity, finding: &Diagnostic, color: bool) -> String {
+    let text = drawn.text.as_str();
+    let word = match severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    };
+    if text.is_empty() {
+        return untold(word, finding);
+    }
+    let located = [located(text, finding)];
+    match severity {
+        Severity::Error => render_diagnostics(&drawn.name, text, &located, color),
+        Severity::Warning => render_warnings(&drawn.name, text, &located, color),
+    }
 }
 
 /// A finding about a text that is not here: its place in numbers.
@@ -38,7 +92,8 @@ fn untold(word: &str, finding: &Diagnostic) -> String {
         (Some(line), Some(column)) => format!("line {line}, column {column}"),
         _ => String::new(),
     };
-    let parts: Vec<_> = [finding.pointer.as_str(), at.as_str()]
+    let file = finding.file.as_deref().unwrap_or_default();
+    let parts: Vec<_> = [finding.pointer.as_str(), file, at.as_str()]
         .into_iter()
         .filter(|part| !part.is_empty())
         .collect();
@@ -327,6 +382,7 @@ mod tests {
     fn a_finding_without_its_text_still_has_a_place() {
         let finding = Diagnostic {
             pointer: "/http".into(),
+            file: None,
             line: Some(3),
             column: Some(1),
             message: "wrong".into(),

@@ -1,6 +1,6 @@
 //! What needs no running process: `run`, `check`, `schema`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,19 +20,68 @@ use crate::supervisor::event::Kind;
 use crate::tls;
 use crate::tls::store::{self, Material};
 
-/// Runs until stopped.
+/// What a process starts with, as findings and the first line name it.
+struct Start<'a> {
+    config: Option<&'a Path>,
+    /// What runs without a file.
+    embedded: Bytes,
+    /// How that is called.
+    name: &'a Path,
+}
+
+impl Start<'_> {
+    /// What the first line says.
+    fn from(&self) -> String {
+        match self.config {
+            Some(path) => path.display().to_string(),
+            None => self.name.display().to_string(),
+        }
+    }
+
+    /// Draws what the start has found in the configuration.
+    fn findings(&self, record: &SwapRecord) {
+        let bytes = match self.config {
+            Some(path) => Text::again(path).map(|text| text.bytes).unwrap_or_default(),
+            None => self.embedded.to_vec(),
+        };
+        draw::findings(&self.from(), &bytes, &record.errors, &record.warnings);
+    }
+}
+
+/// Runs a file, or the built-in welcome page, until stopped.
 pub(crate) fn run(run: Run) -> Exit {
-    let _flush = log(run.quiet);
     let config = find_config(run.config.as_deref());
+    let start = Start {
+        config: config.as_deref(),
+        embedded: Bytes::from_static(app::WELCOME.as_bytes()),
+        name: Path::new("the built-in welcome page"),
+    };
+    until_stopped(&start, Arc::new(|| find_config(None)), run.quiet)
+}
+
+/// Runs a document that the command line stands for until stopped.
+pub(crate) fn run_text(name: &Path, text: String, quiet: bool) -> Exit {
+    let start = Start {
+        config: None,
+        embedded: text.into(),
+        name,
+    };
+    // There is no file to read again, and one that lies about is not meant.
+    until_stopped(&start, Arc::new(|| None), quiet)
+}
+
+fn until_stopped(start: &Start<'_>, search: app::Search, quiet: bool) -> Exit {
+    let _flush = log(quiet);
     let options = app::Options {
-        config: config.clone(),
-        search: Arc::new(|| find_config(None)),
+        config: start.config.map(Path::to_owned),
+        embedded: start.embedded.clone(),
+        search,
         signals: true,
         gate: None,
     };
     let app = match App::start(options) {
         Ok(app) => app,
-        Err(StartError::Refused(record)) => return refused(config.as_deref(), &record),
+        Err(StartError::Refused(record)) => return refused(start, &record),
         Err(error) => {
             complain(&error.to_string());
             return Exit::Other;
@@ -41,10 +90,10 @@ pub(crate) fn run(run: Run) -> Exit {
     // The newest of the first kind is the only one: nothing else starts a process.
     let swaps = app.handle().swaps();
     if let Some(boot) = swaps.iter().find(|swap| swap.kind == Kind::Boot) {
-        findings(config.as_deref(), boot);
+        start.findings(boot);
     }
-    if !run.quiet {
-        announce(config.as_deref(), &app);
+    if !quiet {
+        announce(&start.from(), &app);
     }
     match app.wait() {
         Ok(()) => Exit::Done,
@@ -56,11 +105,7 @@ pub(crate) fn run(run: Run) -> Exit {
 }
 
 /// Prints what listens where.
-fn announce(config: Option<&Path>, app: &App) {
-    let from = config.map_or_else(
-        || "the built-in welcome page".to_owned(),
-        |path| path.display().to_string(),
-    );
+fn announce(from: &str, app: &App) {
     let admin = app
         .handle()
         .admin_binding()
@@ -68,31 +113,21 @@ fn announce(config: Option<&Path>, app: &App) {
         .as_ref()
         .map(|binding| binding.listener.address());
     print(&draw::started(
-        &from,
+        from,
         &app.handle().status(),
         admin.as_deref(),
     ));
 }
 
 /// Shows why the first configuration was refused.
-fn refused(config: Option<&Path>, record: &SwapRecord) -> Exit {
-    findings(config, record);
+fn refused(start: &Start<'_>, record: &SwapRecord) -> Exit {
+    start.findings(record);
     let detail = record
         .detail
         .as_deref()
         .unwrap_or("the configuration was refused");
     complain(&draw::summary(detail, record.errors.len()));
     Exit::of_status(record.status.unwrap_or(500))
-}
-
-/// Draws what the start has found in the configuration.
-fn findings(config: Option<&Path>, record: &SwapRecord) {
-    let name = config.map_or("welcome.toml".into(), |path| path.display().to_string());
-    let bytes = match config {
-        Some(path) => Text::again(path).map(|text| text.bytes).unwrap_or_default(),
-        None => app::WELCOME.as_bytes().to_vec(),
-    };
-    draw::findings(&name, &bytes, &record.errors, &record.warnings);
 }
 
 /// Log lines go to standard error: `RUST_LOG`, else info (warnings with `--quiet`). What is returned writes the last ones.
@@ -168,6 +203,8 @@ pub(crate) fn check(check: &Check) -> Exit {
 /// yet.
 fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
     let document = &parsed.document;
+    // What `[defaults]` name is named by every server.
+    let mut seen = HashSet::new();
     let of = |named: Vec<(PathBuf, String)>, folder| {
         let all = named.into_iter();
         all.map(move |(path, pointer)| (path, pointer, folder))
@@ -175,6 +212,7 @@ fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
     of(document.file_pointers(), false)
         .chain(of(document.folder_pointers(), true))
         .chain(of(document.certificate_folders(), true))
+        .filter(|(path, _, _)| seen.insert(path.clone()))
         .filter_map(|(path, pointer, folder)| {
             let why = match std::fs::metadata(&path) {
                 Ok(meta) if meta.is_dir() == folder => return None,
@@ -240,7 +278,9 @@ fn judge_certificates(parsed: &Parsed) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
     }
     let located = |faults: Vec<store::Fault>| {
         let place = |f: store::Fault| parsed.locate(&f.pointer, f.message, f.help.map(Into::into));
-        faults.into_iter().map(place).collect()
+        let mut all: Vec<_> = faults.into_iter().map(place).collect();
+        all.dedup();
+        all
     };
     let shared = match tls::Shared::new() {
         Ok(shared) => shared,

@@ -1,14 +1,12 @@
 //! Raw to spec: what every section needs to check its values and to say what is wrong with them.
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::admin::secret;
 use super::decode::{List, Loc, Map};
 use super::findings::{Findings, nearest};
-use super::scalar::{Secret, SecretRef, Span, Wrong};
+use super::scalar::{Span, Wrong};
 use super::tree::At;
 
 /// Suggestions among names of the document; each costs a look at all of them.
@@ -22,10 +20,6 @@ pub struct Checker<'c> {
     pub base: &'c Path,
     /// Whether this host has IPv6.
     pub has_ipv6: bool,
-    /// Secrets that belong to no section of their own, by where they stand.
-    pub secrets: BTreeMap<String, Secret>,
-    /// Those of the running document.
-    running: Option<&'c BTreeMap<String, Secret>>,
     suggestions: usize,
 }
 
@@ -35,23 +29,8 @@ impl<'c> Checker<'c> {
             findings,
             base,
             has_ipv6,
-            secrets: BTreeMap::new(),
-            running: None,
             suggestions: 0,
         }
-    }
-
-    /// The same, knowing what runs.
-    pub fn beside(self, running: Option<&'c BTreeMap<String, Secret>>) -> Checker<'c> {
-        Checker { running, ..self }
-    }
-
-    /// The text of the secret that is known as `name`: one that comes back redacted is the running document's of that name.
-    pub fn secret(&mut self, name: &str, raw: &Loc<SecretRef>) -> Option<Secret> {
-        let running = self.running.and_then(|secrets| secrets.get(name));
-        let text = secret(raw, running, self)?;
-        self.secrets.insert(name.to_owned(), text.clone());
-        Some(text)
     }
 
     /// The value, or `None` and a finding at `at`.

@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 
 pub use shape::{Auto, Limit, List, Map, Switch};
 
+use super::check::shorten;
 use super::findings::{Findings, did_you_mean};
 use super::tree::{At, Node, Value};
 
@@ -22,6 +23,9 @@ pub trait Decode: Sized {
 
     /// Puts in every default that was left out, down to the leaves.
     fn fill(&mut self) {}
+
+    /// Puts in what was left out here and is there in `below`: tables merge, all else stays what it is.
+    fn lay_over(&mut self, _below: &Self) {}
 }
 
 /// A value that remembers where it stands in the text.
@@ -46,6 +50,10 @@ impl<T: Decode> Decode for Loc<T> {
     fn fill(&mut self) {
         self.value.fill();
     }
+
+    fn lay_over(&mut self, below: &Self) {
+        self.value.lay_over(&below.value);
+    }
 }
 
 impl<T: Serialize> Serialize for Loc<T> {
@@ -59,8 +67,13 @@ pub fn default_of<T: Decode>(json: &serde_json::Value) -> Option<Loc<T>> {
     Loc::decode(&Node::nowhere(json), &mut Findings::default())
 }
 
-/// Records a value of the wrong kind.
+/// Records a value of the wrong kind, or why it has none.
 pub fn wrong_kind(node: &Node<'_>, expected: &str, findings: &mut Findings) {
+    if let Value::Unset(wrong) = &node.value {
+        let finding = findings.error(node.at, wrong.message.as_str());
+        finding.help_if(wrong.help.clone());
+        return;
+    }
     findings.error(
         node.at,
         format!("expected {expected}, found {}", node.value.kind()),
@@ -97,7 +110,8 @@ pub fn list_of(words: &[&str]) -> String {
 ///
 /// A field is `name: Type`, its doc comment is the key's description. `as "key"` names the key where Rust reserves
 /// the word, `= json` gives the default as it would be written in JSON. `short = field` lets a value that is not a
-/// table stand for a table with only that key. `later = [LISTS]` names the keys of features that are not built, which get
+/// table stand for a table with only that key. `one_of = [KEYS]` are keys of which a table has one: given, it takes the
+/// place of all of them that lie below. `later = [LISTS]` names the keys of features that are not built, which get
 /// an error of their own.
 macro_rules! section {
     (
@@ -109,6 +123,7 @@ macro_rules! section {
             ),* $(,)?
         }
         $(short = $short:ident;)?
+        $(one_of = $one_of:expr;)?
         later = $later:expr;
     ) => {
         $(#[$meta])*
@@ -134,6 +149,17 @@ macro_rules! section {
         impl $name {
             const KEYS: &'static [&'static str] = &[$($crate::config::decode::key_of!($field $($key)?)),*];
             const LATER: &'static [&'static [&'static str]] = &$later;
+            const ONE_OF: &'static [&'static [&'static str]] = &[$(&$one_of)?];
+
+            /// Whether a key is there, with a value or without a usable one.
+            fn has(&self, key: &str) -> bool {
+                $(
+                    if key == $crate::config::decode::key_of!($field $($key)?) && self.$field.is_some() {
+                        return true;
+                    }
+                )*
+                self.spoiled.contains(&key)
+            }
         }
 
         impl $crate::config::decode::Decode for $name {
@@ -181,6 +207,25 @@ macro_rules! section {
                     )?
                     if let Some(value) = &mut self.$field {
                         $crate::config::decode::Decode::fill(value);
+                    }
+                )*
+            }
+
+            fn lay_over(&mut self, below: &Self) {
+                // Asked before the first key is put in: one of a choice takes the place of all the others.
+                let chosen: Vec<&[&str]> = Self::ONE_OF
+                    .iter()
+                    .filter(|keys| keys.iter().any(|key| self.has(key)))
+                    .copied()
+                    .collect();
+                $(
+                    let key = $crate::config::decode::key_of!($field $($key)?);
+                    match (&mut self.$field, &below.$field) {
+                        (Some(here), Some(below)) => $crate::config::decode::Decode::lay_over(here, below),
+                        (None, _) if self.spoiled.contains(&key) || chosen.iter().any(|keys| keys.contains(&key)) => {}
+                        (here @ None, Some(below)) => *here = Some(below.clone()),
+                        (None, None) if below.spoiled.contains(&key) => self.spoiled.push(key),
+                        (_, None) => {}
                     }
                 )*
             }
@@ -278,31 +323,15 @@ pub fn later_word<'w>(node: &Node<'_>, later: &[&'w str]) -> Option<&'w str> {
     later.iter().find(|known| **known == *word).copied()
 }
 
-/// The text of a node, which must not refer to the environment.
+/// The text of a node.
 pub fn text<'n>(node: &'n Node<'_>, findings: &mut Findings) -> Option<&'n str> {
-    let Value::Text(text) = &node.value else {
-        wrong_kind(node, "a string", findings);
-        return None;
-    };
-    // A single byte is looked for much quicker, and nearly no text has it.
-    if text.as_bytes().contains(&b'$')
-        && let Some(at) = text.find("${")
-    {
-        let rest = &text[at + 2..];
-        if rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
-            let name: String = rest
-                .chars()
-                .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
-                .take(60)
-                .collect();
-            findings.error(
-                node.at,
-                format!("`${{{name}}}`, a value from the environment, is not supported yet"),
-            );
-            return None;
+    match &node.value {
+        Value::Text(text) => Some(text),
+        _ => {
+            wrong_kind(node, "a string", findings);
+            None
         }
     }
-    Some(text)
 }
 
 impl Decode for String {
@@ -319,12 +348,18 @@ impl<T: Decode> Decode for Box<T> {
     fn fill(&mut self) {
         self.as_mut().fill();
     }
+
+    fn lay_over(&mut self, below: &Self) {
+        self.as_mut().lay_over(below);
+    }
 }
 
 impl Decode for bool {
     fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
         match node.value {
             Value::Bool(b) => Some(b),
+            Value::Text(ref text) if node.from_env && text == "true" => Some(true),
+            Value::Text(ref text) if node.from_env && text == "false" => Some(false),
             _ => {
                 wrong_kind(node, "`true` or `false`", findings);
                 None
@@ -340,6 +375,14 @@ impl Decode for u64 {
                 let number = u64::try_from(n).ok();
                 if number.is_none() {
                     findings.error(node.at, format!("{n} is less than 0"));
+                }
+                number
+            }
+            Value::Text(ref text) if node.from_env => {
+                let number = text.parse().ok();
+                if number.is_none() {
+                    let message = format!("`{}` from the environment is no integer", shorten(text));
+                    findings.error(node.at, message);
                 }
                 number
             }

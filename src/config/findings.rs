@@ -1,7 +1,11 @@
 //! Everything that is wrong with a document, gathered while it is read. Nothing stops at the first mistake.
 
+use std::collections::BTreeSet;
+
 use super::Diagnostic;
-use super::tree::{At, LineCounter, Places, Span};
+use super::scalar::Secret;
+use super::texts::Texts;
+use super::tree::{At, Places, Span};
 
 /// Findings that are kept; more help nobody, and a hostile document could have millions.
 const MAX_FINDINGS: usize = 1_000;
@@ -10,9 +14,13 @@ const MAX_FINDINGS: usize = 1_000;
 #[derive(Debug, Default)]
 pub struct Findings {
     list: Vec<Finding>,
+    /// What was said of which place: what lies in `[defaults]` is looked at once for every table above it.
+    said: BTreeSet<(Where, String)>,
     /// Takes what is over the bound.
-    spill: Option<Finding>,
+    spill: Option<Box<Finding>>,
     dropped_errors: usize,
+    /// Not mistakes: the secrets that are written out, for a `"<redacted>"` that comes back.
+    literals: Vec<(At, Secret)>,
 }
 
 /// One mistake, before its place is turned into line and column.
@@ -24,7 +32,7 @@ pub struct Finding {
     help: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Where {
     Value(At),
     Key(At),
@@ -81,14 +89,30 @@ impl Findings {
         self.add(Where::Key(at), Kind::Warning, message.into())
     }
 
+    /// Remembers a secret that is written out.
+    pub fn literal_secret(&mut self, at: At, secret: &Secret) {
+        self.literals.push((at, secret.clone()));
+    }
+
+    /// The secrets that are written out, each with its place.
+    pub fn take_literal_secrets(&mut self) -> Vec<(At, Secret)> {
+        std::mem::take(&mut self.literals)
+    }
+
     fn add(&mut self, place: Where, kind: Kind, message: String) -> &mut Finding {
+        // An error of syntax has been found by a parser, which says nothing twice.
+        let said = (place, message);
+        let again = !matches!(place, Where::Text(_)) && self.said.contains(&said);
         let finding = Finding {
             place,
             kind,
-            message,
+            message: said.1.clone(),
             help: None,
         };
-        if self.list.len() < MAX_FINDINGS {
+        if again {
+            self.spill.insert(Box::new(finding))
+        } else if self.list.len() < MAX_FINDINGS {
+            self.said.insert(said);
             let index = self.list.len();
             self.list.push(finding);
             &mut self.list[index]
@@ -96,7 +120,7 @@ impl Findings {
             if kind != Kind::Warning {
                 self.dropped_errors += 1;
             }
-            self.spill.insert(finding)
+            self.spill.insert(Box::new(finding))
         }
     }
 
@@ -110,7 +134,7 @@ impl Findings {
     }
 
     /// The diagnostics in the order of the text, each with what it means.
-    pub fn resolve(self, source: &str, places: &Places<'_>) -> Vec<(Kind, Diagnostic)> {
+    pub fn resolve(self, texts: &Texts<'_>, places: &Places<'_>) -> Vec<(Kind, Diagnostic)> {
         let mut placed: Vec<(Option<Span>, String, Finding)> = self
             .list
             .into_iter()
@@ -125,18 +149,19 @@ impl Findings {
             .collect();
         // Stable: findings about one place stay in the order in which they were made.
         placed.sort_by_key(|(span, _, _)| span.map_or(0, |s| s.0));
-        let mut lines = LineCounter::new(source);
+        let mut lines = texts.lines();
         let mut out: Vec<(Kind, Diagnostic)> = placed
             .into_iter()
             .map(|(span, pointer, finding)| {
-                let place = span.map(|s| lines.advance(s.0 as usize));
+                let place = span.map(|span| lines.advance(span));
                 let diagnostic = Diagnostic {
                     pointer,
-                    line: place.map(|p| p.0),
-                    column: place.map(|p| p.1),
+                    file: place.as_ref().and_then(|p| p.file.map(str::to_owned)),
+                    line: place.as_ref().map(|p| p.line),
+                    column: place.as_ref().map(|p| p.column),
                     message: finding.message,
                     help: finding.help,
-                    span,
+                    span: place.map(|p| p.span),
                 };
                 (finding.kind, diagnostic)
             })
@@ -185,12 +210,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_one_place_twice_is_shown_once() {
+        let mut findings = Findings::default();
+        for _ in 0..2 {
+            findings.error(At::ROOT, "x").help("y");
+            findings.key_error(At::ROOT, "x");
+        }
+        findings.error(At::ROOT, "z");
+        let all = findings.resolve(&Texts::one(""), &Places::default());
+        assert_eq!(all.len(), 3);
+        assert_eq!(all[0].1.help.as_deref(), Some("y"));
+    }
+
+    #[test]
     fn findings_are_bounded_and_the_rest_is_counted() {
         let mut findings = Findings::default();
         for _ in 0..MAX_FINDINGS + 5 {
             findings.syntax((0, 0), "x").help("y");
         }
-        let all = findings.resolve("", &Places::default());
+        let all = findings.resolve(&Texts::one(""), &Places::default());
         assert_eq!(all.len(), MAX_FINDINGS + 1);
         assert_eq!(
             all.last().map(|d| d.1.message.as_str()),

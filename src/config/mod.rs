@@ -5,7 +5,9 @@
 pub mod admin;
 pub mod check;
 pub mod decode;
+pub mod defaults;
 pub mod diagnostic;
+pub mod environment;
 pub mod findings;
 pub mod format;
 pub mod http;
@@ -13,6 +15,7 @@ pub mod render;
 pub mod runtime;
 pub mod scalar;
 pub mod template;
+pub mod texts;
 pub mod tree;
 pub mod upstream;
 
@@ -44,6 +47,9 @@ pub enum Severity {
 pub struct Diagnostic {
     /// JSON Pointer (RFC 6901) of the value it is about; empty for the whole document.
     pub pointer: String,
+    /// The included file that it is in, with its whole path; absent for the document itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub file: Option<String>,
     /// Line of the value, from 1; absent when the document has no text (nothing was parsed).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub line: Option<u32>,
@@ -65,6 +71,7 @@ impl Diagnostic {
     pub fn without_place(pointer: impl Into<String>, message: impl Into<String>) -> Diagnostic {
         Diagnostic {
             pointer: pointer.into(),
+            file: None,
             line: None,
             column: None,
             message: message.into(),

@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use super::scalar::Wrong;
+
 /// Tables and lists inside each other that a document may have.
 pub const MAX_DEPTH: usize = 64;
 
@@ -10,7 +12,7 @@ pub const MAX_DEPTH: usize = 64;
 pub type Span = (u32, u32);
 
 /// The place of a node: an index into [`Places`]. [`At::NOWHERE`] for values that no text stands behind (defaults).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct At(u32);
 
 impl At {
@@ -28,6 +30,8 @@ impl Default for At {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node<'a> {
     pub at: At,
+    /// The text was written with a `${NAME}` in it, and `value` has what the environment gave.
+    pub from_env: bool,
     pub value: Value<'a>,
 }
 
@@ -41,6 +45,8 @@ pub enum Value<'a> {
     /// A TOML date or time; the language has no use for its value.
     Date,
     Text(Cow<'a, str>),
+    /// A text whose `${NAME}` the environment could not fill: what is wrong with it.
+    Unset(Box<Wrong>),
     List(Vec<Node<'a>>),
     /// In the text's order; keys are unique.
     Table(Vec<(Cow<'a, str>, Node<'a>)>),
@@ -55,7 +61,7 @@ impl Value<'_> {
             Value::Int(_) => "an integer",
             Value::Float => "a number that is no integer of 64 bits",
             Value::Date => "a date or time",
-            Value::Text(_) => "a string",
+            Value::Text(_) | Value::Unset(_) => "a string",
             Value::List(_) => "a list",
             Value::Table(_) => "a table",
         }
@@ -63,6 +69,14 @@ impl Value<'_> {
 }
 
 impl<'a> Node<'a> {
+    pub fn new(at: At, value: Value<'a>) -> Node<'a> {
+        Node {
+            at,
+            from_env: false,
+            value,
+        }
+    }
+
     /// A node for a JSON value that no text stands behind.
     pub fn nowhere(value: &'a serde_json::Value) -> Node<'a> {
         use serde_json::Value as Json;
@@ -78,19 +92,19 @@ impl<'a> Node<'a> {
                     .collect(),
             ),
         };
-        Node {
-            at: At::NOWHERE,
-            value,
-        }
+        Node::new(At::NOWHERE, value)
     }
 
-    /// The node that a JSON Pointer names, or the nearest one above it that is there.
-    pub fn nearest(&self, pointer: &str) -> &Node<'a> {
+    /// The node that a JSON Pointer names, or the nearest one above it that is there, and how many steps are missing.
+    pub fn nearest(&self, pointer: &str) -> (&Node<'a>, usize) {
         let mut node = self;
-        for token in pointer.split('/').skip(1) {
+        let mut steps = pointer.split('/').skip(1);
+        while let Some(token) = steps.next() {
             let key = token.replace("~1", "/").replace("~0", "~");
             let next = match &node.value {
-                Value::Table(entries) => entries.iter().find(|(k, _)| *k == key).map(|(_, n)| n),
+                Value::Table(entries) if key != "0" || entries.iter().any(|(k, _)| *k == key) => {
+                    entries.iter().find(|(k, _)| *k == key).map(|(_, n)| n)
+                }
                 Value::List(items) => key.parse::<usize>().ok().and_then(|i| items.get(i)),
                 // One value does for a list.
                 _ if key == "0" => Some(node),
@@ -98,10 +112,19 @@ impl<'a> Node<'a> {
             };
             match next {
                 Some(next) => node = next,
-                None => break,
+                None => return (node, 1 + steps.count()),
             }
         }
-        node
+        (node, 0)
+    }
+}
+
+/// How many tables, lists and values a node is made of.
+pub fn count(node: &Node<'_>) -> usize {
+    1 + match &node.value {
+        Value::List(items) => items.iter().map(count).sum(),
+        Value::Table(entries) => entries.iter().map(|(_, child)| count(child)).sum(),
+        _ => 0,
     }
 }
 
@@ -110,6 +133,49 @@ impl<'a> Node<'a> {
 pub struct Tree<'a> {
     pub root: Node<'a>,
     pub places: Places<'a>,
+}
+
+impl<'a> Tree<'a> {
+    /// The tree of a JSON value, with pointers but without a text.
+    pub fn of_json(value: &'a serde_json::Value) -> Tree<'a> {
+        let mut places = Places::default();
+        let at = places.add(At::NOWHERE, Step::Root, (0, 0), (0, 0));
+        let mut root = Node::nowhere(value);
+        places.cover(&mut root, at);
+        Tree { root, places }
+    }
+
+    /// Takes another tree's places in, whose text begins at `offset` of all the text; returns its root.
+    pub fn adopt(&mut self, other: Tree<'a>, offset: u32) -> Node<'a> {
+        let by = self.places.list.len();
+        let shift = |at: At| match at {
+            At::NOWHERE => At::NOWHERE,
+            At(index) => At(u32::try_from(by + index as usize).unwrap_or(u32::MAX)),
+        };
+        let span = |(from, to): Span| (from.saturating_add(offset), to.saturating_add(offset));
+        let places = other.places.list.into_iter().map(|place| Place {
+            parent: shift(place.parent),
+            key: span(place.key),
+            value: span(place.value),
+            ..place
+        });
+        self.places.list.extend(places);
+        let mut root = other.root;
+        root.walk(&mut |node| node.at = shift(node.at));
+        root
+    }
+}
+
+impl<'a> Node<'a> {
+    /// Visits this node and all below it. As deep as the tree, which is at most [`MAX_DEPTH`].
+    pub fn walk(&mut self, visit: &mut impl FnMut(&mut Node<'a>)) {
+        visit(self);
+        match &mut self.value {
+            Value::List(items) => items.iter_mut().for_each(|item| item.walk(visit)),
+            Value::Table(entries) => entries.iter_mut().for_each(|(_, child)| child.walk(visit)),
+            _ => {}
+        }
+    }
 }
 
 /// The places of all nodes of a tree, parents before children.
@@ -145,6 +211,27 @@ impl<'a> Places<'a> {
             value,
         });
         at
+    }
+
+    /// Gives a node and all below it a place of their own, without a text.
+    fn cover(&mut self, node: &mut Node<'a>, at: At) {
+        node.at = at;
+        match &mut node.value {
+            Value::List(items) => {
+                for (index, item) in items.iter_mut().enumerate() {
+                    let index = u32::try_from(index).unwrap_or(u32::MAX);
+                    let child = self.add(at, Step::Index(index), (0, 0), (0, 0));
+                    self.cover(item, child);
+                }
+            }
+            Value::Table(entries) => {
+                for (key, item) in entries {
+                    let child = self.add(at, Step::Key(key.clone()), (0, 0), (0, 0));
+                    self.cover(item, child);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Sets the span of a value whose end was not known when it began.

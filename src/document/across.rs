@@ -55,7 +55,11 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
                     // `:80` is two addresses; once is enough.
                     Entry::Occupied(_) if std::mem::replace(&mut host_reported[index], true) => {}
                     Entry::Occupied(taken) => {
-                        same_host(&taken.key().1, taken.get(), addr, at, check)
+                        let other = taken.get();
+                        // Both have it from `[defaults]`: then only the server's own name says which one is meant.
+                        let shared = other.listen_at.contains(&at) || other.hosts_at.contains(&at);
+                        let at = if shared { server.at } else { at };
+                        same_host(&taken.key().1, other, addr, at, check)
                     }
                 }
             }

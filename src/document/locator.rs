@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::Document;
+use super::include::{self, Sources};
+use crate::config::environment::filled;
 use crate::config::findings::Findings;
 use crate::config::http::{
     ActionSpec, CertificateSpec, FiltersSpec, HttpSpec, PemSource, RespondBody, htpasswd,
     redirects_to,
 };
 use crate::config::scalar::ListenAddr;
-use crate::config::{Diagnostic, Format, format};
+use crate::config::{Diagnostic, format};
 
 /// What is wrong with a file, at the place that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,22 +27,19 @@ pub struct Fault {
 /// More of them help nobody.
 const MOST_FAULTS: usize = 20;
 
-/// Keeps a document's text and parses it again when a place is asked for, which is rare.
+/// Keeps a document's texts and parses them again when a place is asked for, which is rare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Locator {
-    source: Arc<str>,
-    format: Format,
+    sources: Sources,
 }
 
 impl Locator {
-    pub(super) fn new(source: &str, format: Format) -> Locator {
-        Locator {
-            source: source.into(),
-            format,
-        }
+    pub(super) fn new(sources: Sources) -> Locator {
+        Locator { sources }
     }
 
-    /// A diagnostic at a JSON Pointer of the normalized document, or at what is nearest above it in the text.
+    /// A diagnostic at a JSON Pointer of the normalized document with all that it includes, or at what is nearest above it
+    /// in the text; what comes from `[defaults]` is there.
     pub fn locate(
         &self,
         pointer: &str,
@@ -49,32 +47,45 @@ impl Locator {
         help: Option<String>,
     ) -> Diagnostic {
         let message = message.into();
-        let mut findings = Findings::default();
-        // The text has passed before.
-        let found = format::parse(&self.source, self.format)
-            .ok()
-            .and_then(|tree| {
-                findings.error(tree.root.nearest(pointer).at, message.as_str());
-                findings
-                    .resolve(&self.source, &tree.places)
-                    .into_iter()
-                    .next()
-            });
-        let place = found.map_or_else(
-            || Diagnostic::without_place("", message),
-            |(_, diagnostic)| diagnostic,
-        );
+        let found = self.find(pointer, &message);
+        let (pointer, place) =
+            found.unwrap_or_else(|| (pointer.to_owned(), Diagnostic::without_place("", message)));
         Diagnostic {
-            pointer: pointer.to_owned(),
+            pointer,
             help,
             ..place
         }
     }
 
-    /// The text as it came.
-    pub fn source(&self) -> &str {
-        &self.source
+    fn find(&self, pointer: &str, message: &str) -> Option<(String, Diagnostic)> {
+        let mut findings = Findings::default();
+        // The texts have passed before.
+        let main = format::parse(&self.sources.text, self.sources.format).ok()?;
+        let joined = include::join(main, &self.sources, None, &mut findings).ok()?;
+        let root = &joined.tree.root;
+        let (node, missing) = root.nearest(pointer);
+        let below = below(pointer).map(|below| (root.nearest(&below), below));
+        let (pointer, node) = match below {
+            Some(((node, fewer), below)) if fewer < missing => (below, node),
+            _ => (pointer.to_owned(), node),
+        };
+        let mut findings = Findings::default();
+        findings.error(node.at, message);
+        let found = findings.resolve(&joined.texts, &joined.tree.places);
+        found.into_iter().next().map(|(_, found)| (pointer, found))
     }
+
+    /// All that the document was read from, as it came.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+}
+
+/// Where `[defaults]` have what a named table may not.
+fn below(pointer: &str) -> Option<String> {
+    let (kind, rest) = pointer.strip_prefix('/')?.split_once('/')?;
+    let (_, rest) = rest.split_once('/')?;
+    Some(format!("/defaults/{kind}/{rest}"))
 }
 
 impl super::Parsed {
@@ -99,17 +110,17 @@ impl Document {
         let Some(listen) = self.http.get(server).map(|s| &s.listen[..]) else {
             return pointer;
         };
-        let written = self.normal.pointer(&pointer).and_then(|l| l.as_array());
+        let written = self.whole().pointer(&pointer).and_then(|l| l.as_array());
         // `:80` stands for two addresses, of which the IPv6 one may be left out: so the texts are walked beside the
         // addresses, and the text that `index` is reached in is the one.
         let mut reached = 0;
         for (at, text) in written.into_iter().flatten().enumerate() {
-            let text = text.as_str().unwrap_or_default();
+            let text = filled(text.as_str().unwrap_or_default());
             // Each text stood for something when the document was read, and a unix path always for one.
             if text.starts_with("unix:") {
                 reached += 1;
             } else {
-                let all = ListenAddr::parse_all(text, Path::new("/")).unwrap_or_default();
+                let all = ListenAddr::parse_all(&text, Path::new("/")).unwrap_or_default();
                 for addr in &all {
                     reached += usize::from(listen.get(reached) == Some(addr));
                 }
@@ -182,7 +193,7 @@ impl Document {
         let mut out = Vec::new();
         for (name, server) in &self.http {
             let written = self
-                .normal
+                .whole()
                 .pointer(&format!("/http/{name}/routes"))
                 .and_then(|r| r.as_array());
             let enabled = written

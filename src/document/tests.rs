@@ -90,6 +90,7 @@ fn every_sample_passes_without_a_warning_and_means_the_same_in_all_formats() {
                     // `on_change` of a server follows the process's, so a document with all defaults says no less.
                     let plain = Document {
                         normal: parsed.document.normal.clone(),
+                        whole: parsed.document.whole.clone(),
                         ..again
                     };
                     assert_eq!(plain, parsed.document, "{name} {format:?}\n{text}");
@@ -546,11 +547,11 @@ fn secrets_are_redacted_kept_and_read() {
 
 #[test]
 fn what_is_not_built_is_refused_at_its_own_place() {
-    let text = "include = ['x']\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\ntcp = 'x'\n\
+    let text = "[defaults.tcp]\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\ntcp = 'x'\n\
                 [tcp.x]\n[upstreams.u]\nhealth = {}\ntargets = [{ address = '127.0.0.1:1', backup = true }]\n";
     let found = errors(text);
     for key in [
-        "/include: `include`",
+        "/defaults/tcp: `tcp`",
         "/http/web/protocols/0: `h3`",
         "/http/web/tls/acme: `acme`",
         "/http/web/tcp: `tcp`",

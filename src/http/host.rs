@@ -89,7 +89,9 @@ fn host_length(bytes: &[u8]) -> Option<usize> {
     let end = memchr::memchr(b':', bytes).unwrap_or(bytes.len());
     let valid = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(b);
     let host = &bytes[..end];
-    (!host.is_empty() && host != b"." && host.iter().all(valid)).then_some(end)
+    // One final dot is the root; what would be left before two is no name.
+    let rooted = host == b"." || host.ends_with(b"..");
+    (!host.is_empty() && !rooted && host.iter().all(valid)).then_some(end)
 }
 
 #[cfg(test)]
@@ -120,6 +122,9 @@ mod tests {
         for text in [
             "",
             ".",
+            "..",
+            "a..",
+            "a..:80",
             ":80",
             "a b",
             "a,b",

@@ -1,7 +1,7 @@
 //! Everything of a swap that can fail, before anything of it can be seen: read, parse, load files, plan, resolve names,
 //! compile, reserve addresses. All of it owns what it makes; dropping [`Prepared`] undoes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ use crate::tls::store::{Fault, Material};
 use crate::upstream::Shared;
 use crate::worker;
 
-/// How long reading the configuration file itself may take.
+/// How long reading the configuration file itself, or what it includes, may take.
 const READ_FILE: Duration = Duration::from_secs(30);
 /// How often it is looked whether an address that retires is free.
 const RETIRE_LOOK: Duration = Duration::from_millis(5);
@@ -365,7 +365,10 @@ impl Supervisor {
         });
         let located = |faults: Vec<Fault>| -> Vec<Diagnostic> {
             let place = |f: Fault| parsed.locate(&f.pointer, f.message, f.help.map(Into::into));
-            faults.into_iter().map(place).collect()
+            let mut all: Vec<_> = faults.into_iter().map(place).collect();
+            // A certificate that `[defaults]` name is wrong for every server, in one place.
+            all.dedup();
+            all
         };
         match built.await {
             Ok(Ok((snapshot, warnings))) => Ok((snapshot, located(warnings))),
@@ -489,7 +492,12 @@ async fn parse(
             },
         )
     });
-    match parsed.await {
+    // It reads what the document includes and its secrets, and a file may hang.
+    let Ok(parsed) = tokio::time::timeout(READ_FILE, parsed).await else {
+        let detail = format!("the document and its files could not be read within {READ_FILE:?}");
+        return Err(Rejection::new(409, "not-prepared", detail));
+    };
+    match parsed {
         Ok(Ok(parsed)) => Ok(parsed),
         Ok(Err(Refused::Syntax(errors))) => Err(Rejection::with(400, "malformed-document", errors)),
         Ok(Err(Refused::Invalid { errors, .. })) => {
@@ -507,7 +515,10 @@ async fn parse(
 /// Reads every file the document names, all at once.
 async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<Files, Rejection> {
     let (mut named, mut errors) = (parsed.document.file_pointers(), Vec::new());
-    for (folder, pointer) in parsed.document.certificate_folders() {
+    let mut folders = parsed.document.certificate_folders();
+    let mut seen = HashSet::new();
+    folders.retain(|(folder, _)| seen.insert(folder.clone()));
+    for (folder, pointer) in folders {
         let listed = tokio::time::timeout_at(deadline, files::pairs(&folder)).await;
         match listed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
@@ -517,6 +528,9 @@ async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<F
             }
         }
     }
+    // What `[defaults]` name is named by every server, and read once.
+    let mut seen = HashSet::new();
+    named.retain(|(path, _)| seen.insert(path.clone()));
     let reads = named.into_iter().map(|(path, pointer)| async move {
         let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
         let error = match read {
@@ -553,7 +567,9 @@ async fn look_for_folders(
     deadline: Instant,
     timeout: Duration,
 ) -> Result<(), Rejection> {
-    let named = parsed.document.folder_pointers();
+    let mut named = parsed.document.folder_pointers();
+    let mut seen = HashSet::new();
+    named.retain(|(folder, _)| seen.insert(folder.clone()));
     let looks = named.into_iter().map(|(path, pointer)| async move {
         let error = match tokio::time::timeout_at(deadline, files::folder(&path)).await {
             Ok(Ok(())) => return None,

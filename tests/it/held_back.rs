@@ -32,6 +32,7 @@ fn held_back(before: &str, next: &str, to: SocketAddr, after: impl FnOnce()) {
     let (accept, gate) = watch::channel(false);
     let app = App::start(Options {
         config: Some(config),
+        embedded: bytes::Bytes::new(),
         search: Arc::new(|| None),
         signals: false,
         gate: Some(gate),

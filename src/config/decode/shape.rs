@@ -80,6 +80,13 @@ impl<T> Default for Map<T> {
     }
 }
 
+impl<T> Map<T> {
+    /// The values, in the document's order.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Loc<T>> {
+        self.entries.values_mut()
+    }
+}
+
 impl<T> Deref for Map<T> {
     type Target = IndexMap<String, Loc<T>>;
     fn deref(&self) -> &IndexMap<String, Loc<T>> {
@@ -87,7 +94,7 @@ impl<T> Deref for Map<T> {
     }
 }
 
-impl<T: Decode> Decode for Map<T> {
+impl<T: Decode + Clone> Decode for Map<T> {
     fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
         let Value::Table(entries) = &node.value else {
             wrong_kind(node, "a table", findings);
@@ -109,6 +116,16 @@ impl<T: Decode> Decode for Map<T> {
     fn fill(&mut self) {
         self.entries.values_mut().for_each(Decode::fill);
     }
+
+    fn lay_over(&mut self, below: &Self) {
+        for (name, below) in &below.entries {
+            match self.entries.get_mut(name) {
+                Some(here) => here.lay_over(below),
+                None if self.spoiled.contains(name) => {}
+                None => drop(self.entries.insert(name.clone(), below.clone())),
+            }
+        }
+    }
 }
 
 impl<T: Serialize> Serialize for Map<T> {
@@ -129,7 +146,7 @@ impl<T: Decode> Decode for Auto<T> {
     fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
         match &node.value {
             Value::Text(text) if text == "auto" => Some(Auto::Auto),
-            Value::Text(_) => {
+            Value::Text(_) if !node.from_env => {
                 findings.error(node.at, "expected an integer or `\"auto\"`");
                 None
             }
@@ -169,6 +186,7 @@ impl<T: Decode> Decode for Limit<T> {
         match &node.value {
             Value::Text(text) if text == "unlimited" => Some(Limit::Unlimited),
             Value::Bool(false) => Some(Limit::Unlimited),
+            Value::Text(text) if node.from_env && text == "false" => Some(Limit::Unlimited),
             _ => T::decode(node, findings).map(Limit::Value),
         }
     }
@@ -195,6 +213,7 @@ impl<T: Decode> Decode for Switch<T> {
     fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
         match &node.value {
             Value::Bool(false) => Some(Switch::Off),
+            Value::Text(text) if node.from_env && text == "false" => Some(Switch::Off),
             _ => T::decode(node, findings).map(Switch::On),
         }
     }
@@ -202,6 +221,12 @@ impl<T: Decode> Decode for Switch<T> {
     fn fill(&mut self) {
         if let Switch::On(value) = self {
             value.fill();
+        }
+    }
+
+    fn lay_over(&mut self, below: &Self) {
+        if let (Switch::On(here), Switch::On(below)) = (self, below) {
+            here.lay_over(below);
         }
     }
 }

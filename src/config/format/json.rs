@@ -137,7 +137,7 @@ impl<'a> Reader<'a, '_> {
             Some(b'n') => Value::Null,
             _ => text.parse().map_or(Value::Float, Value::Int),
         };
-        Some(Node { at, value })
+        Some(Node::new(at, value))
     }
 }
 

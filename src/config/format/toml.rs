@@ -57,10 +57,7 @@ fn table_node<'a>(
     if !in_order {
         out.sort_by_key(|(_, node): &(_, Node<'_>)| places.key_span(node.at).map(|span| span.0));
     }
-    Some(Node {
-        at,
-        value: Value::Table(out),
-    })
+    Some(Node::new(at, Value::Table(out)))
 }
 
 fn value_node<'a>(
@@ -97,5 +94,5 @@ fn value_node<'a>(
             Value::List(out)
         }
     };
-    Some(Node { at, value })
+    Some(Node::new(at, value))
 }

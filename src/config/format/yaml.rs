@@ -68,18 +68,12 @@ impl<'a> Reader<'a, '_> {
         Ok(match root {
             Some(Node {
                 value: Value::Null, ..
-            }) => Node {
-                at: At::ROOT,
-                value: Value::Table(Vec::new()),
-            },
+            }) => Node::new(At::ROOT, Value::Table(Vec::new())),
             Some(root) => root,
             // A text of comments.
             None => {
                 let at = self.places.add(At::NOWHERE, Step::Root, (0, end), (0, end));
-                Node {
-                    at,
-                    value: Value::Table(Vec::new()),
-                }
+                Node::new(at, Value::Table(Vec::new()))
             }
         })
     }
@@ -125,7 +119,7 @@ impl<'a> Reader<'a, '_> {
                 return Err(Stop);
             }
         };
-        let node = Node { at, value };
+        let node = Node::new(at, value);
         if anchor != 0 {
             self.anchors.insert(anchor, Some(node.clone()));
         }
@@ -230,7 +224,7 @@ impl<'a> Reader<'a, '_> {
             return Err(Stop);
         };
         self.copy(target.value, at, span, depth)
-            .map(|value| Node { at, value })
+            .map(|value| Node::new(at, value))
     }
 
     /// What an alias stands for, with places of its own: its pointers are the alias's, its text is the anchor's.
@@ -258,10 +252,8 @@ impl<'a> Reader<'a, '_> {
                     let child = self
                         .places
                         .add(at, Step::Index(to_u32(index)), place, place);
-                    out.push(Node {
-                        at: child,
-                        value: self.copy(item.value, child, span, depth + 1)?,
-                    });
+                    let value = self.copy(item.value, child, span, depth + 1)?;
+                    out.push(Node::new(child, value));
                 }
                 Value::List(out)
             }
@@ -274,13 +266,8 @@ impl<'a> Reader<'a, '_> {
                     let child = self
                         .places
                         .add(at, Step::Key(key.clone()), key_place, place);
-                    out.push((
-                        key,
-                        Node {
-                            at: child,
-                            value: self.copy(node.value, child, span, depth + 1)?,
-                        },
-                    ));
+                    let value = self.copy(node.value, child, span, depth + 1)?;
+                    out.push((key, Node::new(child, value)));
                 }
                 Value::Table(out)
             }

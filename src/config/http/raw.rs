@@ -42,6 +42,7 @@ filtered! {
         /// Filters of `[filters]` for all its requests; of several that say the same thing the last counts.
         using as "use": List<String>,
     }
+    one_of = ["proxy", "files", "respond", "redirect", "tcp"];
     later = [LATER, &["access_log", "proxy_protocol", "error_pages", "tcp"]];
 }
 
@@ -164,6 +165,7 @@ section! {
         headers: Map<String>,
     }
     short = body;
+    one_of = ["body", "file"];
     later = [];
 }
 

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::super::admin::secret;
 use super::super::check::Checker;
-use super::super::decode::{Decode, List, Loc, section, text, words};
+use super::super::decode::{Decode, List, Loc, section, text, words, wrong_kind};
 use super::super::findings::Findings;
 use super::super::scalar::{HostPattern, ListenAddr, REDACTED, Secret, SecretRef, Wrong};
 use super::super::template::{Part, Template, Var};
@@ -59,6 +59,11 @@ impl Decode for KeyRaw {
         match &node.value {
             Value::Text(path) if *path != REDACTED && !path.is_empty() && !is_pem(path) => {
                 text(node, findings).map(|t| KeyRaw::Path(t.to_owned()))
+            }
+            // It may have been meant as a path.
+            Value::Unset(_) => {
+                wrong_kind(node, "a string", findings);
+                None
             }
             _ => SecretRef::decode(node, findings).map(KeyRaw::Secret),
         }

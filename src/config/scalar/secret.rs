@@ -45,13 +45,24 @@ pub const REDACTED: &str = "<redacted>";
 
 impl Decode for SecretRef {
     fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
+        let in_vain = matches!(node.value, Value::Unset(_));
+        if in_vain || node.from_env {
+            let message = "`${…}` is not replaced in a secret";
+            let help = "write `{ env = \"NAME\" }`; a secret that has such a text goes into a file: `{ file = \"path\" }`";
+            findings.error(node.at, message).help(help);
+            return None;
+        }
         let entries = match &node.value {
             Value::Text(text) if text == REDACTED => return Some(SecretRef::Redacted),
             Value::Text(text) if text.is_empty() => {
                 findings.error(node.at, "an empty secret");
                 return None;
             }
-            Value::Text(text) => return Some(SecretRef::Literal(Secret::new(text.to_string()))),
+            Value::Text(text) => {
+                let secret = Secret::new(text.to_string());
+                findings.literal_secret(node.at, &secret);
+                return Some(SecretRef::Literal(secret));
+            }
             Value::Table(entries) => entries,
             _ => {
                 wrong_kind(

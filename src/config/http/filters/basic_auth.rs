@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use ::http::HeaderValue;
 
+use super::super::super::admin::secret;
 use super::super::super::check::Checker;
 use super::super::super::decode::{Map, section};
 use super::super::super::scalar::SecretRef;
@@ -34,11 +35,10 @@ pub struct BasicAuthSpec {
 }
 
 impl BasicAuthSpec {
-    /// `scope` is where it stands, `pointer` the same as a JSON Pointer.
+    /// `pointer` is the JSON Pointer of the table it stands in.
     pub(super) fn new(
         raw: &BasicAuthRaw,
         at: At,
-        scope: &str,
         pointer: &str,
         check: &mut Checker<'_>,
     ) -> Option<BasicAuthSpec> {
@@ -49,18 +49,18 @@ impl BasicAuthSpec {
             wrong.help("without users nobody could come in");
         }
         let mut users = Vec::new();
-        for (name, secret) in raw.users.iter().flat_map(|users| users.iter()) {
+        for (name, raw) in raw.users.iter().flat_map(|users| users.iter()) {
             if let Err(wrong) = user_name(name) {
                 check
                     .findings
-                    .key_error(secret.at, wrong.message)
+                    .key_error(raw.at, wrong.message)
                     .help_if(wrong.help);
             }
-            let Some(text) = check.secret(&format!("{scope}/basic_auth/{name}"), secret) else {
+            let Some(text) = secret(raw, None, check) else {
                 continue;
             };
             let hash = HashedPassword::parse(text.expose().trim());
-            users.extend(check.take(secret.at, hash).map(|hash| (name.clone(), hash)));
+            users.extend(check.take(raw.at, hash).map(|hash| (name.clone(), hash)));
         }
         let htpasswd = raw.htpasswd.as_ref().and_then(|path| {
             if path.is_empty() {

@@ -32,6 +32,7 @@ macro_rules! filtered {
     (
         $(#[$meta:meta])*
         pub struct $name:ident { $($fields:tt)* }
+        $(one_of = $one_of:expr;)?
         later = $later:expr;
     ) => {
         $crate::config::decode::section! {
@@ -58,6 +59,7 @@ macro_rules! filtered {
                 /// How fast the body of a response is sent, each by itself: `4MB/s`. Not for websockets.
                 bandwidth: $crate::config::decode::Limit<$crate::config::scalar::Speed>,
             }
+            $(one_of = $one_of;)?
             later = $later;
         }
 
@@ -240,7 +242,7 @@ impl Written<'_> {
             }),
             basic_auth: Setting::read(self.basic_auth, |raw| {
                 let at = self.basic_auth.map(|raw| raw.at).unwrap_or_default();
-                BasicAuthSpec::new(raw, at, scope, pointer, check)
+                BasicAuthSpec::new(raw, at, pointer, check)
             }),
             forward_auth: Setting::read(self.forward_auth, |raw| {
                 let at = self.forward_auth.map(|raw| raw.at).unwrap_or_default();

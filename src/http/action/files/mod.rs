@@ -8,6 +8,8 @@ pub mod body;
 mod cache;
 mod conditional;
 mod find;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod listing;
 mod negotiate;
 #[cfg_attr(not(unix), path = "open_portable.rs")]
