@@ -230,3 +230,61 @@ fn an_exchange_that_takes_too_long_is_a_504_or_cut() {
     assert!(free.body(true, None, |_| ()).is_ok());
     assert!(raw::try_get(to, "x", "/").is_ok_and(|r| r.status == 200));
 }
+
+/// An origin that switches to whatever is asked for and then sends back what it gets; anything else is a 200.
+fn switching() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut conn = Conn::over(stream).unwrap();
+                while let Ok(Some(head)) = conn.head() {
+                    if head.get("upgrade").is_none() {
+                        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                        continue;
+                    }
+                    conn.send("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
+                        .unwrap();
+                    while let Ok(piece) = conn.some(1 << 16)
+                        && !piece.is_empty()
+                        && conn.send(piece).is_ok()
+                    {}
+                    return;
+                }
+            });
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_websocket_keeps_its_place_and_has_no_other_limit() {
+    let lines = format!(
+        "proxy = \"http://{}\"\nconcurrency = {{ requests = 1 }}\ntimeout = \"300ms\"\nbandwidth = \"1B/s\"",
+        switching()
+    );
+    let (_gate, to) = gate(&lines, "");
+    let mut socket = Conn::open(to).unwrap();
+    let began = Instant::now();
+    let request = "GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                   sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    socket.send(request).unwrap();
+    assert_eq!(socket.response_head().unwrap().status, 101);
+    // Its time as a request passes.
+    while began.elapsed() < Duration::from_millis(400) {
+        assert_eq!(get(to, "x", "/").status, 503);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    socket.send(vec![b'x'; 200_000]).unwrap();
+    let mut back = 0;
+    while back < 200_000 {
+        let piece = socket.some(1 << 16).unwrap();
+        assert!(!piece.is_empty());
+        back += piece.len();
+    }
+    drop(socket);
+    crate::kit::until("the place to be free", || {
+        (get(to, "x", "/").status == 200).then_some(())
+    });
+}

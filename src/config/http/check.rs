@@ -131,7 +131,8 @@ impl HttpRaw {
             let pointer = format!("/{scope}/routes/{index}");
             let scope = match &raw.name {
                 Some(name) => format!("{scope}/routes/{}", name.value),
-                None => format!("{scope}/routes/{index}"),
+                // No name has this sign.
+                None => format!("{scope}/routes/#{index}"),
             };
             let standing = Standing {
                 scope: &scope,

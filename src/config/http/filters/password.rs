@@ -131,19 +131,22 @@ pub(super) fn user_name(text: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
+/// A user's name and hash.
+pub(super) type User = (String, HashedPassword);
+
 /// Reads the lines of an htpasswd file. Empty ones, and those that begin with `#`, say nothing.
 ///
 /// # Errors
 /// Every line that is wrong, by its number.
-pub fn htpasswd(bytes: &[u8]) -> Result<Vec<(String, HashedPassword)>, Vec<(usize, Wrong)>> {
-    let (mut users, mut wrong): (Vec<(String, HashedPassword)>, _) = (Vec::new(), Vec::new());
+pub fn htpasswd(bytes: &[u8]) -> Result<Vec<User>, Vec<(usize, Wrong)>> {
+    let (mut users, mut wrong): (Vec<User>, _) = (Vec::new(), Vec::new());
     let mut names = std::collections::HashSet::new();
     for (index, line) in bytes.split(|b| *b == b'\n').enumerate() {
         let line = line.trim_ascii();
         if line.is_empty() || line.starts_with(b"#") {
             continue;
         }
-        let read = || -> Result<(String, HashedPassword), Wrong> {
+        let read = || -> Result<User, Wrong> {
             let text = std::str::from_utf8(line).map_err(|_| Wrong::new("not UTF-8"))?;
             let (name, hash) = text
                 .split_once(':')
