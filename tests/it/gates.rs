@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::filters::gate;
-use crate::kit::{Conn, Gate, Origin, count, get, raw};
+use crate::kit::{Conn, Gate, Origin, PATIENCE, count, get, raw};
 
 fn document(to: SocketAddr, lines: &str) -> String {
     format!("[http.web]\nlisten = \"{to}\"\n{lines}\n")
@@ -134,15 +134,16 @@ fn those_beyond_the_places_wait_in_order_and_the_rest_is_a_503() {
     let (gate, to) = before(&origin, lines);
     let mut first = asks(to, "/hold?1");
     origin.wait_holding(1);
-    let mut second = asks(to, "/2");
-    // Refused only once the queue is full: so both wait then.
-    let mut third = asks(to, "/3");
-    let refused = crate::kit::until("the queue to be full", || {
-        let mut conn = asks(to, "/4");
-        let timeout = Some(Duration::from_millis(300));
-        conn.stream.set_read_timeout(timeout).unwrap();
-        conn.response().ok()
+    // Three more, of which one finds the queue full; the others wait.
+    let mut waiting: Vec<Conn> = (2..5).map(|n| asks(to, &format!("/{n}"))).collect();
+    let late = crate::kit::until("one of them to be refused", || {
+        waiting.iter().position(|conn| {
+            let brief = Some(Duration::from_millis(20));
+            conn.stream.set_read_timeout(brief).unwrap();
+            conn.stream.peek(&mut [0]).is_ok()
+        })
     });
+    let refused = waiting.swap_remove(late).response().unwrap();
     assert_eq!(
         (refused.status, refused.header("retry-after")),
         (503, Some("30"))
@@ -155,7 +156,8 @@ fn those_beyond_the_places_wait_in_order_and_the_rest_is_a_503() {
     assert_eq!(get(to, "x", "/5").status, 503);
     assert_eq!(origin.requests(), 1);
     origin.release_all();
-    for conn in [&mut first, &mut second, &mut third] {
+    for conn in waiting.iter_mut().chain([&mut first]) {
+        conn.stream.set_read_timeout(Some(PATIENCE)).unwrap();
         assert_eq!(conn.response().unwrap().status, 200);
     }
     assert_eq!(get(to, "x", "/6").status, 200);
@@ -241,7 +243,8 @@ fn switching() -> SocketAddr {
                 let mut conn = Conn::over(stream).unwrap();
                 while let Ok(Some(head)) = conn.head() {
                     if head.get("upgrade").is_none() {
-                        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                            .unwrap();
                         continue;
                     }
                     conn.send("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
