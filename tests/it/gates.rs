@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::filters::gate;
-use crate::kit::{Conn, Gate, Origin, PATIENCE, count, get, raw};
+use crate::kit::{Conn, Gate, Origin, PATIENCE, count, get, h2c, raw};
 
 fn document(to: SocketAddr, lines: &str) -> String {
     format!("[http.web]\nlisten = \"{to}\"\n{lines}\n")
@@ -290,4 +290,35 @@ fn a_websocket_keeps_its_place_and_has_no_other_limit() {
     crate::kit::until("the place to be free", || {
         (get(to, "x", "/").status == 200).then_some(())
     });
+}
+
+#[tokio::test]
+async fn streams_are_held_back_each_by_itself() {
+    let origin = Origin::start("A");
+    let lines = "protocols = [\"h1\", \"h2\"]\nconcurrency = { requests = 2 }\nbandwidth = \"100kB/s\"\ntimeout = \"20s\"";
+    let (_gate, to) = before(&origin, lines);
+    let client = h2c::H2::open(to).await;
+    let ask = |path: &str| {
+        let (stream, uri) = (client.stream(), format!("http://x{path}"));
+        async move { h2c::send(stream, "GET", &uri, "").await.unwrap() }
+    };
+    let began = Instant::now();
+    let (one, two) = tokio::join!(ask("/download?bytes=165536"), ask("/download?bytes=165536"));
+    let took = began.elapsed();
+    assert_eq!([one.1.len(), two.1.len()], [165_536; 2]);
+    assert!(took >= Duration::from_millis(850), "{took:?}");
+    // A stream that its client resets frees its place.
+    let mut held: Vec<_> = (0..2).map(|_| tokio::spawn(ask("/hold"))).collect();
+    let waiting = origin.clone();
+    tokio::task::spawn_blocking(move || waiting.wait_holding(2))
+        .await
+        .unwrap();
+    assert_eq!(ask("/").await.0.status, 503);
+    held.swap_remove(0).abort();
+    while ask("/").await.0.status != 200 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    origin.release_all();
+    assert_eq!(held.remove(0).await.unwrap().0.status, 200);
+    assert!(client.is_open());
 }
