@@ -59,6 +59,9 @@ fn filters_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a FiltersSpe
 
 /// Paths of the files that the servers of an address answer with, or go by.
 fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
+    let pages = specs
+        .iter()
+        .flat_map(|spec| spec.error_pages.files().map(|(_, path)| path));
     let answered = actions_of(specs).filter_map(|action| match action {
         ActionSpec::Respond(respond) => match &respond.body {
             RespondBody::File(path) => Some(path),
@@ -67,7 +70,7 @@ fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
         ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
     });
     let named = filters_of(specs).flat_map(FiltersSpec::files);
-    answered.chain(named.map(|(path, _)| path))
+    answered.chain(pages).chain(named.map(|(path, _)| path))
 }
 
 /// What one generation runs. Dropping the last reference lets its leases fall.

@@ -3,10 +3,12 @@
 
 mod action;
 mod check;
+mod error_pages;
 mod files;
 pub(in crate::config) mod filters;
 mod matcher;
 mod raw;
+mod retries;
 mod tls;
 
 use std::path::PathBuf;
@@ -21,13 +23,17 @@ use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
 pub use check::{Around, Checked, RouteAt};
+pub use error_pages::{ErrorPagesSpec, PageFor};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
 pub use filters::{
-    AccessSpec, BasicAuthRaw, BasicAuthSpec, ConcurrencyRaw, ConcurrencySpec, FilterSets,
-    FiltersRaw, FiltersSpec, ForwardAuthRaw, ForwardAuthSpec, HashKind, HashedPassword,
-    MOST_LIMITS, RateLimitRaw, RateLimitSpec, Setting, htpasswd,
+    AccessSpec, BasicAuthRaw, BasicAuthSpec, CompressSpec, ConcurrencyRaw, ConcurrencySpec,
+    CorsRaw, CorsSpec, EditSpec, FilterSets, FiltersRaw, FiltersSpec, ForwardAuthRaw,
+    ForwardAuthSpec, HashKind, HashedPassword, HeadersRaw, HeadersSetting, HeadersSpec,
+    MOST_LIMITS, OriginPattern, Piece, RateLimitRaw, RateLimitSpec, RewriteRaw, RewriteSpec,
+    Setting, htpasswd,
 };
 pub use raw::{HttpRaw, RouteRaw};
+pub use retries::{MAX_ATTEMPTS, RetriesRaw, RetrySpec};
 pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
@@ -47,6 +53,8 @@ pub struct HttpSpec {
     /// For what no route takes: its own and those it uses.
     pub filters: FiltersSpec,
     pub routes: Vec<RouteSpec>,
+    /// For errors that are ours.
+    pub error_pages: ErrorPagesSpec,
     /// The action for what no route takes.
     pub fallback: Option<ActionSpec>,
     pub on_change: OnChange,
@@ -182,6 +190,9 @@ pub struct ProxySpec {
     pub timeout: Option<Duration>,
     /// Clients may upgrade to websocket.
     pub websocket: bool,
+    pub retries: RetrySpec,
+    /// Bytes of a request body that are kept to be sent again.
+    pub buffer: u64,
     /// `None`: as the server says.
     pub on_change: Option<OnChange>,
 }

@@ -1,5 +1,7 @@
 //! `[upstreams.NAME]`: where requests go.
+mod balance;
 mod reference;
+mod sticky;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,7 +12,9 @@ use super::decode::{Limit, List, section, words};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
+pub use balance::{Balance, BalanceRaw};
 pub use reference::{Reference, References, base_path};
+pub use sticky::{SameSite, StickyRaw, StickySpec};
 
 section! {
     /// A named set of targets that requests go to.
@@ -18,7 +22,9 @@ section! {
         /// Where the requests go, at least one.
         targets: List<TargetRaw>,
         /// How a target is chosen.
-        balance: Balance = "round_robin",
+        balance: BalanceRaw = "round_robin",
+        /// A cookie that keeps a client with its target; left out: none.
+        sticky: StickyRaw,
         /// What the targets speak.
         protocol: Protocol = "h1",
         /// Idle connections that are kept.
@@ -29,7 +35,7 @@ section! {
         resolve: ResolveRaw = {},
     }
     later = [&[
-        "sticky", "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
+        "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
     ]];
 }
 
@@ -40,9 +46,11 @@ section! {
         address: String,
         /// Share of the traffic, 0 to 1000; 0 gets none.
         weight: u64 = 1,
+        /// Used only while no other target is usable.
+        backup: bool = false,
     }
     short = address;
-    later = [&["backup"]];
+    later = [];
 }
 
 section! {
@@ -89,23 +97,14 @@ pub enum Protocol {
 }
 
 words!(Protocol { "h1" => Protocol::Http1, "http1" => Protocol::Http1 } later ["h2c", "h2", "auto"]);
-words!(Balance {
-    "round_robin" => Balance::RoundRobin,
-    "least_requests" => Balance::LeastRequests,
-} later ["p2c_ewma", "random", "ip_hash", "hash"]);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balance {
-    RoundRobin,
-    LeastRequests,
-}
-
 /// One target of an upstream. Its identity is (upstream, address); the weight may change freely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetSpec {
     pub address: TargetAddr,
     /// Share of the traffic, 0 to 1000; 0 gets none.
     pub weight: u32,
+    /// Used only while no other target is usable.
+    pub backup: bool,
 }
 
 /// Checked `[upstreams.NAME]`, or the upstream that a URL in a `proxy` key stands for.
@@ -115,6 +114,7 @@ pub struct UpstreamSpec {
     /// Never empty.
     pub targets: Vec<TargetSpec>,
     pub balance: Balance,
+    pub sticky: Option<StickySpec>,
     pub pool: PoolSpec,
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
@@ -155,10 +155,8 @@ impl UpstreamRaw {
         UpstreamSpec {
             name: name.into(),
             targets,
-            balance: self
-                .balance
-                .as_ref()
-                .map_or(Balance::RoundRobin, |b| b.value),
+            balance: balance::balance(self.balance.as_ref(), check),
+            sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             pool: PoolSpec {
                 idle: pool
                     .and_then(|p| p.idle.as_ref())
@@ -224,6 +222,7 @@ impl UpstreamRaw {
             targets.push(TargetSpec {
                 address,
                 weight: u32::try_from(weight).unwrap_or(u32::MAX),
+                backup: raw.backup.as_ref().is_some_and(|b| b.value),
             });
         }
         if total == 0 && !list.is_empty() && !list.spoiled {

@@ -141,6 +141,12 @@ impl Document {
             },
             ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
         });
+        for (name, server) in &self.http {
+            let pages = server.error_pages.files();
+            out.extend(
+                pages.map(|(key, path)| (path.clone(), format!("/http/{name}/error_pages/{key}"))),
+            );
+        }
         out.extend(self.certificate_pointers());
         out.extend(self.htpasswd_pointers());
         out

@@ -548,7 +548,7 @@ fn secrets_are_redacted_kept_and_read() {
 #[test]
 fn what_is_not_built_is_refused_at_its_own_place() {
     let text = "[defaults.tcp]\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\ntcp = 'x'\n\
-                [tcp.x]\n[upstreams.u]\nhealth = {}\ntargets = [{ address = '127.0.0.1:1', backup = true }]\n";
+                [tcp.x]\n[upstreams.u]\nhealth = {}\ntargets = '127.0.0.1:1'\n";
     let found = errors(text);
     for key in [
         "/defaults/tcp: `tcp`",
@@ -557,7 +557,6 @@ fn what_is_not_built_is_refused_at_its_own_place() {
         "/http/web/tcp: `tcp`",
         "/tcp: `tcp`",
         "/upstreams/u/health: `health`",
-        "/upstreams/u/targets/0/backup: `backup`",
     ] {
         assert!(
             found

@@ -11,9 +11,11 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::action::files::body::FileBody;
+use super::compressed::Compressed;
 use super::connection::Connection;
 use super::filter::pace::{Deadline, Pace};
 use super::progress::Progress;
+use crate::config::http::FileCoding;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::{InFlight, UpstreamBody};
 
@@ -59,6 +61,8 @@ pub enum Content {
     Full(Bytes),
     Upstream(UpstreamBody),
     File(FileBody),
+    /// Any of the others, compressed. Boxed: few are.
+    Compressed(Box<Compressed>),
 }
 
 impl From<Bytes> for Content {
@@ -67,6 +71,43 @@ impl From<Bytes> for Content {
             Content::Empty
         } else {
             Content::Full(bytes)
+        }
+    }
+}
+
+impl Content {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self {
+            Content::Empty => Poll::Ready(None),
+            Content::Full(bytes) => {
+                let piece = bytes.split_to(bytes.len().min(PIECE));
+                if bytes.is_empty() {
+                    *self = Content::Empty;
+                }
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Content::File(file) => file.poll_piece(cx).map(|piece| {
+                let piece = piece?.map(Frame::data).map_err(|error| {
+                    let detail = format!("a file while it was sent: {error}");
+                    Error::us(Kind::ProxyInternalError, detail)
+                });
+                Some(piece)
+            }),
+            Content::Compressed(compressed) => compressed.poll_frame(cx),
+        }
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        match self {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Upstream(body) => body.size_hint(),
+            Content::File(file) => SizeHint::with_exact(file.left()),
+            Content::Compressed(_) => SizeHint::default(),
         }
     }
 }
@@ -99,7 +140,10 @@ impl ResponseBody {
     /// Sends it no faster than `pace`, and not beyond `deadline`. One that has no content has neither.
     pub fn limit(&mut self, pace: Option<Pace>, deadline: Option<Deadline>) {
         // One at hand is sent at once, unless it is paced.
-        let lasts = matches!(self.content, Content::Upstream(_) | Content::File(_));
+        let lasts = matches!(
+            self.content,
+            Content::Upstream(_) | Content::File(_) | Content::Compressed(_)
+        );
         let deadline = deadline.filter(|_| lasts || pace.is_some());
         if (pace.is_some() || deadline.is_some()) && !matches!(self.content, Content::Empty) {
             self.extras = Some(Box::new(Extras { pace, deadline }));
@@ -126,6 +170,15 @@ impl ResponseBody {
         self.extras.as_ref()?.pace.as_ref()
     }
 
+    /// Sends what it has compressed from here on. Its length is not known any more.
+    pub fn compress(&mut self, coding: FileCoding) {
+        let content = std::mem::replace(&mut self.content, Content::Empty);
+        self.content = match Compressed::new(content, coding) {
+            Ok(compressed) => Content::Compressed(Box::new(compressed)),
+            Err(content) => content,
+        };
+    }
+
     pub fn content(&self) -> &Content {
         &self.content
     }
@@ -141,6 +194,10 @@ impl ResponseBody {
             Content::Empty => Some(0),
             // Has no content of its own in answer to HEAD.
             Content::Upstream(_) => None,
+            Content::Compressed(_) => {
+                self.content = Content::Empty;
+                None
+            }
             Content::File(file) => {
                 let length = usize::try_from(file.left()).ok();
                 self.content = Content::Empty;
@@ -159,7 +216,10 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        let lasts = matches!(this.content, Content::Upstream(_) | Content::File(_));
+        let lasts = matches!(
+            this.content,
+            Content::Upstream(_) | Content::File(_) | Content::Compressed(_)
+        );
         if (lasts || this.extras.is_some())
             && let Some(exchange) = &this.exchange
             && exchange.progress.flight.poll_cut(cx).is_ready()
@@ -176,24 +236,7 @@ impl Body for ResponseBody {
             }
             return polled.map(|piece| Some(piece.map(Frame::data)));
         }
-        let mut polled = match &mut this.content {
-            Content::Empty => Poll::Ready(None),
-            Content::Full(bytes) => {
-                let piece = bytes.split_to(bytes.len().min(PIECE));
-                if bytes.is_empty() {
-                    this.content = Content::Empty;
-                }
-                Poll::Ready(Some(Ok(Frame::data(piece))))
-            }
-            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
-            Content::File(file) => file.poll_piece(cx).map(|piece| {
-                let piece = piece?.map(Frame::data).map_err(|error| {
-                    let detail = format!("a file while it was sent: {error}");
-                    Error::us(Kind::ProxyInternalError, detail)
-                });
-                Some(piece)
-            }),
-        };
+        let mut polled = this.content.poll_frame(cx);
         if let Some(extras) = &mut this.extras
             && let Some(pace) = &mut extras.pace
         {
@@ -217,11 +260,12 @@ impl Body for ResponseBody {
             Content::Full(_) => false,
             Content::Upstream(body) => body.is_end_stream(),
             Content::File(file) => file.left() == 0,
+            Content::Compressed(compressed) => compressed.is_end(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let mut size = self.content.size();
+        let mut size = self.content.size_hint();
         if let Some(left) = self.pace().map(Pace::left).filter(|left| *left > 0) {
             if let Some(upper) = size.upper() {
                 size.set_upper(upper + left);
@@ -229,17 +273,6 @@ impl Body for ResponseBody {
             size.set_lower(size.lower() + left);
         }
         size
-    }
-}
-
-impl Content {
-    fn size(&self) -> SizeHint {
-        match self {
-            Content::Empty => SizeHint::with_exact(0),
-            Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Upstream(body) => body.size_hint(),
-            Content::File(file) => SizeHint::with_exact(file.left()),
-        }
     }
 }
 

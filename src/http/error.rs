@@ -10,6 +10,10 @@ use crate::upstream::error::{Error, Side};
 
 static PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
+/// Marks a response as an error of ours: `error_pages` are for these.
+#[derive(Debug, Clone, Copy)]
+pub struct Ours;
+
 /// The response to a request that failed.
 ///
 /// A client's own mistake is normal traffic and logged at debug; an origin's or our own failure is a warning.
@@ -34,6 +38,7 @@ pub fn plain(status: StatusCode) -> Response<ResponseBody> {
     let text = Bytes::from(format!("{} {reason}\n", status.as_u16()));
     let mut response = Response::new(ResponseBody::new(Content::Full(text)));
     *response.status_mut() = status;
+    response.extensions_mut().insert(Ours);
     let headers = response.headers_mut();
     headers.insert(
         CONTENT_TYPE,

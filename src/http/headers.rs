@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, TE, TRAILER, VIA};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, TE, TRAILER, VARY, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use super::connection::Connection;
@@ -132,6 +132,14 @@ pub(super) fn lists_token(headers: &HeaderMap, name: &HeaderName, token: &str) -
             bare.trim_ascii().eq_ignore_ascii_case(token.as_bytes())
         })
     })
+}
+
+/// Adds a name to `Vary`, unless it is there or everything is.
+pub(super) fn add_vary(headers: &mut HeaderMap, name: &'static str) {
+    if lists_token(headers, &VARY, name) || lists_token(headers, &VARY, "*") {
+        return;
+    }
+    headers.append(VARY, HeaderValue::from_static(name));
 }
 
 /// Says who asks and how: `X-Forwarded-For`, `-Proto`, `-Host` and `Forwarded`. Behind a trusted peer the lists go on

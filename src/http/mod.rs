@@ -4,8 +4,10 @@
 pub mod action;
 pub mod body;
 pub mod client;
+pub mod compressed;
 pub mod connection;
 pub mod error;
+pub mod error_pages;
 pub mod filter;
 pub mod headers;
 pub mod host;
@@ -32,6 +34,7 @@ use crate::config::scalar::HostPattern;
 use crate::tls;
 use crate::upstream::Upstream;
 use action::Action;
+use error_pages::ErrorPages;
 use filter::Filters;
 use route::{Head, Routes, domains_above};
 
@@ -76,6 +79,8 @@ pub struct Server {
     pub upgraded_timeout: Option<Duration>,
     /// What becomes of its websockets whose definition is gone, unless the action says otherwise.
     pub on_change: OnChange,
+    /// `None`: the built-in ones.
+    pub error_pages: Option<ErrorPages>,
     matchers: Routes,
     routes: Vec<Route>,
     fallback: Option<Action>,
@@ -245,6 +250,7 @@ impl Server {
                 })
                 .collect(),
             fallback: spec.fallback.as_ref().map(action),
+            error_pages: ErrorPages::build(&spec.error_pages, files),
             filters,
         }
     }
@@ -289,7 +295,7 @@ pub(crate) mod test_kit {
 
     use super::connection::Connection;
     use super::*;
-    use crate::config::http::{ActionSpec, FiltersSpec, RespondBody, RespondSpec};
+    use crate::config::http::{ActionSpec, ErrorPagesSpec, FiltersSpec, RespondBody, RespondSpec};
     use crate::config::template::{Part, Template};
     use crate::metrics::{WorkerContext, WorkerCounters};
 
@@ -348,6 +354,7 @@ pub(crate) mod test_kit {
             upgraded_timeout: None,
             filters: FiltersSpec::default(),
             routes: vec![],
+            error_pages: ErrorPagesSpec::default(),
             fallback: Some(respond(text)),
             on_change: OnChange::default(),
         }

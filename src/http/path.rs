@@ -2,6 +2,7 @@
 //! came). Neither has dot segments. A path without `%` and `/.` is both at once and costs nothing.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Why a path is refused (400).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +89,44 @@ impl<'a> Path<'a> {
             decoded: Cow::Owned(decoded),
             forward,
         })
+    }
+
+    /// The same, holding its own text.
+    pub fn into_owned(self) -> Path<'static> {
+        Path {
+            decoded: Cow::Owned(self.decoded.into_owned()),
+            forward: Cow::Owned(self.forward.into_owned()),
+        }
+    }
+
+    /// The part of what is sent on that `part` of the decoded form came of. Empty if that is none.
+    pub fn forward_of(&self, part: Range<usize>) -> &str {
+        // Every escape that was decoded has made it shorter.
+        if self.forward.len() == self.decoded.len() {
+            return self.forward.get(part).unwrap_or_default();
+        }
+        let bytes = self.forward.as_bytes();
+        let (mut at, mut decoded, mut start) = (0, 0, None);
+        loop {
+            if decoded == part.start {
+                start = start.or(Some(at));
+            }
+            if decoded == part.end || at >= bytes.len() {
+                break;
+            }
+            at += match &bytes[at..] {
+                // `%2F` stays as it is.
+                [b'%', high, low, ..] => match hex(*high).zip(hex(*low)) {
+                    None | Some((2, 15)) => 1,
+                    Some(_) => 3,
+                },
+                _ => 1,
+            };
+            decoded += 1;
+        }
+        start
+            .and_then(|start| self.forward.get(start..at))
+            .unwrap_or_default()
     }
 }
 
@@ -198,6 +237,21 @@ mod tests {
             let again = Path::parse(&first.forward).unwrap();
             prop_assert_eq!(&again.decoded, &first.decoded);
             prop_assert_eq!(&again.forward, &first.forward);
+        }
+
+        #[test]
+        fn a_part_of_the_decoded_form_is_found_again(raw in "/([./a%]|%2e|%2f|%41|%C3%A9|%25){0,24}", from: u8, to: u8) {
+            let Ok(path) = Path::parse(&raw) else { return Ok(()) };
+            let (from, to) = (usize::from(from.min(to)), usize::from(from.max(to)));
+            let Some(part) = path.decoded.get(from..to) else { return Ok(()) };
+            // A part may begin within an escape that stayed: only whole segments read the same alone.
+            let whole = path.forward_of(0..path.decoded.len());
+            prop_assert_eq!(whole, &*path.forward);
+            let three = [path.forward_of(0..from), path.forward_of(from..to), path.forward_of(to..path.decoded.len())];
+            prop_assert_eq!(three.concat(), &*path.forward);
+            if !part.contains(['%', '.']) && part.starts_with('/') {
+                prop_assert_eq!(&*Path::parse(path.forward_of(from..to)).unwrap().decoded, part);
+            }
         }
 
         #[test]

@@ -9,7 +9,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -185,16 +186,15 @@ async fn handle(
         exchange.progress.flight.define(action.definition);
     }
 
+    let pages = server.error_pages.as_ref().filter(|_| !is_grpc(&parts));
+
     let place = Place {
         server: &server.name,
         route: route.and_then(|route| route.name.as_deref()),
         generation: serving.generation.id,
     };
     let ends = filters.timeout.map(|limit| (Instant::now() + limit, limit));
-    let mut passed = Passed {
-        ends,
-        ..Passed::default()
-    };
+    let mut passed = Passed::until(ends);
     let mut late = false;
     let mut handled = {
         let mut work = pin!(async {
@@ -220,6 +220,7 @@ async fn handle(
                 body,
                 expectation,
                 limit: filters.body_limit,
+                edits: std::mem::take(&mut passed.request),
                 upgraded_timeout: server.upgraded_timeout,
                 on_change: server.on_change,
             };
@@ -241,10 +242,19 @@ async fn handle(
         // What says so is not held to it.
         passed.ends = None;
     }
+    if let Some(pages) = pages {
+        pages.replace(&mut handled.response);
+    }
     if !filters.is_empty() {
         filters.back(passed, &mut handled.response);
     }
     handled
+}
+
+/// Such a client reads trailers, not pages.
+fn is_grpc(parts: &Parts) -> bool {
+    let kind = parts.headers.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Where in the configuration a request is.
@@ -301,8 +311,9 @@ async fn act(
             answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
+            let key = proxy.key(&vars(&inbound.parts));
             match proxy
-                .forward(context, inbound, &exchange.progress, action.definition)
+                .forward(context, inbound, &exchange.progress, action.definition, key)
                 .await
             {
                 Ok(response) => Handled::answered(response, false),

@@ -27,7 +27,12 @@ pub struct RequestContext<'a> {
     pub scheme: Scheme,
     /// Absent only on HTTP/1.0.
     pub host: Option<Host>,
+    /// As it came, until a filter rewrote it.
     pub path: Path<'a>,
+    /// As `path`.
+    pub query: Option<Cow<'a, str>>,
+    /// The path is `/` because all of what the client asked for was stripped: its own has no slash at its end.
+    pub slashless: bool,
     /// The target as it came.
     pub uri: &'a Uri,
     pub version: Version,
@@ -89,6 +94,8 @@ impl<'a> RequestContext<'a> {
             scheme,
             host,
             path,
+            query: uri.query().map(Cow::Borrowed),
+            slashless: false,
             uri,
             version: parts.version,
             user: None,
@@ -106,7 +113,7 @@ impl<'a> RequestContext<'a> {
             method: &parts.method,
             host: self.host_name(),
             path: &self.path.decoded,
-            query: self.uri.query(),
+            query: self.query.as_deref(),
             headers: &parts.headers,
             scheme: self.scheme,
             remote: self.client,
@@ -115,7 +122,7 @@ impl<'a> RequestContext<'a> {
 
     /// Path and query to send on.
     pub fn target(&self) -> Cow<'_, str> {
-        match (self.as_received(), self.uri.query()) {
+        match (self.as_received(), &self.query) {
             (Some(target), _) => Cow::Borrowed(target.as_str()),
             (None, None) => Cow::Borrowed(&self.path.forward),
             (None, Some(query)) => Cow::Owned(format!("{}?{query}", self.path.forward)),

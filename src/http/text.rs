@@ -1,9 +1,10 @@
-//! Cookies and query keys, as routes and templates read them.
+//! Cookies and query keys, as routes and templates read them; rendered templates as field values.
 
 use std::borrow::Cow;
 
-use http::HeaderMap;
+use bytes::Bytes;
 use http::header::COOKIE;
+use http::{HeaderMap, HeaderValue};
 
 /// The pairs of all `Cookie` lines (RFC 6265 section 4.2.1), values without surrounding quotes.
 pub fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -39,6 +40,16 @@ fn form_decode(text: &str) -> Cow<'_, [u8]> {
     }
     let spaced = text.replace('+', " ");
     Cow::Owned(percent_encoding::percent_decode_str(&spaced).collect())
+}
+
+/// A rendered text as a field value: without control characters, so that no variable can begin another field.
+pub(super) fn field_value(text: String) -> Option<HeaderValue> {
+    let clean = if text.contains(|c: char| c.is_ascii_control()) {
+        text.replace(|c: char| c.is_ascii_control(), "")
+    } else {
+        text
+    };
+    HeaderValue::from_maybe_shared(Bytes::from(clean)).ok()
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ impl Source for Vars<'_> {
             Var::Port => or_empty(context.connection.local.map(|a| a.port())),
             Var::Method => self.parts.method.as_str().into(),
             Var::Path => (&*context.path.forward).into(),
-            Var::Query => context.uri.query().unwrap_or_default().into(),
+            Var::Query => context.query.as_deref().unwrap_or_default().into(),
             Var::Uri => context
                 .uri
                 .path_and_query()
@@ -60,7 +60,7 @@ impl Source for Vars<'_> {
                 .map_or(Cow::Borrowed(""), |(_, value)| {
                     String::from_utf8_lossy(value)
                 }),
-            Var::QueryKey(name) => text::query_pairs(context.uri.query().unwrap_or_default())
+            Var::QueryKey(name) => text::query_pairs(context.query.as_deref().unwrap_or_default())
                 .find(|(key, _)| **key == *name.as_bytes())
                 .map_or(Cow::Borrowed(""), |(_, value)| {
                     String::from_utf8_lossy(&value).into_owned().into()

@@ -53,6 +53,35 @@ pub(super) fn least_requests(
     best.map(|(index, _, _)| index)
 }
 
+/// By weight and chance; `chance(n)` is a number below `n`.
+pub(super) fn random(
+    weights: &[u32],
+    mut chance: impl FnMut(u64) -> u64,
+    usable: impl Fn(usize) -> bool,
+) -> Option<usize> {
+    let fits = |(index, weight): &(usize, &u32)| **weight > 0 && usable(*index);
+    let total: u64 = weights
+        .iter()
+        .enumerate()
+        .filter(fits)
+        .map(|(_, w)| u64::from(*w))
+        .sum();
+    if total == 0 {
+        return None;
+    }
+    let mut left = chance(total);
+    let mut last = None;
+    // Who is usable may change between the two looks: then the last one takes what is left.
+    for (index, weight) in weights.iter().enumerate().filter(fits) {
+        last = Some(index);
+        match left.checked_sub(u64::from(*weight)) {
+            Some(rest) => left = rest,
+            None => break,
+        }
+    }
+    last
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -91,6 +120,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_chance_of_a_random_pick_belongs_to_one_by_its_weight(
+            targets in prop::collection::vec((0_u32..9, prop::bool::weighted(0.8)), 0..8),
+        ) {
+            let weights: Vec<u32> = targets.iter().map(|t| t.0).collect();
+            let total: u32 = targets.iter().filter(|t| t.1).map(|t| t.0).sum();
+            let mut got = vec![0; weights.len()];
+            for chance in 0..u64::from(total) {
+                match random(&weights, |_| chance, |i| targets[i].1) {
+                    Some(index) => got[index] += 1,
+                    None => prop_assert!(false, "nothing picked although the total is {total}"),
+                }
+            }
+            for (got, (weight, usable)) in got.iter().zip(&targets) {
+                prop_assert_eq!(*got, if *usable { *weight } else { 0 });
+            }
+        }
+
         #[test]
         fn shares_match_weights_over_a_cycle_from_any_offset(
             weights in prop::collection::vec(0_u32..20, 1..8),

@@ -5,6 +5,7 @@
 //! exchange that sends it: hyper takes the body away, yet the exchange must know whether the client is being waited for,
 //! whether the body has ended, and what went wrong on the client's side.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::http::StatusCode;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -59,6 +60,8 @@ struct Stream {
 #[derive(Debug)]
 enum Source {
     Client(Incoming),
+    /// Read before: what is left of it.
+    Kept(Bytes),
     #[cfg(test)]
     Test(http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>),
 }
@@ -85,6 +88,47 @@ impl RequestBody {
                 timer: Timer::default(),
                 progress,
             })),
+        }
+    }
+
+    /// Reads a body whole whose length is known and at most `most`, so that it can be sent again; any other stays as it is.
+    ///
+    /// # Errors
+    /// The client's, as while sending: too late, broken, or over its limit.
+    pub async fn keep(mut self, most: u64) -> Result<RequestBody, Error> {
+        let Some(size) = self
+            .size_hint()
+            .exact()
+            .filter(|size| (1..=most).contains(size))
+        else {
+            return Ok(self);
+        };
+        // The client waits for leave to send; who reads gives it.
+        if let Some(stream) = &mut self.stream {
+            stream.progress.gate.open();
+        }
+        let mut whole = BytesMut::with_capacity(usize::try_from(size).unwrap_or(0));
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await {
+            // Trailers of a body with a length: there are none in HTTP/1, and in HTTP/2 nobody sends them.
+            if let Ok(data) = frame?.into_data() {
+                whole.extend_from_slice(&data);
+            }
+        }
+        let source = Source::Kept(whole.freeze());
+        Ok(RequestBody::from_source(source, BodyRules::default()))
+    }
+
+    /// The same body once more, if it is at hand whole.
+    pub(super) fn again(&self) -> Option<RequestBody> {
+        match &self.stream {
+            None => Some(RequestBody::empty()),
+            Some(stream) => match &stream.source {
+                Source::Kept(bytes) if stream.taken == 0 => Some(RequestBody::from_source(
+                    Source::Kept(bytes.clone()),
+                    BodyRules::default(),
+                )),
+                _ => None,
+            },
         }
     }
 
@@ -214,6 +258,8 @@ impl Source {
         }
         match self {
             Source::Client(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|e| bad(&e)),
+            Source::Kept(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Source::Kept(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             #[cfg(test)]
             Source::Test(body) => Pin::new(body).poll_frame(cx).map_err(|e| bad(&e)),
         }
@@ -222,6 +268,7 @@ impl Source {
     fn is_end_stream(&self) -> bool {
         match self {
             Source::Client(incoming) => incoming.is_end_stream(),
+            Source::Kept(bytes) => bytes.is_empty(),
             #[cfg(test)]
             Source::Test(body) => body.is_end_stream(),
         }
@@ -230,6 +277,7 @@ impl Source {
     fn size_hint(&self) -> SizeHint {
         match self {
             Source::Client(incoming) => incoming.size_hint(),
+            Source::Kept(bytes) => SizeHint::with_exact(bytes.len() as u64),
             #[cfg(test)]
             Source::Test(body) => body.size_hint(),
         }

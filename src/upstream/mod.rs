@@ -14,10 +14,15 @@ mod connect;
 mod connection;
 pub mod error;
 mod exchange;
+pub mod hash;
+mod latency;
 mod pool;
 mod resolve;
 mod response;
+mod retry;
+mod select;
 mod send;
+pub mod sticky;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -26,20 +31,22 @@ mod wire;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use ::http::HeaderValue;
 use parking_lot::Mutex;
 
+use crate::config::http::RetrySpec;
 use crate::config::scalar::TargetAddr;
-use crate::config::upstream::{Balance, PoolSpec, UpstreamSpec, UpstreamTimeouts};
+use crate::config::upstream::{Balance, PoolSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts};
 use crate::registry::Registry;
 use error::{Error, Kind};
 use pool::Round;
 pub use pool::{InFlight, Target, sweep};
 use resolve::{Lookup, LookupKey, Names, Resolver};
 pub use response::UpstreamBody;
+pub use select::KeyedBy;
 
 /// Identity of a target: the same address under another upstream is another target.
 pub type TargetKey = (Arc<str>, TargetAddr);
@@ -55,6 +62,8 @@ pub struct Shared {
     rounds: Box<[Arc<Round>]>,
     names: Registry<(Arc<str>, u16), Names>,
     lookups: Registry<LookupKey, Lookup>,
+    budgets: Registry<Arc<str>, retry::Budget>,
+    secret: sticky::Secret,
     resolver: Arc<Resolver>,
 }
 
@@ -76,6 +85,8 @@ impl Shared {
             rounds: (0..workers.max(1)).map(|_| Arc::default()).collect(),
             names: Registry::default(),
             lookups: Registry::default(),
+            budgets: Registry::default(),
+            secret: sticky::Secret::default(),
             resolver,
         }
     }
@@ -118,7 +129,13 @@ pub struct Upstream {
     members: Box<[Member]>,
     /// By member.
     weights: Box<[u32]>,
+    /// Some member is there only for when no other is usable.
+    backups: bool,
     balance: Balance,
+    /// By member, hashes of the addresses; empty unless the policy hashes.
+    seeds: Box<[u64]>,
+    sticky: Option<sticky::Sticky>,
+    budget: Arc<retry::Budget>,
     /// By worker; none when there is only one member.
     turns: Box<[Turn]>,
     pool: PoolSpec,
@@ -129,6 +146,7 @@ pub struct Upstream {
 #[derive(Debug)]
 struct Member {
     target: Arc<Target>,
+    backup: bool,
     /// What `Host` says when it names the target.
     host: HeaderValue,
     /// Keeps the name's addresses fresh while this generation lives.
@@ -152,6 +170,12 @@ pub struct SendOptions {
     pub response_timeout: Option<Duration>,
     /// Put the target's `host:port` into `Host`.
     pub host_from_target: bool,
+    /// Hash of what [`Upstream::keyed_by`] asked for.
+    pub key: Option<u64>,
+    /// The target that the client's cookie names ([`sticky::sticky_id`]).
+    pub sticky: Option<u64>,
+    /// `None`: what was not sent goes to up to three targets.
+    pub retries: Option<Arc<RetrySpec>>,
 }
 
 impl Upstream {
@@ -160,7 +184,7 @@ impl Upstream {
         let members: Box<[Member]> = spec
             .targets
             .iter()
-            .map(|t| Member::lease(spec, &t.address, shared))
+            .map(|t| Member::lease(spec, t, shared))
             .collect();
         let turns = if members.len() > 1 {
             shared.workers.max(1)
@@ -170,8 +194,12 @@ impl Upstream {
         Upstream {
             name: spec.name.clone(),
             weights: spec.targets.iter().map(|t| t.weight).collect(),
+            backups: members.iter().any(|m| m.backup),
+            seeds: select::seeds(spec),
+            sticky: sticky::Sticky::build(spec, shared),
+            budget: shared.budgets.lease(&spec.name, retry::Budget::new),
             members,
-            balance: spec.balance,
+            balance: spec.balance.clone(),
             turns: (0..turns).map(|_| Turn::default()).collect(),
             pool: spec.pool.clone(),
             timeouts: spec.timeouts.clone(),
@@ -205,35 +233,6 @@ impl Upstream {
             .map(|(m, weight)| (m.target.address(), *weight, &m.target))
     }
 
-    /// The next target by policy, among those that are up and not in `tried`.
-    fn pick(&self, worker: usize, tried: &[usize]) -> Option<usize> {
-        let usable = |index: usize| self.members[index].target.is_up() && !tried.contains(&index);
-        let Some(turn) = self.turns.get(worker).or(self.turns.first()) else {
-            return (self.weights.first() > Some(&0) && usable(0)).then_some(0);
-        };
-        match self.balance {
-            Balance::RoundRobin => {
-                let mut credits = turn.credits.lock();
-                if credits.is_empty() {
-                    // Workers begin at different places, so that few requests to many workers still spread.
-                    credits.resize(self.weights.len(), 0);
-                    for _ in 0..worker {
-                        balance::smooth(&mut credits, &self.weights, |_| true);
-                    }
-                }
-                balance::smooth(&mut credits, &self.weights, usable)
-            }
-            Balance::LeastRequests => {
-                let start = turn
-                    .cursor
-                    .fetch_add(1, Ordering::Relaxed)
-                    .wrapping_add(worker);
-                let in_flight = |index: usize| self.members[index].target.in_flight();
-                balance::least_requests(&self.weights, in_flight, start, usable)
-            }
-        }
-    }
-
     /// Why there is no target to pick at all.
     fn none_usable(&self) -> Error {
         let down = self
@@ -252,7 +251,9 @@ impl Upstream {
 }
 
 impl Member {
-    fn lease(spec: &UpstreamSpec, address: &TargetAddr, shared: &Shared) -> Member {
+    fn lease(spec: &UpstreamSpec, target: &TargetSpec, shared: &Shared) -> Member {
+        let address = &target.address;
+        let backup = target.backup;
         let lookup = match address {
             TargetAddr::Name(host, port) => {
                 Some(shared.lookup(host, *port, spec.resolve.interval, spec.resolve.timeout))
@@ -274,6 +275,7 @@ impl Member {
         };
         Member {
             target,
+            backup,
             host,
             lookup,
         }

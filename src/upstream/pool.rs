@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::connection::{Connection, Slot, State};
+use super::latency::Latency;
 use super::resolve::Names;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
@@ -25,6 +26,7 @@ pub struct Target {
     open: Arc<AtomicUsize>,
     shards: Box<[Arc<Shard>]>,
     names: Option<Arc<Names>>,
+    pub(super) latency: Latency,
 }
 
 /// One worker's part of a target, allocated for itself and on cache lines of its own (adjacent lines are fetched in
@@ -77,6 +79,7 @@ impl Target {
             shards: rounds.iter().map(shard).collect(),
             key,
             names,
+            latency: Latency::default(),
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ::http::header::HOST;
 use ::http::{Request, Response, StatusCode, Version};
+use tokio::time::Instant;
 
 use super::body::{Progress, RequestBody};
 use super::connect::dial;
@@ -18,11 +19,11 @@ use super::error::{Error, Kind};
 use super::exchange::{Spare, exchange, origin_form};
 use super::pool::{InFlight, Keep, Lease};
 use super::response::UpstreamBody;
+use super::retry::{Again, repeats};
+use super::select::Tries;
 use super::{Member, SendOptions, Upstream};
 use crate::metrics::WorkerContext;
 
-/// Targets tried for one request.
-pub(super) const TARGETS: usize = 3;
 /// Pooled connections tried on one target: after a restart of the origin all are stale, a fresh one is then quicker.
 const POOLED: u32 = 2;
 
@@ -55,7 +56,7 @@ impl Upstream {
     ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
         *request.version_mut() = Version::HTTP_11;
         origin_form(&mut request);
-        let plan = Plan {
+        let mut plan = Plan {
             worker,
             sent: request.body().progress(),
             response_timeout: options.response_timeout.or(self.timeouts.response),
@@ -73,27 +74,46 @@ impl Upstream {
                 }
             });
         }
-        let mut tried = [usize::MAX; TARGETS];
-        let mut last = None;
-        for count in 0..TARGETS {
-            let Some(index) = self.pick(worker.index, &tried[..count]) else {
-                break;
-            };
-            tried[count] = index;
-            let member = &self.members[index];
+        let again = match &options.retries {
+            Some(spec) if spec.repeats_sent() => {
+                self.budget.request();
+                Again::of(&request)
+            }
+            _ => None,
+        };
+        let mut tries = Tries::new(self, worker.index, &options);
+        let mut next = tries.next();
+        while let Some(member) = next {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
-            match self.try_member(member, &plan, &mut request).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) if error.unsent => {
-                    tracing::debug!(upstream = %self.name, target = %member.target.address(), %error, "not sent");
-                    last = Some(error);
-                }
-                Err(error) => return Err(error),
+            let began = self.watches_latency().then(Instant::now);
+            let outcome = self.try_member(member, &plan, &mut request).await;
+            if let Some(began) = began {
+                member.learn(began, outcome.is_ok());
             }
+            let repeat = match (&options.retries, &outcome) {
+                (None, _) => false,
+                (Some(spec), Ok((answer, _))) => spec.repeats_status(answer.status().as_u16()),
+                (Some(spec), Err(error)) => !error.unsent && repeats(spec, error),
+            };
+            if repeat
+                && let Some(copy) = again.as_ref().and_then(Again::request)
+                && let Some(other) = tries.once_more()
+            {
+                tracing::debug!(upstream = %self.name, target = %member.target.address(), "tried again elsewhere");
+                plan.sent = copy.body().progress();
+                request = copy;
+                next = Some(other);
+                continue;
+            }
+            match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(error) => tries.failed(member, error)?,
+            }
+            next = tries.next();
         }
-        Err(last.unwrap_or_else(|| self.none_usable()))
+        Err(tries.over())
     }
 
     /// One target: a pooled connection or two, then a fresh one. After an unsent error `request` is as it was.

@@ -21,7 +21,7 @@ use super::error::{Error, Kind};
 use super::exchange::{ambiguous, origin_form};
 use super::pool::{InFlight, Keep, Lease};
 use super::response::UpstreamBody;
-use super::send::TARGETS;
+use super::select::Tries;
 use super::wire::Wire;
 use super::{Member, SendOptions, Upstream};
 use crate::metrics::WorkerContext;
@@ -65,27 +65,17 @@ impl Upstream {
         *request.version_mut() = Version::HTTP_11;
         origin_form(&mut request);
         let limit = options.response_timeout.or(self.timeouts.response);
-        let mut tried = [usize::MAX; TARGETS];
-        let mut last = None;
-        for count in 0..TARGETS {
-            let Some(index) = self.pick(worker.index, &tried[..count]) else {
-                break;
-            };
-            tried[count] = index;
-            let member = &self.members[index];
+        let mut tries = Tries::new(self, worker.index, &options);
+        while let Some(member) = tries.next() {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
             match self.switch(member, worker, &mut request, limit).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) if error.unsent => {
-                    tracing::debug!(upstream = %self.name, target = %member.target.address(), %error, "not sent");
-                    last = Some(error);
-                }
-                Err(error) => return Err(error),
+                Err(error) => tries.failed(member, error)?,
             }
         }
-        Err(last.unwrap_or_else(|| self.none_usable()))
+        Err(tries.over())
     }
 
     /// One target. After an unsent error `request` is as it was.

@@ -10,9 +10,12 @@ mod kit;
 
 mod admin;
 mod auth;
+mod balance;
 mod cli;
+mod compress;
 mod contract;
 mod drain;
+mod edits;
 mod files;
 mod filters;
 mod gates;

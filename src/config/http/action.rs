@@ -21,7 +21,7 @@ pub(super) struct Actions<'r> {
 }
 
 /// Fields that describe the message itself; they follow from the body and the connection.
-const FRAMING: [&str; 7] = [
+pub(super) const FRAMING: [&str; 7] = [
     "connection",
     "content-length",
     "keep-alive",
@@ -118,6 +118,8 @@ fn proxy(
         host_header: host_header?,
         timeout,
         websocket: raw.websocket.as_ref().is_none_or(|w| w.value),
+        retries: raw.retries.clone().unwrap_or_default().spec(check),
+        buffer: raw.buffer.as_ref().map_or(0, |b| b.0),
         on_change: raw.on_change.as_ref().map(|o| o.value),
     })
 }
@@ -127,16 +129,19 @@ fn host_header(text: &Loc<String>, check: &mut Checker<'_>) -> Option<HostHeader
         "preserve" => Some(HostHeader::Preserve),
         "upstream" => Some(HostHeader::Upstream),
         fixed => {
-            // `host[:port]`, as RFC 9110 has it: no user, no path.
-            let valid = ::http::uri::Authority::try_from(fixed).is_ok() && !fixed.contains('@');
-            let value = HeaderValue::from_str(fixed).ok().filter(|_| valid);
-            let wrong = || {
-                Wrong::new(format!("`{}` is not a value of `Host`", shorten(fixed)))
-                    .help("`preserve`, `upstream`, or a host with or without port")
-            };
-            check.take(text.at, value.map(HostHeader::Fixed).ok_or_else(wrong))
+            let value = host_value(fixed).map_err(|wrong| {
+                wrong.help("`preserve`, `upstream`, or a host with or without port")
+            });
+            check.take(text.at, value.map(HostHeader::Fixed))
         }
     }
+}
+
+/// `host[:port]`, as RFC 9110 has it: no user, no path.
+pub(super) fn host_value(text: &str) -> Result<HeaderValue, Wrong> {
+    let valid = ::http::uri::Authority::try_from(text).is_ok() && !text.contains('@');
+    let value = HeaderValue::from_str(text).ok().filter(|_| valid);
+    value.ok_or_else(|| Wrong::new(format!("`{}` is not a value of `Host`", shorten(text))))
 }
 
 fn respond(raw: &Loc<Box<RespondRaw>>, check: &mut Checker<'_>) -> Option<RespondSpec> {
@@ -263,7 +268,7 @@ pub(super) fn template(at: At, text: &str, check: &mut Checker<'_>) -> Option<Te
 }
 
 /// What stands between the variables must be fit for a header field.
-fn is_header_value(template: &Template, at: At, check: &mut Checker<'_>) -> bool {
+pub(super) fn is_header_value(template: &Template, at: At, check: &mut Checker<'_>) -> bool {
     let fits = |part: &Part| match part {
         Part::Text(text) => HeaderValue::from_str(text).is_ok(),
         Part::Var(_) => true,

@@ -12,8 +12,8 @@ use super::super::upstream::References;
 use super::filters::Standing;
 use super::raw::{HttpRaw, Protocol, RouteRaw};
 use super::{
-    ActionSpec, ConnectionSpec, FilterSets, FiltersSpec, HttpSpec, MatchSpec, RouteSpec, action,
-    matcher,
+    ActionSpec, ConnectionSpec, ErrorPagesSpec, FilterSets, FiltersSpec, HttpSpec, MatchSpec,
+    RouteSpec, action, matcher,
 };
 
 /// A server that has been checked for itself, with the places that checks across servers need.
@@ -166,6 +166,7 @@ impl HttpRaw {
             upgraded_timeout: check.limit(self.timeouts.as_ref().and_then(|t| t.upgraded.as_ref())),
             filters,
             routes,
+            error_pages: ErrorPagesSpec::new(self.error_pages.as_ref(), check),
             fallback,
             on_change: self.on_change.as_ref().map_or(*on_change, |o| o.value),
         };

@@ -5,7 +5,7 @@ use super::super::runtime::OnChange;
 use super::super::scalar::{Size, Span};
 use super::filters::{LATER, filtered};
 use super::tls::TlsRaw;
-use super::{FilesRaw, Scheme};
+use super::{FilesRaw, RetriesRaw, Scheme};
 
 filtered! {
     /// An HTTP server: where it listens, what names it answers for, and what it does with requests.
@@ -31,6 +31,9 @@ filtered! {
         routes: List<RouteRaw> = [],
         /// What happens to a websocket when a swap changed or removed its own definition; left out: as `[runtime]` says.
         on_change: OnChange,
+        /// Files that are sent with errors made here, never instead of an upstream's answers: by status (`404`), else by its
+        /// class (`5xx`). They are read when the configuration is loaded.
+        error_pages: Map<String>,
         /// For requests that no route takes: pass them on to an upstream.
         proxy: Box<ProxyRaw>,
         /// For requests that no route takes: serve the files of a folder.
@@ -43,7 +46,7 @@ filtered! {
         using as "use": List<String>,
     }
     one_of = ["proxy", "files", "respond", "redirect", "tcp"];
-    later = [LATER, &["access_log", "proxy_protocol", "error_pages", "tcp"]];
+    later = [LATER, &["access_log", "proxy_protocol", "tcp"]];
 }
 
 section! {
@@ -145,11 +148,15 @@ section! {
         timeout: Span,
         /// Let clients upgrade to websocket; `false`: they get the answer to an ordinary request.
         websocket: bool = true,
+        /// Which failed tries are repeated on another target.
+        retries: RetriesRaw = {},
+        /// Request bodies of a known length up to this are read whole before they are sent, so that they can be sent again.
+        buffer: Size = "0B",
         /// What happens to a websocket when a swap changed or removed its own definition; left out: as the server says.
         on_change: OnChange,
     }
     short = upstream;
-    later = [&["buffer", "retries", "mirror", "split"]];
+    later = [&["mirror", "split"]];
 }
 
 section! {

@@ -304,6 +304,7 @@ impl Checked {
             tls: None,
             upgraded_timeout: None,
             filters: FiltersSpec::default(),
+            error_pages: super::ErrorPagesSpec::default(),
             routes: Vec::new(),
             fallback: Some(ActionSpec::Redirect(RedirectSpec {
                 to: Template { parts },

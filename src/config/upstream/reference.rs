@@ -78,7 +78,11 @@ impl<'d> References<'d> {
         let (address, base) = check.take(text.at, parsed)?;
         let name: Arc<str> = address.to_string().into();
         if live && !self.implicit.contains_key(&name) {
-            let targets = vec![TargetSpec { address, weight: 1 }];
+            let targets = vec![TargetSpec {
+                address,
+                weight: 1,
+                backup: false,
+            }];
             let spec = UpstreamSpec {
                 name: name.clone(),
                 targets,

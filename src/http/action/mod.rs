@@ -11,7 +11,7 @@ use std::hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use super::{Files, Quick};
-use crate::config::http::{ActionSpec, ProxySpec};
+use crate::config::http::{ActionSpec, ProxySpec, RetrySpec};
 use crate::config::scalar::TargetAddr;
 use crate::upstream::Upstream;
 
@@ -80,12 +80,14 @@ fn digest(server: &str, spec: &ActionSpec) -> u64 {
     let mut writer = Writer(DefaultHasher::new());
     server.hash(&mut writer.0);
     let _ = match spec {
-        // What becomes of a flow when its definition is gone is no part of the definition.
+        // What becomes of a flow when its definition is gone, and how it found its target, are no part of it.
         ActionSpec::Proxy(proxy) => write!(
             writer,
             "{:?}",
             ProxySpec {
                 on_change: None,
+                retries: RetrySpec::default(),
+                buffer: 0,
                 ..proxy.clone()
             }
         ),

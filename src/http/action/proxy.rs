@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SET_COOKIE, TE, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -17,18 +17,22 @@ use hyper::body::{Body, Incoming};
 use hyper::ext::ReasonPhrase;
 
 use super::upgrade::{self, Outbound, Switching};
-use crate::config::http::{HostHeader, ProxySpec};
+use crate::config::http::{HostHeader, ProxySpec, RetrySpec, Scheme};
 use crate::config::runtime::OnChange;
 use crate::generation::Flight;
 use crate::http::action::with_target;
 use crate::http::body::ResponseBody;
+use crate::http::filter::Edit;
 use crate::http::headers;
 use crate::http::progress::Progress;
 use crate::http::request::{Expectation, RequestContext};
+use crate::http::text;
+use crate::http::vars::Vars;
 use crate::http::websocket;
 use crate::upstream::body::{BodyRules, RequestBody};
 use crate::upstream::error::{Error, Kind};
-use crate::upstream::{SendOptions, Upstream};
+use crate::upstream::sticky::sticky_id;
+use crate::upstream::{KeyedBy, SendOptions, Target, Upstream, hash};
 
 /// `proxy`.
 #[derive(Debug)]
@@ -39,6 +43,9 @@ pub struct Proxy {
     host_header: HostHeader,
     timeout: Option<Duration>,
     websocket: bool,
+    /// `None`: what an upstream does of itself.
+    retries: Option<Arc<RetrySpec>>,
+    buffer: u64,
     on_change: Option<OnChange>,
 }
 
@@ -50,6 +57,8 @@ pub struct Inbound {
     pub expectation: Expectation,
     /// Largest body in bytes.
     pub limit: Option<u64>,
+    /// Changes of fields that filters want.
+    pub edits: Vec<Edit>,
     /// How long a websocket may be silent.
     pub upgraded_timeout: Option<Duration>,
     /// As the server says.
@@ -64,12 +73,27 @@ impl Proxy {
             host_header: spec.host_header.clone(),
             timeout: spec.timeout,
             websocket: spec.websocket,
+            retries: (!spec.retries.is_default()).then(|| Arc::new(spec.retries.clone())),
+            buffer: spec.buffer,
             on_change: spec.on_change,
         }
     }
 
+    /// The hash that the upstream's policy chooses the target by, if it wants one. A request without the text it asks for
+    /// has none: all such would meet at one target.
+    pub fn key(&self, vars: &Vars<'_>) -> Option<u64> {
+        match self.upstream.as_ref()?.keyed_by() {
+            KeyedBy::Nothing => None,
+            KeyedBy::ClientIp => vars.context.client.map(hash::of_ip),
+            KeyedBy::Template(template) => {
+                let text = template.render(vars);
+                (!text.is_empty()).then(|| hash::of_bytes(text.as_bytes()))
+            }
+        }
+    }
+
     /// Sends the request and answers with the origin's response. `definition` is the action's; with the answer the flight
-    /// also lives by the target that gave it.
+    /// also lives by the target that gave it. `key` is [`Proxy::key`]'s.
     ///
     /// # Errors
     /// In the vocabulary of RFC 9209. Nothing was sent to the client then.
@@ -79,6 +103,7 @@ impl Proxy {
         inbound: Inbound,
         progress: &Arc<Progress>,
         definition: u64,
+        key: Option<u64>,
     ) -> Result<Response<ResponseBody>, Error> {
         let Some(upstream) = &self.upstream else {
             return Err(Error::us(
@@ -90,7 +115,14 @@ impl Proxy {
             idle: inbound.upgraded_timeout,
             on_change: self.on_change.unwrap_or(inbound.on_change),
         };
-        let (request, options, websocket) = self.outbound(context, inbound)?;
+        let sticky = upstream.sticky_cookie().and_then(|name| {
+            text::cookies(&inbound.parts.headers)
+                .find(|(key, _)| *key == name.as_bytes())
+                .and_then(|(_, value)| sticky_id(value))
+        });
+        let (mut request, mut options, websocket) = self.outbound(context, inbound)?;
+        (options.key, options.sticky) = (key, sticky);
+        options.retries = self.retries.clone();
         let flight = &progress.flight;
         if websocket {
             let outbound = Outbound { request, options };
@@ -98,6 +130,12 @@ impl Proxy {
             let upgrading =
                 upgrade::run(upstream, context, outbound, progress, definition, switching);
             return until_cut(Box::pin(upgrading), flight).await;
+        }
+        if self.buffer > 0 && !request.body().is_end_stream() {
+            let (parts, body) = request.into_parts();
+            // Boxed: every request's future would carry its state.
+            let kept = until_cut(Box::pin(body.keep(self.buffer)), flight).await?;
+            request = Request::from_parts(parts, kept);
         }
         let sending = upstream.send(&context.connection.worker, request, options);
         let (response, in_flight) = until_cut(sending, flight).await?;
@@ -108,7 +146,9 @@ impl Proxy {
             ));
         }
         flight.define(with_target(definition, &in_flight.target.key().1));
-        Ok(inbound_response(response).map(|body| ResponseBody::streamed(body, in_flight)))
+        let mut response = inbound_response(response);
+        stick(&mut response, upstream, &in_flight.target, sticky, context);
+        Ok(response.map(|body| ResponseBody::streamed(body, in_flight)))
     }
 
     fn outbound(
@@ -121,6 +161,7 @@ impl Proxy {
             body,
             expectation,
             limit,
+            edits,
             ..
         } = inbound;
         let fields = &mut parts.headers;
@@ -178,11 +219,16 @@ impl Proxy {
                 fields.insert(HOST, value.clone());
             }
         }
+        for edit in edits {
+            host_from_target &= !matches!(&edit, Edit::Set(name, _) if *name == HOST);
+            edit.apply(fields);
+        }
         parts.uri = Uri::from(self.target(context)?);
         parts.version = Version::HTTP_11;
         let options = SendOptions {
             response_timeout: self.timeout,
             host_from_target,
+            ..SendOptions::default()
         };
         Ok((Request::from_parts(parts, body), options, websocket))
     }
@@ -212,6 +258,19 @@ pub(in crate::http) fn inbound_response<B>(response: Response<B>) -> Response<B>
     }
     headers::strip_response(&mut parts.headers);
     Response::from_parts(parts, body)
+}
+
+/// Tells the client which target is its own from now on, unless it knows.
+pub(super) fn stick<B>(
+    response: &mut Response<B>,
+    upstream: &Upstream,
+    target: &Target,
+    had: Option<u64>,
+    context: &RequestContext<'_>,
+) {
+    if let Some(cookie) = upstream.set_cookie(target, had, context.scheme == Scheme::Https) {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
 }
 
 /// Waits for `work`, unless the request is told to end before.

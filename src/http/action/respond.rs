@@ -10,6 +10,7 @@ use crate::config::http::{RedirectSpec, RespondBody, RespondSpec};
 use crate::config::template::{Part, Source, Template};
 use crate::http::Files;
 use crate::http::body::{Content, ResponseBody};
+use crate::http::text::field_value;
 
 /// `respond`.
 #[derive(Debug)]
@@ -117,16 +118,6 @@ impl Redirect {
         }
         response
     }
-}
-
-/// A rendered text as a field value: without control characters, so that no variable can begin another field.
-fn field_value(text: String) -> Option<HeaderValue> {
-    let clean = if text.contains(|c: char| c.is_ascii_control()) {
-        text.replace(|c: char| c.is_ascii_control(), "")
-    } else {
-        text
-    };
-    HeaderValue::from_maybe_shared(Bytes::from(clean)).ok()
 }
 
 /// Statuses whose responses never have content (RFC 9110 section 6.4.1).

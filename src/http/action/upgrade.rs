@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 
-use super::proxy::inbound_response;
+use super::proxy::{inbound_response, stick};
 use super::with_target;
 use crate::config::runtime::OnChange;
 use crate::http::body::{Content, ResponseBody};
@@ -43,12 +43,14 @@ pub(super) async fn run(
 ) -> Result<Response<ResponseBody>, Error> {
     let Outbound { request, options } = outbound;
     let worker = &context.connection.worker;
+    let sticky = options.sticky;
     let (answer, in_flight) = upstream.upgrade(worker, request, options).await?;
     let target = in_flight.target.key().1.clone();
     let (response, switched) = match answer {
         Answer::Refused(response) => {
             progress.flight.define(with_target(definition, &target));
-            let response = inbound_response(response);
+            let mut response = inbound_response(response);
+            stick(&mut response, upstream, &in_flight.target, sticky, context);
             return Ok(response.map(|body| ResponseBody::streamed(body, in_flight)));
         }
         Answer::Switched(response, switched) => (response, switched),
@@ -58,6 +60,8 @@ pub(super) async fn run(
         return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
     }
     progress.flight.define(with_target(definition, &target));
+    let mut response = inbound_response(response);
+    stick(&mut response, upstream, &in_flight.target, sticky, context);
     context.connection.switch(Tunnel {
         origin: switched.stream,
         first: switched.first,
@@ -66,7 +70,6 @@ pub(super) async fn run(
         idle: switching.idle,
         on_change: switching.on_change,
     });
-    let mut response = inbound_response(response);
     websocket::set_upgrade(response.headers_mut());
     Ok(response.map(|()| ResponseBody::new(Content::Empty)))
 }

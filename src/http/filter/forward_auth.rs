@@ -96,6 +96,7 @@ impl ForwardAuth {
         let options = SendOptions {
             response_timeout: Some(self.timeout),
             host_from_target: true,
+            ..SendOptions::default()
         };
         let worker = &asking.context.connection.worker;
         let (response, in_flight) = upstream.send(worker, request, options).await?;

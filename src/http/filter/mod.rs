@@ -6,10 +6,14 @@
 
 mod access;
 mod basic_auth;
+mod compress;
 mod concurrency;
+mod cors;
 mod forward_auth;
+mod headers;
 pub(super) mod pace;
 mod rate_limit;
+mod rewrite;
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -40,7 +44,12 @@ use forward_auth::ForwardAuth;
 use pace::{Deadline, Pace};
 use rate_limit::RateLimits;
 
+use compress::Compress;
 pub use concurrency::Place;
+use cors::Cors;
+pub use headers::Edit;
+use headers::Headers;
+use rewrite::Rewrite;
 
 /// What filters keep over generations, by identity. One per process.
 #[derive(Debug, Default)]
@@ -85,6 +94,10 @@ pub struct Filters {
     concurrency: Option<Concurrency>,
     /// Bytes a second of a response's body.
     bandwidth: Option<u64>,
+    cors: Option<Cors>,
+    rewrite: Option<Rewrite>,
+    headers: Option<Headers>,
+    compress: Option<Compress>,
 }
 
 /// A request as filters see it and change it.
@@ -119,6 +132,23 @@ pub struct Passed {
     pub place: Option<Place>,
     /// Until when the response must have ended, and how long that is.
     pub ends: Option<(Instant, Duration)>,
+    /// Changes to the fields of the request, done where it goes out: behind all that the proxy takes away and sets. A field
+    /// that is set in the request itself is taken for the client's.
+    pub request: Vec<Edit>,
+    /// To the fields of the response: those with variables, in their order.
+    response: Vec<Option<Edit>>,
+    cors: cors::Asked,
+    compress: compress::Wanted,
+}
+
+impl Passed {
+    /// For a request whose response must have ended then.
+    pub fn until(ends: Option<(Instant, Duration)>) -> Passed {
+        Passed {
+            ends,
+            ..Passed::default()
+        }
+    }
 }
 
 /// The answer of a filter, instead of the action's.
@@ -143,6 +173,10 @@ impl Filters {
             forward_auth: forward_auth.map(|spec| ForwardAuth::build(spec, given.upstreams)),
             concurrency: concurrency.map(|spec| Concurrency::build(spec, shared)),
             bandwidth: spec.bandwidth.flatten(),
+            cors: Cors::build(spec),
+            rewrite: Rewrite::build(spec),
+            headers: Headers::build(spec),
+            compress: Compress::build(spec),
         }
     }
 
@@ -156,6 +190,10 @@ impl Filters {
             && self.concurrency.is_none()
             && self.bandwidth.is_none()
             && self.timeout.is_none()
+            && self.cors.is_none()
+            && self.rewrite.is_none()
+            && self.headers.is_none()
+            && self.compress.is_none()
     }
 
     /// The way in.
@@ -167,11 +205,30 @@ impl Filters {
         mut asking: Asking<'_, '_>,
         passed: &mut Passed,
     ) -> Result<(), Refusal> {
+        // What the way back must know, whoever answers: the request is gone by then.
+        if let Some(cors) = &self.cors {
+            passed.cors = cors.ask(asking.parts);
+        }
+        if let Some(compress) = &self.compress {
+            passed.compress = compress.ask(asking.parts);
+        }
+        let entered = self.enter(&mut asking, passed).await;
+        if let Some(headers) = &self.headers {
+            headers.render(&asking.vars(), entered.is_ok(), passed);
+        }
+        entered
+    }
+
+    /// The filters that may refuse, in their order.
+    async fn enter(&self, asking: &mut Asking<'_, '_>, passed: &mut Passed) -> Result<(), Refusal> {
         if let Some(access) = &self.access {
             access.admit(asking.context.client)?;
         }
+        if let Some(cors) = &self.cors {
+            cors.admit(&passed.cors)?;
+        }
         if let Some(limits) = &self.rate_limits {
-            limits.admit(&asking)?;
+            limits.admit(asking)?;
         }
         if let Some(auth) = &self.basic_auth {
             let user = match auth.look(&asking.parts.headers)? {
@@ -183,10 +240,10 @@ impl Filters {
         }
         if let Some(auth) = &self.forward_auth {
             let flight = asking.flight;
-            Box::pin(unless_cut(auth.ask(&mut asking), flight)).await??;
+            Box::pin(unless_cut(auth.ask(asking), flight)).await??;
         }
         if let Some(limits) = &self.user_limits {
-            limits.admit(&asking)?;
+            limits.admit(asking)?;
         }
         if let Some(concurrency) = &self.concurrency {
             let place = match concurrency.enter() {
@@ -196,11 +253,24 @@ impl Filters {
             };
             passed.place = Some(place);
         }
+        if let Some(rewrite) = &self.rewrite {
+            rewrite.apply(asking, passed)?;
+        }
         Ok(())
     }
 
     /// The way back, for answers of the action and of filters alike.
-    pub fn back(&self, passed: Passed, response: &mut Response<ResponseBody>) {
+    pub fn back(&self, mut passed: Passed, response: &mut Response<ResponseBody>) {
+        if let Some(headers) = &self.headers {
+            let rendered = std::mem::take(&mut passed.response);
+            headers.back(rendered, response.headers_mut());
+        }
+        if let Some(cors) = &self.cors {
+            cors.back(&mut passed.cors, response.headers_mut());
+        }
+        if let Some(compress) = &self.compress {
+            compress.back(&passed.compress, response);
+        }
         let pace = self.bandwidth.map(Pace::new);
         let ends = passed.ends.map(|(at, limit)| Deadline::new(at, limit));
         response.body_mut().limit(pace, ends);

@@ -3,6 +3,7 @@
 
 mod answers;
 mod requests;
+mod retries;
 mod targets;
 
 use std::future::Future;
@@ -122,9 +123,11 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             .map(|(address, weight)| TargetSpec {
                 address: address.clone(),
                 weight: *weight,
+                backup: false,
             })
             .collect(),
         balance: Balance::RoundRobin,
+        sticky: None,
         pool: PoolSpec {
             idle: 8,
             idle_timeout: Duration::from_secs(60),

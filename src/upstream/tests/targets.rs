@@ -53,7 +53,10 @@ async fn weights_share_the_requests_and_workers_begin_apart() {
     let count = |address| got.iter().filter(|t| **t == ip(address)).count();
     assert_eq!((count(a), count(b), count(c)), (6, 2, 0));
     let even = Upstream::build(&spec(&[(ip(a), 1), (ip(b), 1)]), &shared(2));
-    assert_eq!((even.pick(0, &[]), even.pick(1, &[])), (Some(0), Some(1)));
+    assert_eq!(
+        (even.pick(0, None, &[]), even.pick(1, None, &[])),
+        (Some(0), Some(1))
+    );
 }
 
 #[tokio::test]

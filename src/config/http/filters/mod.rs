@@ -4,10 +4,14 @@
 
 mod access;
 mod basic_auth;
+mod compress;
 mod concurrency;
+mod cors;
 mod forward_auth;
+mod headers;
 mod password;
 mod rate_limit;
+mod rewrite;
 mod set;
 
 use std::path::PathBuf;
@@ -17,14 +21,20 @@ use std::time::Duration;
 use super::super::check::Checker;
 use super::super::decode::{Limit, List, Loc, Switch};
 use super::super::scalar::{Size, Span, Speed, cidr};
+use super::super::tree::At;
 use super::super::upstream::References;
+use super::FileCoding;
 
 pub use access::AccessSpec;
 pub use basic_auth::{BasicAuthRaw, BasicAuthSpec};
+pub use compress::CompressSpec;
 pub use concurrency::{ConcurrencyRaw, ConcurrencySpec};
+pub use cors::{CorsRaw, CorsSpec, OriginPattern};
 pub use forward_auth::{ForwardAuthRaw, ForwardAuthSpec};
+pub use headers::{EditSpec, HeadersRaw, HeadersSetting, HeadersSpec};
 pub use password::{HashKind, HashedPassword, htpasswd};
 pub use rate_limit::{MOST_LIMITS, RateLimitRaw, RateLimitSpec};
+pub use rewrite::{Piece, RewriteRaw, RewriteSpec};
 pub use set::{FilterSets, FiltersRaw};
 
 /// Defines a section that may hold filters: its own keys, then those of every filter, the same everywhere.
@@ -58,6 +68,14 @@ macro_rules! filtered {
                 timeout: $crate::config::decode::Limit<$crate::config::scalar::Span>,
                 /// How fast the body of a response is sent, each by itself: `4MB/s`. Not for websockets.
                 bandwidth: $crate::config::decode::Limit<$crate::config::scalar::Speed>,
+                /// Let pages of other origins read responses. `false`: none.
+                cors: $crate::config::decode::Switch<$crate::config::http::CorsRaw>,
+                /// Another path for what stands behind. `false`: as it came.
+                rewrite: $crate::config::decode::Switch<$crate::config::http::RewriteRaw>,
+                /// Change the fields of requests and responses; adds up, the route's last. `false`: nothing that is said farther off.
+                headers: $crate::config::decode::Switch<$crate::config::http::HeadersRaw>,
+                /// Compress responses that gain by it, where the client takes it: our order among those it likes equally. `false`: none.
+                compress: $crate::config::decode::Switch<$crate::config::decode::List<$crate::config::http::FileCoding>>,
             }
             $(one_of = $one_of;)?
             later = $later;
@@ -76,6 +94,10 @@ macro_rules! filtered {
                     body_limit: self.body_limit.as_ref(),
                     timeout: self.timeout.as_ref(),
                     bandwidth: self.bandwidth.as_ref(),
+                    cors: self.cors.as_ref(),
+                    rewrite: self.rewrite.as_ref(),
+                    headers: self.headers.as_ref(),
+                    compress: self.compress.as_ref(),
                 }
             }
         }
@@ -84,7 +106,7 @@ macro_rules! filtered {
 pub(in crate::config) use filtered;
 
 /// Keys of filters that are not built.
-pub(super) const LATER: &[&str] = &["cors", "rewrite", "headers", "compress"];
+pub(super) const LATER: &[&str] = &[];
 
 /// The filters of one table as they are written.
 #[derive(Debug)]
@@ -98,6 +120,10 @@ pub(in crate::config) struct Written<'r> {
     pub(in crate::config) body_limit: Option<&'r Loc<Limit<Size>>>,
     pub(in crate::config) timeout: Option<&'r Loc<Limit<Span>>>,
     pub(in crate::config) bandwidth: Option<&'r Loc<Limit<Speed>>>,
+    pub(in crate::config) cors: Option<&'r Loc<Switch<CorsRaw>>>,
+    pub(in crate::config) rewrite: Option<&'r Loc<Switch<RewriteRaw>>>,
+    pub(in crate::config) headers: Option<&'r Loc<Switch<HeadersRaw>>>,
+    pub(in crate::config) compress: Option<&'r Loc<Switch<List<FileCoding>>>>,
 }
 
 /// A filter where it may be said: `None` is "not here, what lies below counts", [`Setting::Off`] is `false`.
@@ -162,6 +188,11 @@ pub struct FiltersSpec {
     pub timeout: Option<Option<Duration>>,
     /// Bytes a second of a response's body; the inner `None`: no limit.
     pub bandwidth: Option<Option<u64>>,
+    pub cors: Setting<CorsSpec>,
+    pub rewrite: Setting<RewriteSpec>,
+    /// Adds up.
+    pub headers: HeadersSetting,
+    pub compress: Setting<CompressSpec>,
 }
 
 impl FiltersSpec {
@@ -177,6 +208,10 @@ impl FiltersSpec {
             body_limit: self.body_limit.or(below.body_limit),
             timeout: self.timeout.or(below.timeout),
             bandwidth: self.bandwidth.or(below.bandwidth),
+            cors: self.cors.over(&below.cors),
+            rewrite: self.rewrite.over(&below.rewrite),
+            headers: self.headers.over(&below.headers),
+            compress: self.compress.over(&below.compress),
         }
     }
 }
@@ -255,8 +290,21 @@ impl Written<'_> {
             body_limit: self.body_limit.map(|limit| limit.get().map(|size| size.0)),
             timeout: self.timeout.map(|limit| check.limit(Some(limit))),
             bandwidth: self.bandwidth.map(|limit| limit.get().map(|speed| speed.0)),
+            cors: Setting::read(self.cors, |raw| CorsSpec::new(raw, at(self.cors), check)),
+            rewrite: Setting::read(self.rewrite, |raw| {
+                RewriteSpec::new(raw, at(self.rewrite), check)
+            }),
+            headers: HeadersSetting::read(self.headers, check),
+            compress: Setting::read(self.compress, |list| {
+                CompressSpec::new(list, at(self.compress), check)
+            }),
         }
     }
+}
+
+/// Where a key is written.
+fn at<T>(raw: Option<&Loc<T>>) -> At {
+    raw.map(|raw| raw.at).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod find;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod listing;
-mod negotiate;
+pub(in crate::http) mod negotiate;
 #[cfg_attr(not(unix), path = "open_portable.rs")]
 mod open;
 mod path;
@@ -104,18 +104,29 @@ impl StaticFiles {
             response.headers_mut().insert(ALLOW, ALLOWED);
             return Ok(response);
         }
-        let Some(wanted) = self.wanted(vars) else {
+        let Some(mut wanted) = self.wanted(vars, "") else {
             return Ok(error::plain(StatusCode::NOT_FOUND));
         };
         let mut reads = 0;
         loop {
             let found = self.look(&wanted).await?;
             match found {
+                // What stands there is a folder, whose relative links need the slash.
+                Found::File(_) | Found::Folder(..) if vars.context.slashless => {
+                    return Ok(with_slash(vars));
+                }
                 Found::File(file) => {
                     if let Some(response) = self.file(file, vars, reads + 1 == READS).await? {
                         return Ok(response);
                     }
                     reads += 1;
+                }
+                // Rewritten: the client has the slash already, and would come again and again.
+                Found::Redirect if vars.context.uri.path().ends_with('/') => {
+                    match self.wanted(vars, "/") {
+                        Some(folder) if folder.path != wanted.path => wanted = folder,
+                        _ => return Ok(error::plain(StatusCode::NOT_FOUND)),
+                    }
                 }
                 Found::Redirect => return Ok(with_slash(vars)),
                 Found::Folder(folder, place) => {
@@ -127,9 +138,9 @@ impl StaticFiles {
         }
     }
 
-    /// `None`: no file can be meant.
-    fn wanted(&self, vars: &Vars<'_>) -> Option<Wanted> {
-        let path = path::decode(&vars.context.path.forward)?;
+    /// `None`: no file can be meant. `behind` is put behind the path.
+    fn wanted(&self, vars: &Vars<'_>, behind: &str) -> Option<Wanted> {
+        let path = path::decode(&vars.context.path.forward)? + behind;
         let source = Decoded { vars, path: &path };
         let candidates = self.spec.tries.iter().map(|t| t.render(&source)).collect();
         Some(Wanted {
@@ -378,7 +389,7 @@ fn gather(contents: &Bytes, parts: &[Part]) -> Bytes {
 }
 
 /// By a file's name; text is taken for UTF-8.
-fn content_type(name: &str) -> HeaderValue {
+pub(in crate::http) fn content_type(name: &str) -> HeaderValue {
     let kind = mime_guess::from_path(name)
         .first_raw()
         .unwrap_or("application/octet-stream");

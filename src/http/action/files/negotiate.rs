@@ -7,7 +7,7 @@ use crate::config::http::FileCoding;
 
 /// The codings of `offered` that the client takes, best first: by its weight, then by our order. Those it likes less
 /// than the plain file are left out.
-pub(super) fn codings(headers: &HeaderMap, offered: &[FileCoding]) -> Vec<FileCoding> {
+pub(in crate::http) fn codings(headers: &HeaderMap, offered: &[FileCoding]) -> Vec<FileCoding> {
     if offered.is_empty() || !headers.contains_key(ACCEPT_ENCODING) {
         return Vec::new();
     }
@@ -84,6 +84,8 @@ fn thousandths(text: &str) -> u16 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use FileCoding::{Brotli, Gzip, Zstd};
 
@@ -113,6 +115,30 @@ mod tests {
             assert_eq!(of(text), *expected, "{text}");
         }
         assert_eq!(codings(&HeaderMap::new(), &[Gzip]), []);
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_is_the_one_the_client_likes_best(
+            weights in proptest::collection::vec(0..=1000_u16, 3),
+            garbage in "[ -~]{0,20}",
+        ) {
+            let offered = [Zstd, Brotli, Gzip];
+            let list: Vec<String> = offered
+                .iter()
+                .zip(&weights)
+                .map(|(coding, w)| format!("{};q={}.{:03}", coding.word(), w / 1000, w % 1000))
+                .collect();
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT_ENCODING, list.join(", ").parse().unwrap());
+            let taken = codings(&headers, &offered);
+            let most = *weights.iter().max().unwrap();
+            let best = weights.iter().position(|w| *w == most).filter(|_| most > 0);
+            prop_assert_eq!(taken.first().copied(), best.map(|at| offered[at]));
+            prop_assert_eq!(taken.len(), weights.iter().filter(|w| **w > 0).count());
+            headers.append(ACCEPT_ENCODING, garbage.parse().unwrap());
+            prop_assert!(codings(&headers, &offered).len() <= 3);
+        }
     }
 
     #[test]
