@@ -565,7 +565,7 @@ fn what_is_not_built_is_refused_at_its_own_place() {
             "{key} in {found:#?}"
         );
     }
-    assert_eq!(found.len(), 7, "{found:#?}");
+    assert_eq!(found.len(), 6, "{found:#?}");
 }
 
 #[test]
