@@ -1,6 +1,7 @@
-//! The command line: `run` and the quick modes start the process, `check`, `schema` and `hash-password` need none, and
-//! `adapt`, `reload`, `now`, `stop` and
-//! `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see [`Exit`].
+//! The command line: `run` and the quick modes start the process, `check`, `trust`, `schema` and `hash-password`
+//! need none, and `adapt`,
+//! `reload`, `now`, `stop` and `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see
+//! [`Exit`].
 
 mod args;
 mod client;
@@ -10,6 +11,7 @@ mod local;
 mod password;
 mod quick;
 mod remote;
+mod trust;
 
 use std::process::ExitCode;
 
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         None => local::run(args.run),
         Some(Verb::Run(run)) => local::run(run),
         Some(Verb::Check(check)) => local::check(&check),
+        Some(Verb::Trust(args)) => trust::trust(&args),
         Some(Verb::ReverseProxy(args)) => quick::reverse_proxy(&args),
         Some(Verb::FileServer(args)) => quick::file_server(&args),
         Some(Verb::Respond(args)) => quick::respond(&args),

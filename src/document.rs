@@ -281,7 +281,8 @@ impl Document {
         check.names(&declared);
         let mut upstreams: BTreeMap<Arc<str>, UpstreamSpec> = BTreeMap::new();
         for (name, raw) in declared.iter() {
-            let spec = raw.spec(name, raw.at, check);
+            let running = running.and_then(|r| r.upstreams.get(name.as_str()));
+            let spec = raw.spec(name, raw.at, running, check);
             upstreams.insert(spec.name.clone(), spec);
         }
         let mut references = References::new(&declared, check.base);

@@ -21,6 +21,7 @@ use crate::listen::accept::{Acceptor, Binding, ConnectionLimit};
 use crate::listen::http::Listener;
 use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net;
+use crate::tls;
 use crate::upstream;
 
 /// Messages waiting for a worker; the supervisor sends one at a time, so this is never full.
@@ -74,6 +75,8 @@ pub struct Leaving {
 /// A worker as the supervisor sees it.
 pub struct Worker {
     pub context: Arc<WorkerContext>,
+    /// TLS handshakes of its clients.
+    pub handshakes: Arc<tls::Counters>,
     pub runtime: tokio::runtime::Handle,
     mailbox: mpsc::Sender<Message>,
     /// Dropped: the worker's loop ends and its runtime with it.
@@ -126,8 +129,10 @@ impl Worker {
         });
         let (mailbox, inbox) = mpsc::channel(MAILBOX);
         let handle = runtime.handle().clone();
+        let handshakes = Arc::new(tls::Counters::default());
         let state = State {
             context: context.clone(),
+            handshakes: handshakes.clone(),
             shared: plan.shared.clone(),
             limit: plan.limit.clone(),
             gate: plan.gate.clone(),
@@ -150,6 +155,7 @@ impl Worker {
             })?;
         Ok(Worker {
             context,
+            handshakes,
             runtime: handle,
             mailbox,
             thread: Some(thread),
@@ -185,6 +191,7 @@ pub struct Gone(pub usize);
 
 struct State {
     context: Arc<WorkerContext>,
+    handshakes: Arc<tls::Counters>,
     shared: Arc<upstream::Shared>,
     limit: Arc<ConnectionLimit>,
     gate: Option<watch::Receiver<bool>>,
@@ -281,6 +288,7 @@ impl State {
             let listener = Arc::new(Listener {
                 slot: Slot::new(id, serving(entry)),
                 worker: self.context.clone(),
+                handshakes: self.handshakes.clone(),
             });
             let retire = CancellationToken::new();
             let acceptor = Acceptor {

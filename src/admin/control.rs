@@ -8,7 +8,8 @@ use tokio::sync::watch;
 
 use crate::supervisor::event::Event;
 use crate::supervisor::{
-    AdminBinding, EventReader, Handle, Running, Status, SubmitError, SwapRecord, SwapRequest,
+    AdminBinding, CertificateList, EventReader, Handle, RefreshRefused, RefreshRequest, Running,
+    Status, SubmitError, SwapRecord, SwapRequest,
 };
 
 /// The supervisor as seen from here. Same meaning as the methods of [`Handle`].
@@ -27,6 +28,12 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Option<SwapRecord>> + Send;
     fn binding(&self) -> watch::Receiver<Option<Arc<AdminBinding>>>;
     fn status(&self) -> Status;
+    fn certificates(&self) -> CertificateList;
+    /// It is done whether or not its future is polled to its end.
+    fn refresh_certificates(
+        &self,
+        request: RefreshRequest,
+    ) -> impl Future<Output = Result<CertificateList, RefreshRefused>> + Send;
     fn ready(&self) -> bool;
 }
 
@@ -61,6 +68,15 @@ impl Control for Handle {
     }
     fn status(&self) -> Status {
         Handle::status(self)
+    }
+    fn certificates(&self) -> CertificateList {
+        Handle::certificates(self)
+    }
+    async fn refresh_certificates(
+        &self,
+        request: RefreshRequest,
+    ) -> Result<CertificateList, RefreshRefused> {
+        Handle::refresh_certificates(self, request).await
     }
     fn ready(&self) -> bool {
         Handle::ready(self)

@@ -15,7 +15,8 @@ use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::supervisor::event::{Event, Kind, Outcome, Phase};
 use crate::supervisor::{
-    AdminBinding, AdminListener, Running, Source, Status, SubmitError, SwapRecord, SwapRequest,
+    AdminBinding, AdminListener, CertificateList, RefreshRefused, RefreshRequest, Running, Source,
+    Status, SubmitError, SwapRecord, SwapRequest,
 };
 
 pub(crate) const ETAG: &str = "\"e1\"";
@@ -259,6 +260,26 @@ impl Control for Fake {
             tasks: 0,
             resident_bytes: None,
             panics: 0,
+            certificates: vec![],
+            certificate_problems: vec![],
+            handshakes: Default::default(),
+        }
+    }
+    fn certificates(&self) -> CertificateList {
+        CertificateList::default()
+    }
+    async fn refresh_certificates(
+        &self,
+        request: RefreshRequest,
+    ) -> Result<CertificateList, RefreshRefused> {
+        match request.if_match.as_deref() {
+            None | Some("*") | Some(ETAG) => Ok(CertificateList::default()),
+            Some(_) => Err(RefreshRefused {
+                status: 412,
+                problem: "if-match",
+                detail: "another".into(),
+                errors: vec![],
+            }),
         }
     }
     fn ready(&self) -> bool {

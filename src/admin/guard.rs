@@ -157,10 +157,13 @@ impl Asked {
         } = self;
         match status {
             StatusCode::METHOD_NOT_ALLOWED
-                if matches!(path.as_str(), "/reload" | "/adapt" | "/stop") =>
+                if matches!(
+                    path.as_str(),
+                    "/reload" | "/adapt" | "/stop" | "/certificates/refresh"
+                ) =>
             {
                 let document = match path.as_str() {
-                    "/stop" => "",
+                    "/stop" | "/certificates/refresh" => "",
                     _ => " -H 'Content-Type: application/toml' --data-binary @evergate.toml",
                 };
                 format!(

@@ -8,6 +8,7 @@
 
 mod adapt;
 mod assets;
+mod certificates;
 mod change;
 mod connection;
 #[cfg(test)]
@@ -74,6 +75,8 @@ pub(crate) enum Operation {
     ListSwaps,
     GetSwap,
     Status,
+    Certificates,
+    RefreshCertificates,
     Livez,
     Readyz,
     Openapi,
@@ -97,6 +100,12 @@ pub(crate) const ROUTES: &[(&str, &str, Operation)] = &[
     ("GET", "/swaps", Operation::ListSwaps),
     ("GET", "/swaps/{id}", Operation::GetSwap),
     ("GET", "/status", Operation::Status),
+    ("GET", "/certificates", Operation::Certificates),
+    (
+        "POST",
+        "/certificates/refresh",
+        Operation::RefreshCertificates,
+    ),
     ("GET", "/livez", Operation::Livez),
     ("GET", "/readyz", Operation::Readyz),
     ("GET", "/openapi.yaml", Operation::Openapi),
@@ -152,7 +161,10 @@ fn router<C: Control>(app: App<C>) -> Router {
             *method == "POST",
             matches!(
                 operation,
-                Operation::Reload | Operation::Adapt | Operation::Stop
+                Operation::Reload
+                    | Operation::Adapt
+                    | Operation::Stop
+                    | Operation::RefreshCertificates
             )
         );
         router = router.route(path, endpoint);
@@ -173,6 +185,8 @@ fn endpoint<C: Control>(operation: Operation) -> MethodRouter<App<C>> {
         Operation::ListSwaps => get(swaps::list::<C>),
         Operation::GetSwap => get(swaps::one::<C>),
         Operation::Status => get(status::status::<C>),
+        Operation::Certificates => get(certificates::list::<C>),
+        Operation::RefreshCertificates => post(certificates::refresh::<C>),
         Operation::Livez => get(status::livez),
         Operation::Readyz => get(status::readyz::<C>),
         Operation::Openapi => get(assets::openapi),

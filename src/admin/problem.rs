@@ -154,6 +154,7 @@ fn title(slug: &str, status: StatusCode) -> String {
         "bad-host" => "The Host header is missing or cannot be understood",
         "bad-query" => "A query parameter is unknown or cannot be understood",
         "body-not-expected" => "This call takes no body",
+        "certificates" => "A certificate cannot be used; those before stay",
         "busy" => "Its turn did not come in time",
         "empty-body" => "A content type was given, but no document",
         "foreign-host" => "Host is not in admin.allowed_hosts",

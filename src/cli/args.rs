@@ -61,6 +61,10 @@ pub(crate) enum Verb {
     Stop(Stop),
     /// Show what the running process is doing
     Status(Status),
+    /// Say how to trust the local CA behind `tls.self_signed`, for development
+    ///
+    /// It is kept in the state folder of the process that has this configuration.
+    Trust(Trust),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Print the hash of a password, for `basic_auth`
@@ -87,6 +91,19 @@ pub(crate) struct Check {
     /// A warning refuses
     #[arg(long)]
     pub(crate) strict: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Trust {
+    /// Configuration file; without it the one that `run` would find
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print its certificate and nothing else
+    #[arg(long)]
+    pub(crate) pem: bool,
+    /// Do it here: add it to the CAs that this system trusts
+    #[arg(long, conflicts_with = "pem")]
+    pub(crate) install: bool,
 }
 
 /// Where the running process is.

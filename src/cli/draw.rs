@@ -314,7 +314,28 @@ pub(crate) fn status(status: &Status) -> String {
         ],
         rows.collect(),
     );
+    certificates(&mut text, status);
     text
+}
+
+fn certificates(text: &mut String, status: &Status) {
+    let rows = status.certificates.iter().map(|one| {
+        vec![
+            one.names.join(", "),
+            one.state.clone(),
+            one.days_left.to_string(),
+            one.servers.join(", "),
+            one.source.clone(),
+        ]
+    });
+    table(
+        text,
+        &["CERTIFICATE", "STATE", "DAYS LEFT", "SERVERS", "SOURCE"],
+        rows.collect(),
+    );
+    for problem in &status.certificate_problems {
+        let _ = writeln!(text, "kept out: {}", problem.message);
+    }
 }
 
 fn uptime(seconds: u64) -> String {

@@ -18,7 +18,7 @@ use crate::log;
 use crate::supervisor::SwapRecord;
 use crate::supervisor::event::Kind;
 use crate::tls;
-use crate::tls::store::{self, Material};
+use crate::tls::store;
 
 /// What a process starts with, as findings and the first line name it.
 struct Start<'a> {
@@ -254,6 +254,7 @@ fn judge_htpasswd(parsed: &Parsed) -> Vec<Diagnostic> {
 fn judge_certificates(parsed: &Parsed) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
     let document = &parsed.document;
     let mut named = document.certificate_pointers();
+    named.extend(document.upstream_pointers());
     for (folder, pointer) in document.certificate_folders() {
         match store::pairs(&folder) {
             Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
@@ -289,8 +290,8 @@ fn judge_certificates(parsed: &Parsed) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
             return (vec![parsed.locate("", message, None)], vec![]);
         }
     };
-    match Material::load(document.http.values(), &files, None, &shared) {
-        Ok((_, warnings)) => (vec![], located(warnings)),
+    match store::load(document, &files, &files, None, &shared) {
+        Ok((_, _, warnings)) => (vec![], located(warnings)),
         Err(errors) => (located(errors), vec![]),
     }
 }

@@ -34,7 +34,11 @@ pub use filters::{
 };
 pub use raw::{HttpRaw, RouteRaw};
 pub use retries::{MAX_ATTEMPTS, RetriesRaw, RetrySpec};
-pub use tls::{CertificateSpec, PemSource, TlsSpec, TlsVersion, redirects_to};
+pub use tls::{
+    Alpn, CertificateSpec, ClientAuthMode, ClientAuthSpec, KeyRaw, PemSource, TlsSpec, TlsVersion,
+    redirects_to,
+};
+pub(super) use tls::{cert_source, key_source};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +80,8 @@ pub struct ConnectionSpec {
     pub h2: bool,
     /// The oldest version it speaks; `None`: cleartext.
     pub tls: Option<TlsVersion>,
+    /// Offered over TLS, the preferred first.
+    pub alpn: Vec<Alpn>,
     pub trusted_proxies: Vec<IpNet>,
     /// First byte of a head to its last; also how long a new connection may stay silent. `None`: no limit.
     pub header_timeout: Option<Duration>,

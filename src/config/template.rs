@@ -38,9 +38,21 @@ pub enum Var {
     TlsVersion,
     Sni,
     User,
+    ClientCert(ClientCertPart),
     Header(::http::HeaderName),
     Cookie(String),
     QueryKey(String),
+}
+
+/// A part of the certificate that a client has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertPart {
+    /// RFC 4514: `CN=alice,O=Example`.
+    Subject,
+    /// SHA-256 of the certificate in lower-case hexadecimal.
+    Fingerprint,
+    /// `DNS:a.test,email:a@a.test`.
+    San,
 }
 
 /// What renders a variable.
@@ -50,7 +62,7 @@ pub trait Source {
 }
 
 /// The variables without a name of their own.
-const VARIABLES: [(&str, Var); 16] = [
+const VARIABLES: [(&str, Var); 19] = [
     ("client_ip", Var::ClientIp),
     ("client_port", Var::ClientPort),
     ("scheme", Var::Scheme),
@@ -67,6 +79,15 @@ const VARIABLES: [(&str, Var); 16] = [
     ("tls_version", Var::TlsVersion),
     ("sni", Var::Sni),
     ("user", Var::User),
+    (
+        "client_cert.subject",
+        Var::ClientCert(ClientCertPart::Subject),
+    ),
+    (
+        "client_cert.fingerprint",
+        Var::ClientCert(ClientCertPart::Fingerprint),
+    ),
+    ("client_cert.san", Var::ClientCert(ClientCertPart::San)),
 ];
 
 /// Variables of features that are not built.
@@ -165,7 +186,7 @@ fn variable(text: &str) -> Result<Var, Wrong> {
     if let Some((_, var)) = VARIABLES.iter().find(|(name, _)| *name == text) {
         return Ok(var.clone());
     }
-    if LATER.contains(&text) || text.starts_with("client_cert.") {
+    if LATER.contains(&text) {
         return Err(Wrong::new(format!(
             "`{{{}}}` is not supported yet",
             shorten(text)

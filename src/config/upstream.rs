@@ -1,20 +1,24 @@
 //! `[upstreams.NAME]`: where requests go.
 mod balance;
+mod protocol;
 mod reference;
 mod sticky;
+mod tls;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, section, words};
+use super::decode::{Limit, List, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
 pub use balance::{Balance, BalanceRaw};
+pub use protocol::Protocol;
 pub use reference::{Reference, References, base_path};
 pub use sticky::{SameSite, StickyRaw, StickySpec};
+pub use tls::{UpstreamTlsRaw, UpstreamTlsSpec};
 
 section! {
     /// A named set of targets that requests go to.
@@ -27,6 +31,8 @@ section! {
         sticky: StickyRaw,
         /// What the targets speak.
         protocol: Protocol = "h1",
+        /// TLS to the targets; cleartext without it.
+        tls: UpstreamTlsRaw,
         /// Idle connections that are kept.
         pool: PoolRaw = {},
         /// How long the stages of a request may take.
@@ -35,7 +41,7 @@ section! {
         resolve: ResolveRaw = {},
     }
     later = [&[
-        "tls", "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
+        "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
     ]];
 }
 
@@ -90,13 +96,6 @@ section! {
     later = [];
 }
 
-/// What the targets of an upstream speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    Http1,
-}
-
-words!(Protocol { "h1" => Protocol::Http1, "http1" => Protocol::Http1 } later ["h2c", "h2", "auto"]);
 /// One target of an upstream. Its identity is (upstream, address); the weight may change freely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetSpec {
@@ -108,13 +107,17 @@ pub struct TargetSpec {
 }
 
 /// Checked `[upstreams.NAME]`, or the upstream that a URL in a `proxy` key stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamSpec {
     pub name: Arc<str>,
     /// Never empty.
     pub targets: Vec<TargetSpec>,
     pub balance: Balance,
     pub sticky: Option<StickySpec>,
+    /// [`Protocol::H2`] only with `tls`, [`Protocol::H2c`] only without.
+    pub protocol: Protocol,
+    /// `None`: cleartext.
+    pub tls: Option<UpstreamTlsSpec>,
     pub pool: PoolSpec,
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
@@ -146,9 +149,28 @@ pub struct ResolveSpec {
 }
 
 impl UpstreamRaw {
-    /// Checks one upstream, whose defaults are in; `at` is its place.
-    pub fn spec(&self, name: &str, at: At, check: &mut Checker<'_>) -> UpstreamSpec {
+    /// Checks one upstream, whose defaults are in; `at` is its place. `running` is what serves under the same name.
+    pub fn spec(
+        &self,
+        name: &str,
+        at: At,
+        running: Option<&UpstreamSpec>,
+        check: &mut Checker<'_>,
+    ) -> UpstreamSpec {
         let targets = self.targets(at, check);
+        let (protocol, protocol_at) = self
+            .protocol
+            .as_ref()
+            .map_or((Protocol::Http1, at), |p| (p.value, p.at));
+        let running = running.and_then(|upstream| upstream.tls.as_ref());
+        let tls = self
+            .tls
+            .as_ref()
+            .map(|tls| (tls.spec(running, check), tls.at));
+        if !self.spoiled.contains(&"tls") {
+            let tls = tls.as_ref().map(|(tls, at)| (tls, *at));
+            tls::agree(protocol, protocol_at, tls, &targets, check);
+        }
         let pool = self.pool.as_ref().map(|p| &p.value);
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
         let resolve = self.resolve.as_ref().map(|r| &r.value);
@@ -157,6 +179,8 @@ impl UpstreamRaw {
             targets,
             balance: balance::balance(self.balance.as_ref(), check),
             sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
+            protocol,
+            tls: tls.map(|(tls, _)| tls),
             pool: PoolSpec {
                 idle: pool
                     .and_then(|p| p.idle.as_ref())

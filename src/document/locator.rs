@@ -134,6 +134,13 @@ impl Document {
 
     /// The files whose contents are part of the configuration, each with the JSON Pointer of its path.
     pub fn file_pointers(&self) -> Vec<(PathBuf, String)> {
+        let mut out = self.answer_pointers();
+        out.extend(self.certificate_pointers());
+        out
+    }
+
+    /// Those of them that only a swap reads anew.
+    pub fn answer_pointers(&self) -> Vec<(PathBuf, String)> {
         let mut out = self.action_pointers(|action| match action {
             ActionSpec::Respond(respond) => match &respond.body {
                 RespondBody::File(path) => Some((path, "respond/file")),
@@ -147,8 +154,28 @@ impl Document {
                 pages.map(|(key, path)| (path.clone(), format!("/http/{name}/error_pages/{key}"))),
             );
         }
-        out.extend(self.certificate_pointers());
         out.extend(self.htpasswd_pointers());
+        out.extend(self.upstream_pointers());
+        out
+    }
+
+    /// The files that TLS to upstreams needs.
+    pub fn upstream_pointers(&self) -> Vec<(PathBuf, String)> {
+        let mut out = Vec::new();
+        for (name, upstream) in &self.upstreams {
+            let Some(tls) = &upstream.tls else { continue };
+            let pointer = format!("/upstreams/{name}/tls");
+            if let Some(PemSource::File(path)) = &tls.ca {
+                out.push((path.clone(), format!("{pointer}/ca")));
+            }
+            if let Some(CertificateSpec::Pair { cert, key }) = &tls.client {
+                for (source, part) in [(cert, "client_cert"), (key, "client_key")] {
+                    if let PemSource::File(path) = source {
+                        out.push((path.clone(), format!("{pointer}/{part}")));
+                    }
+                }
+            }
+        }
         out
     }
 
@@ -218,7 +245,7 @@ impl Document {
         out
     }
 
-    /// Those of them that hold certificates and keys.
+    /// Those of them that hold certificates, keys and CAs.
     pub fn certificate_pointers(&self) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
         let all = self.http.iter().flat_map(|(name, s)| certificates(name, s));
@@ -229,6 +256,12 @@ impl Document {
                         out.push((path.clone(), format!("{pointer}/{part}")));
                     }
                 }
+            }
+        }
+        for (name, server) in &self.http {
+            let auth = server.tls.as_ref().and_then(|tls| tls.client_auth.as_ref());
+            if let Some(PemSource::File(path)) = auth.map(|auth| &auth.ca) {
+                out.push((path.clone(), format!("/http/{name}/tls/client_auth/ca")));
             }
         }
         out

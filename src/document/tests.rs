@@ -917,3 +917,56 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn alpn_and_client_auth_fit_the_rest_of_the_server() {
+    let server = |more: &str, tls: &str| {
+        format!(
+            "[http.web]\nlisten = '127.0.0.1:1'\nrespond = ''\n{more}\n[http.web.tls]\nself_signed = 'x'\n{tls}\n"
+        )
+    };
+    let offered = |more: &str, tls: &str| {
+        let document = toml(&server(more, tls));
+        let alpn = document.http["web"].connection.alpn.iter();
+        alpn.map(|name| name.word()).collect::<Vec<_>>()
+    };
+    assert_eq!(offered("", ""), ["h2", "http/1.1"]);
+    assert_eq!(offered("protocols = 'h1'", ""), ["http/1.1"]);
+    assert_eq!(offered("", "alpn = ['http/1.1', 'h2']"), ["http/1.1", "h2"]);
+    assert_eq!(offered("", "alpn = 'h2'"), ["h2"]);
+    for (more, tls, expected) in [
+        (
+            "protocols = 'h1'",
+            "alpn = ['h2', 'http/1.1']",
+            "alpn/0: `h2` is not in `protocols`",
+        ),
+        ("", "alpn = ['h2', 'h2']", "alpn/1: `h2` is listed twice"),
+        ("", "alpn = ['http/1.1']", "alpn: HTTP/2 is in `protocols`"),
+        ("", "alpn = ['spdy']", "alpn/0: `spdy` is not one of"),
+        (
+            "",
+            "client_auth = {}",
+            "client_auth: `client_auth` needs a `ca`",
+        ),
+        (
+            "",
+            "client_auth = { ca = '' }",
+            "client_auth/ca: an empty path",
+        ),
+        (
+            "",
+            "client_auth = { ca = 'x', mode = 'ask' }",
+            "client_auth/mode: `ask` is not one of",
+        ),
+    ] {
+        let found = errors(&server(more, tls));
+        let wanted = format!("/http/web/tls/{expected}");
+        assert!(
+            found.len() == 1 && found[0].starts_with(&wanted),
+            "{wanted}: {found:#?}"
+        );
+    }
+    let document = toml(&server("", "client_auth = 'ca.pem'"));
+    let named: Vec<_> = document.certificate_pointers();
+    assert_eq!(named[0].1, "/http/web/tls/client_auth/ca");
+}

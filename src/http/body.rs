@@ -183,6 +183,11 @@ impl ResponseBody {
         &self.content
     }
 
+    /// Takes the content away.
+    pub fn empty(&mut self) {
+        self.content = Content::Empty;
+    }
+
     /// Takes the content away, as `HEAD` wants it, and returns its length where that is known beforehand.
     pub fn suppress(&mut self) -> Option<usize> {
         match &self.content {

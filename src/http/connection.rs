@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use http::HeaderValue;
+use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -52,6 +53,8 @@ pub struct Connection {
     multiplexed: AtomicBool,
     finishing: AtomicBool,
     unread: AtomicBool,
+    /// Something is in `State::streams`.
+    switching: AtomicBool,
     state: Mutex<State>,
     /// Set when a timer or a token of the connection's driver fired.
     signal: AtomicBool,
@@ -80,6 +83,8 @@ struct State {
     /// HTTP/1: what the connection becomes when the answer in progress has left. (It holds no exchange, which would hold
     /// the connection.)
     tunnel: Option<Box<Tunnel>>,
+    /// HTTP/2: streams that become something else, until the connection's driver takes them.
+    streams: Vec<(Box<Tunnel>, OnUpgrade)>,
     /// The last `Forwarded` element for this peer, by the host it names: it changes seldom on a connection.
     forwarded: Option<(Box<[u8]>, HeaderValue)>,
 }
@@ -160,8 +165,10 @@ impl Connection {
             multiplexed: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             unread: AtomicBool::new(false),
+            switching: AtomicBool::new(false),
             state: Mutex::new(State {
                 tunnel: None,
+                streams: Vec::new(),
                 phase: Phase::New,
                 since: None,
                 open: 0,
@@ -317,6 +324,25 @@ impl Connection {
     /// What it became.
     pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
         self.state.lock().tunnel.take()
+    }
+
+    /// HTTP/2: `stream` is this once the answer in progress has left. It counts as a request in progress, which whoever
+    /// takes it ends.
+    pub fn switch_stream(&self, tunnel: Tunnel, stream: OnUpgrade) {
+        let mut state = self.state.lock();
+        state.open += 1;
+        state.streams.push((Box::new(tunnel), stream));
+        drop(state);
+        self.switching.store(true, Ordering::Release);
+        self.driver.wake();
+    }
+
+    /// HTTP/2: the streams that became something since the last look.
+    pub fn take_streams(&self) -> Vec<(Box<Tunnel>, OnUpgrade)> {
+        if !self.switching.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.state.lock().streams)
     }
 
     /// Requests begun so far.

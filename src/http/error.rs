@@ -29,6 +29,7 @@ pub fn respond(error: &Error) -> Response<ResponseBody> {
     if let Ok(value) = HeaderValue::try_from(format!("evergate; error={}", error.kind.name())) {
         response.headers_mut().insert(&PROXY_STATUS, value);
     }
+    response.extensions_mut().insert(error.kind);
     response
 }
 

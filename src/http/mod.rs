@@ -8,7 +8,9 @@ pub mod compressed;
 pub mod connection;
 pub mod error;
 pub mod error_pages;
+pub mod extended;
 pub mod filter;
+pub mod grpc;
 pub mod headers;
 pub mod host;
 pub mod path;
@@ -28,7 +30,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::http::{ConnectionSpec, HttpSpec};
+use crate::config::http::{ClientAuthSpec, ConnectionSpec, HttpSpec};
 use crate::config::runtime::OnChange;
 use crate::config::scalar::HostPattern;
 use crate::tls;
@@ -81,6 +83,8 @@ pub struct Server {
     pub on_change: OnChange,
     /// `None`: the built-in ones.
     pub error_pages: Option<ErrorPages>,
+    /// What it asks of its clients at their handshake; `None`: nothing.
+    pub client_auth: Option<Arc<ClientAuthSpec>>,
     matchers: Routes,
     routes: Vec<Route>,
     fallback: Option<Action>,
@@ -148,6 +152,13 @@ impl Entry {
         }
     }
 
+    /// From now on the address presents `server`; it stays what it is, cleartext or not.
+    pub fn present(&self, server: Option<tls::Server>) {
+        if let (Some(tls), Some(server)) = (&self.tls, server) {
+            tls.exchange(server);
+        }
+    }
+
     /// `None`: cleartext.
     pub fn secure(&self) -> Option<Secure> {
         let server = self.tls.clone()?;
@@ -157,10 +168,19 @@ impl Entry {
         })
     }
 
-    /// True if a request for `host` came over a connection that was made for another server's name, whose certificate is
-    /// not good for this one (RFC 9110 section 7.4). A client that named no server at its handshake is believed: what
+    /// True if a request for `host` may not come over this connection (RFC 9110 section 7.4): it was made for another
+    /// server's name, whose certificate is not good for this one, or the server asks its clients for a certificate and
+    /// this handshake did not, or not in the same way. A client that named no server at its handshake is believed: what
     /// it asked for is in its request only.
-    pub fn misdirected(&self, session: &tls::Session, host: &str) -> bool {
+    pub fn misdirected(&self, session: Option<&tls::Session>, host: &str, server: &Server) -> bool {
+        if server.client_auth.is_some()
+            && session.and_then(|s| s.client_auth.as_ref()) != server.client_auth.as_ref()
+        {
+            return true;
+        }
+        let Some(session) = session else {
+            return false;
+        };
         let Some(sni) = session.sni.as_deref().filter(|sni| *sni != host) else {
             return false;
         };
@@ -234,6 +254,7 @@ impl Server {
             name: spec.name.clone(),
             upgraded_timeout: spec.upgraded_timeout,
             on_change: spec.on_change,
+            client_auth: spec.tls.as_ref().and_then(|tls| tls.client_auth.clone()),
             matchers: Routes::new(
                 spec.routes
                     .iter()
@@ -274,6 +295,7 @@ fn unlimited() -> ConnectionSpec {
         h1: true,
         h2: true,
         tls: None,
+        alpn: Vec::new(),
         trusted_proxies: Vec::new(),
         header_timeout: None,
         body_timeout: None,

@@ -22,8 +22,10 @@ use super::action::{Action, Kind};
 use super::body::{Answer, Exchange, ResponseBody};
 use super::connection::Begun;
 use super::error;
+use super::extended;
 use super::filter::pace::over;
 use super::filter::{Asking, Passed};
+use super::grpc;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
 use super::vars::Vars;
 use crate::generation::Serving;
@@ -69,6 +71,9 @@ pub async fn serve(
     let http1 = request.version() < Version::HTTP_2;
     let is_head = request.method() == Method::HEAD;
     let has_body = !request.body().is_end_stream();
+    // Neither exists on HTTP/1.
+    let grpc = !http1 && grpc::is_call(request.headers());
+    let connects = !http1 && request.method() == Method::CONNECT;
     let counters = &exchange.connection.worker.counters;
     WorkerCounters::add(&counters.requests);
     // A panic costs this request only. What it may have left half done is its own: nothing is shared mutably.
@@ -85,6 +90,12 @@ pub async fn serve(
         WorkerCounters::add(&counters.panics);
         Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true)
     });
+    if grpc {
+        response = grpc::in_words(response);
+    }
+    if connects {
+        response = extended::answer(response);
+    }
     // A 304 tells of another response's content, a 204 has none: a length of 0 would be wrong (RFC 9110 section 8.6).
     let has_length = !matches!(
         response.status(),
@@ -126,6 +137,10 @@ async fn handle(
 ) -> Handled {
     let connection = &*exchange.connection;
     let (mut parts, body) = request.into_parts();
+    let handshake = match extended::take(&mut parts) {
+        Ok(handshake) => handshake,
+        Err(error) => return Handled::failed(&error, true),
+    };
     // hyper's offer to upgrade: whoever drives the connection takes it apart by hand.
     parts.extensions.clear();
     let uri = std::mem::take(&mut parts.uri);
@@ -170,15 +185,17 @@ async fn handle(
             http1,
         );
     };
-    if let Some(session) = &connection.tls
-        && entry.misdirected(session, context.host_name())
-    {
+    if entry.misdirected(connection.tls.as_ref(), context.host_name(), server) {
         return local(
             error::plain(StatusCode::MISDIRECTED_REQUEST),
             body,
             expectation,
             http1,
         );
+    }
+    if server.client_auth.is_some() {
+        let session = connection.tls.as_ref();
+        context.client_cert = session.and_then(|session| session.client.as_deref());
     }
     let (route, action) = server.find(&context.head(&parts));
     let filters = route.map_or(&*server.filters, |route| &route.filters);
@@ -219,6 +236,7 @@ async fn handle(
                 parts,
                 body,
                 expectation,
+                handshake,
                 limit: filters.body_limit,
                 edits: std::mem::take(&mut passed.request),
                 upgraded_timeout: server.upgraded_timeout,

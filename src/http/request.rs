@@ -16,6 +16,7 @@ use super::host::Host;
 use super::path::Path;
 use super::route::Head;
 use crate::config::http::Scheme;
+use crate::tls::ClientCert;
 use crate::upstream::error::Error;
 
 /// What the phases after admission know about a request besides its head.
@@ -38,6 +39,8 @@ pub struct RequestContext<'a> {
     pub version: Version,
     /// Who it is, once `basic_auth` knows.
     pub user: Option<Arc<str>>,
+    /// The client's certificate, if the server it asks wants one.
+    pub client_cert: Option<&'a ClientCert>,
 }
 
 /// What an `Expect` field asks for.
@@ -99,6 +102,7 @@ impl<'a> RequestContext<'a> {
             uri,
             version: parts.version,
             user: None,
+            client_cert: None,
         })
     }
 

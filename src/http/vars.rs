@@ -8,7 +8,7 @@ use http::request::Parts;
 use super::headers::scheme_text;
 use super::request::RequestContext;
 use super::text;
-use crate::config::template::{Source, Var};
+use crate::config::template::{ClientCertPart, Source, Var};
 
 /// What a template of an action may name.
 #[derive(Debug)]
@@ -54,6 +54,14 @@ impl Source for Vars<'_> {
                 session.and_then(|t| t.sni.as_deref()).unwrap_or("").into()
             }
             Var::User => context.user.as_deref().unwrap_or_default().into(),
+            Var::ClientCert(part) => context
+                .client_cert
+                .map_or("", |client| match part {
+                    ClientCertPart::Subject => &client.subject,
+                    ClientCertPart::Fingerprint => &client.fingerprint,
+                    ClientCertPart::San => &client.san,
+                })
+                .into(),
             Var::Header(name) => header(&self.parts.headers, name),
             Var::Cookie(name) => text::cookies(&self.parts.headers)
                 .find(|(key, _)| *key == name.as_bytes())

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, Wake as _};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,12 +31,15 @@ use crate::http::tunnel::Tunnel;
 use crate::http::{Entry, pipeline};
 use crate::metrics::WorkerContext;
 use crate::net::Peer;
+use crate::tls;
 
 /// One bound address on one worker: what its connections share.
 #[derive(Debug)]
 pub struct Listener {
     pub slot: Slot<Entry>,
     pub worker: Arc<WorkerContext>,
+    /// Of all addresses of the worker.
+    pub handshakes: Arc<tls::Counters>,
 }
 
 /// What a client with prior knowledge of HTTP/2 sends first (RFC 9113 section 3.4).
@@ -131,36 +134,42 @@ where
     match protocol {
         Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
         Protocol::Http2 => {
-            serve_http2(io, listener, connection, watch).await;
-            None
+            let left = serve_http2(io, listener, connection, watch).await;
+            left.map(Switched::Streams)
         }
     }
 }
 
-/// Goes on with what an HTTP/1 connection has become, if it has. It then lives and ends by its own definition, not with the
+/// Goes on with what a connection has become, if it has. It then lives and ends by its own definition, not with the
 /// connections of its epoch.
 async fn go_on<S>(switched: Option<Switched<S>>, guard: EpochGuard)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     drop(guard);
-    if let Some(switched) = switched {
-        let Switched {
+    match switched {
+        // Boxed: few connections come to this, and all would carry its state.
+        Some(Switched::Whole {
             tunnel,
             stream,
             early,
-        } = switched;
-        // Boxed: few connections come to this, and all would carry its state.
-        Box::pin(tunnel.run(stream, early)).await;
+        }) => Box::pin(tunnel.run(stream, early)).await,
+        Some(Switched::Streams(left)) => left.await,
+        None => {}
     }
 }
 
-/// A connection that speaks HTTP no more.
-struct Switched<S> {
-    tunnel: Box<Tunnel>,
-    stream: S,
-    /// What the client sent after its request.
-    early: Bytes,
+/// A connection that lives on by what it has become.
+enum Switched<S> {
+    /// It speaks HTTP no more.
+    Whole {
+        tunnel: Box<Tunnel>,
+        stream: S,
+        /// What the client sent after its request.
+        early: Bytes,
+    },
+    /// Some of its streams are tunnels; it ends with the last of them.
+    Streams(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -307,7 +316,7 @@ where
         } else {
             [parts.read_buf, later].concat().into()
         };
-        return Some(Switched {
+        return Some(Switched::Whole {
             tunnel,
             stream,
             early,
@@ -363,7 +372,8 @@ async fn serve_http2<S>(
     listener: Arc<Listener>,
     connection: Arc<Connection>,
     mut watch: Pin<&mut Watch<'_>>,
-) where
+) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>>
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     connection.set_multiplexed();
@@ -371,7 +381,8 @@ async fn serve_http2<S>(
     let owner = Owner::new(spec.write_timeout, listener.worker.clone());
     let streams = &owner.streams;
     let service = {
-        let (connection, streams) = (connection.clone(), streams.clone());
+        let (listener, connection, streams) =
+            (listener.clone(), connection.clone(), streams.clone());
         service_fn(move |request| begin(&listener, &connection, Some(&streams), request))
     };
     let mut serving = http2::Builder::new(streams.clone())
@@ -383,12 +394,14 @@ async fn serve_http2<S>(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut closing = false;
     let ended = loop {
         let step = poll_fn(|cx| {
             let polled = Pin::new(&mut serving).poll(cx);
             streams.reap();
+            join_streams(&listener, &connection, streams);
             match polled {
                 Poll::Ready(result) => return Poll::Ready(Ok(result)),
                 Poll::Pending
@@ -415,7 +428,14 @@ async fn serve_http2<S>(
             }
             // Said once; expired again, the client did not take the hint.
             Err(Event::Expired(Expired::Idle | Expired::Header { .. })) if !closing => {}
-            Err(Event::Cut | Event::Expired(_)) => return,
+            // Each ends by its own definition, and then the connection.
+            Err(Event::Cut) if streams.tunnels() > 0 => {
+                Pin::new(&mut serving).graceful_shutdown();
+                return Some(Box::pin(async move {
+                    linger(serving, owner, listener, connection).await;
+                }));
+            }
+            Err(Event::Cut | Event::Expired(_)) => return None,
         }
         closing = true;
         connection.finish();
@@ -424,6 +444,54 @@ async fn serve_http2<S>(
     if let Err(error) = ended {
         tracing::debug!(peer = %connection.peer, %error, "HTTP/2 connection ended");
     }
+    None
+}
+
+/// Begins the tunnels that streams have become.
+fn join_streams(listener: &Arc<Listener>, connection: &Arc<Connection>, streams: &Streams) {
+    for (tunnel, stream) in connection.take_streams() {
+        tunnel.settle(&listener.slot.pin());
+        let exchange = Exchange {
+            progress: tunnel.progress.clone(),
+            connection: connection.clone(),
+        };
+        let driver = connection.clone();
+        let run = async move {
+            let _exchange = exchange;
+            // Fails when the client was gone before our answer.
+            if let Ok(stream) = stream.await {
+                tunnel.run(TokioIo::new(stream), Bytes::new()).await;
+            }
+        };
+        streams.run_tunnel(run, move || driver.wake_by_ref());
+    }
+}
+
+/// Drives a connection that is to end until its last tunnel has, and what that had to say has left.
+async fn linger<H>(
+    mut serving: H,
+    owner: Owner,
+    listener: Arc<Listener>,
+    connection: Arc<Connection>,
+) where
+    H: Future<Output = hyper::Result<()>> + Unpin,
+{
+    let streams = &owner.streams;
+    let mut last = None;
+    poll_fn(|cx| {
+        connection.register(cx);
+        if Pin::new(&mut serving).poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        streams.reap();
+        join_streams(&listener, &connection, streams);
+        if streams.tunnels() > 0 {
+            return Poll::Pending;
+        }
+        let last = last.get_or_insert_with(|| Box::pin(tokio::time::sleep(LAST_WRITE)));
+        last.as_mut().poll(cx)
+    })
+    .await;
 }
 
 #[cfg(test)]

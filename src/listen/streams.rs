@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ struct Shared {
     next: Mutex<Option<Arc<Progress>>>,
     write_timeout: Option<Duration>,
     worker: Arc<WorkerContext>,
+    /// Streams that are no requests any more.
+    tunnels: AtomicUsize,
 }
 
 impl Owner {
@@ -51,6 +54,7 @@ impl Owner {
             next: Mutex::new(None),
             write_timeout,
             worker,
+            tunnels: AtomicUsize::new(0),
         };
         Owner {
             streams: Streams {
@@ -64,6 +68,34 @@ impl Streams {
     /// A stream begins; the next future spawned is its.
     pub fn announce(&self, progress: Arc<Progress>) {
         *self.shared.next.lock() = Some(progress);
+    }
+
+    /// Runs what streams have become. `ended` is called after each.
+    pub fn run_tunnel(
+        &self,
+        tunnel: impl Future<Output = ()> + Send + 'static,
+        ended: impl FnOnce() + Send + 'static,
+    ) {
+        struct Count<F: FnOnce()>(Arc<Shared>, Option<F>);
+        impl<F: FnOnce()> Drop for Count<F> {
+            fn drop(&mut self) {
+                self.0.tunnels.fetch_sub(1, Ordering::AcqRel);
+                if let Some(ended) = self.1.take() {
+                    ended();
+                }
+            }
+        }
+        self.shared.tunnels.fetch_add(1, Ordering::AcqRel);
+        let count = Count(self.shared.clone(), Some(ended));
+        self.shared.tasks.lock().spawn(async move {
+            let _count = count;
+            tunnel.await;
+        });
+    }
+
+    /// How many run.
+    pub fn tunnels(&self) -> usize {
+        self.shared.tunnels.load(Ordering::Acquire)
     }
 
     /// Forgets tasks that have ended, and counts those that panicked.

@@ -15,7 +15,7 @@ use crate::generation::EpochGuard;
 use crate::http::Secure;
 use crate::http::connection::{Connection, IDLE_LINGER};
 use crate::net::Peer;
-use crate::tls::Session;
+use crate::tls::{Failure, Handshake, Session};
 
 /// Serves one accepted connection to its end, as [`http::serve`] does. `secure`: of the entry it was accepted under.
 ///
@@ -30,20 +30,26 @@ pub async fn serve<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let counters = listener.handshakes.clone();
     let late = late(secure.connection.header_timeout, &guard);
     let done = tokio::select! {
         biased;
         done = handshake(stream, &listener, secure) => done,
-        () = late => return,
+        () = late => {
+            counters.failed(Failure::Timeout);
+            return;
+        }
     };
-    let (stream, spec) = match done {
+    let (stream, spec, session) = match done {
         Ok(done) => done,
         Err(error) => {
+            counters.failed(Failure::of(&error));
             tracing::debug!(%peer, %error, "TLS handshake failed");
             return;
         }
     };
-    let session = Session::of(stream.get_ref().1);
+    counters.done(session.resumed);
+    drop(counters);
     let protocol = match session.h2 {
         Some(true) => Protocol::Http2,
         Some(false) => Protocol::Http1,
@@ -62,15 +68,20 @@ async fn handshake<S>(
     stream: S,
     listener: &Listener,
     accepted: Secure,
-) -> io::Result<(TlsStream<S>, Arc<ConnectionSpec>)>
+) -> io::Result<(TlsStream<S>, Arc<ConnectionSpec>, Session)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let hello = LazyConfigAcceptor::new(Default::default(), stream).await?;
     // An address that speaks cleartext by now has told this connection to finish: it may do so as it was accepted.
     let secure = listener.slot.pin().entry.secure().unwrap_or(accepted);
-    let stream = hello.into_stream(secure.server.config()).await?;
-    Ok((stream, secure.connection))
+    let Handshake {
+        config,
+        client_auth,
+    } = secure.server.handshake(hello.client_hello().server_name());
+    let stream = hello.into_stream(config).await?;
+    let session = Session::of(stream.get_ref().1, client_auth)?;
+    Ok((stream, secure.connection, session))
 }
 
 /// Ends when the handshake must: its time is over, or its epoch has no more patience.

@@ -14,6 +14,7 @@ pub mod unix;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -212,6 +213,27 @@ fn reuse_time_wait(socket: &Socket) -> io::Result<()> {
 fn reuse_time_wait(_: &Socket) -> io::Result<()> {
     Ok(())
 }
+
+/// Lets the kernel find out that the other end of a connection which many share is gone: silent for long, or deaf to
+/// what was sent.
+///
+/// # Errors
+/// Those of the system; the connection is as good as before.
+pub fn watch_peer(stream: &tokio::net::TcpStream) -> io::Result<()> {
+    let socket = socket2::SockRef::from(stream);
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(PEER_SILENT)
+        .with_interval(PEER_PROBES);
+    socket.set_tcp_keepalive(&probes)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(PEER_DEAF))?;
+    Ok(())
+}
+
+const PEER_SILENT: Duration = Duration::from_secs(20);
+const PEER_PROBES: Duration = Duration::from_secs(5);
+#[cfg(target_os = "linux")]
+const PEER_DEAF: Duration = Duration::from_secs(30);
 
 /// A group only where groups balance; one socket needs no option.
 #[cfg(unix)]

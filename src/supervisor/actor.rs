@@ -1,17 +1,21 @@
 //! The actor: one loop, one swap at a time, in the order they came.
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Rejection;
 use super::admin_socket::AdminSocket;
+use super::certificates::{self, Ask};
 use super::drain::Draining;
 use super::event::{Kind, Outcome, Phase};
 use super::handle::{Handle, Inner, Queued};
@@ -24,7 +28,7 @@ use crate::generation::Generation;
 use crate::http::filter;
 use crate::listen::accept::ConnectionLimit;
 use crate::snapshot::Snapshot;
-use crate::tls;
+use crate::tls::{self, store::Fault};
 use crate::upstream::Shared;
 use crate::worker::Worker;
 
@@ -47,7 +51,9 @@ pub struct Options {
 
 /// Starts the supervisor on the current runtime. It ends after a stop; the task resolves then.
 pub fn start(options: Options) -> (Handle, tokio::task::JoinHandle<()>) {
+    let (asks, asked) = mpsc::channel(certificates::WAITING);
     let inner = Arc::new(Inner {
+        asks,
         log: Log::new(),
         running: ArcSwapOption::empty(),
         view: ArcSwap::from_pointee(View::new(Instant::now(), options.runtimes.clone())),
@@ -67,6 +73,8 @@ pub fn start(options: Options) -> (Handle, tokio::task::JoinHandle<()>) {
         table: Table::default(),
         admin: None,
         drains: JoinSet::new(),
+        asked,
+        said: Vec::new(),
         draining: Vec::new(),
         next_generation: 1,
         nonce: fastrand::u64(..),
@@ -86,6 +94,10 @@ pub(super) struct Supervisor {
     pub(super) table: Table,
     pub(super) admin: Option<AdminSocket>,
     pub(super) drains: JoinSet<()>,
+    /// Questions about certificates, which are answered between two swaps.
+    asked: mpsc::Receiver<Ask>,
+    /// What of the files was said to be kept out.
+    pub(super) said: Vec<Fault>,
     pub(super) draining: Vec<Arc<Draining>>,
     pub(super) next_generation: u64,
     /// Makes ETags end with the process.
@@ -118,6 +130,15 @@ pub(super) struct Current {
 impl Supervisor {
     async fn run(mut self) {
         let inner = self.inner.clone();
+        // Ends with this loop.
+        let (watched, fatal) = (inner.clone(), self.options.fatal.clone());
+        let _watch = AbortOnDropHandle::new(tokio::spawn(async move {
+            let watch = AssertUnwindSafe(super::watch::run(watched));
+            if watch.catch_unwind().await.is_err() {
+                // Full: another part has said so already.
+                let _ = fatal.try_send("the watch over certificates panicked".into());
+            }
+        }));
         loop {
             let Some(queued) = inner.next() else {
                 let wake = inner.expire().map(tokio::time::Instant::from_std);
@@ -125,6 +146,7 @@ impl Supervisor {
                     () = inner.queued.notified() => {}
                     () = sleep_until(wake) => {}
                     Some(ended) = self.drains.join_next() => self.drained(ended),
+                    Some(ask) = self.asked.recv() => self.answer(ask).await,
                 }
                 continue;
             };
@@ -144,6 +166,10 @@ impl Supervisor {
             }
             if stop {
                 return;
+            }
+            // However many swaps are waiting.
+            if let Ok(ask) = self.asked.try_recv() {
+                self.answer(ask).await;
             }
         }
     }

@@ -60,6 +60,17 @@ pub(super) async fn pairs(folder: &Path) -> io::Result<Vec<PathBuf>> {
         .map_err(io::Error::other)?
 }
 
+/// [`store::pairs_found`] on a thread that may wait.
+///
+/// # Errors
+/// As there.
+pub(super) async fn pairs_found(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let folder = folder.to_owned();
+    tokio::task::spawn_blocking(move || store::pairs_found(&folder))
+        .await
+        .map_err(io::Error::other)?
+}
+
 /// Sees that `path` is a folder whose files can be reached.
 ///
 /// # Errors

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Rejection;
 use super::admin_socket::AdminBinding;
+use super::certificates::Ask;
 use super::event::{Kind, Outcome, Phase};
 use super::log::{EventReader, Log, SwapState};
 use super::request::{Source, SubmitError, SwapRecord, SwapRequest};
@@ -46,6 +47,8 @@ pub(super) struct Inner {
     pub(super) admin: watch::Sender<Option<Arc<AdminBinding>>>,
     pub(super) queue: Mutex<VecDeque<Queued>>,
     pub(super) queued: Notify,
+    /// What is asked about certificates, between two swaps.
+    pub(super) asks: mpsc::Sender<Ask>,
     /// The stop that is queued or going on.
     pub(super) stop: Mutex<Option<Stop>>,
     /// Cancelled as soon as a stop is asked for: ends a prepare that waits.
@@ -103,7 +106,7 @@ impl Handle {
     fn submit_stop(&self, request: SwapRequest) -> u64 {
         let inner = &self.inner;
         // A stop has its turn at once, so this is when its condition counts.
-        if let Err(rejection) = inner.check_if_match(&request) {
+        if let Err(rejection) = inner.check_if_match(request.if_match.as_deref()) {
             let state = self.open(&request);
             inner.reject(&state, rejection);
             return state.id;
@@ -235,8 +238,8 @@ impl Handle {
 
 impl Inner {
     /// Whether what runs is what the one who asks has seen (RFC 9110 section 13.1.1).
-    pub(super) fn check_if_match(&self, request: &SwapRequest) -> Result<(), Rejection> {
-        let Some(wanted) = &request.if_match else {
+    pub(super) fn check_if_match(&self, wanted: Option<&str>) -> Result<(), Rejection> {
+        let Some(wanted) = wanted else {
             return Ok(());
         };
         let running = self.running.load();

@@ -6,6 +6,7 @@
 
 mod actor;
 mod admin_socket;
+mod certificates;
 mod drain;
 pub mod event;
 mod files;
@@ -18,12 +19,15 @@ mod state_dir;
 mod status;
 mod swap;
 mod view;
+mod watch;
 
 pub use actor::{Options, start};
 pub use admin_socket::{AdminBinding, AdminListener};
+pub use certificates::{CertificateList, CertificateStatus, RefreshRefused, RefreshRequest};
 pub use handle::{Handle, Running};
 pub use log::EventReader;
 pub use request::{Source, SubmitError, SwapRecord, SwapRequest};
+pub use state_dir::folder as state_folder;
 pub use status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
 
 use crate::config::Diagnostic;

@@ -94,7 +94,9 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
     for (key, specs) in &after {
         let change = match before.get(key) {
             None => Change::Open,
-            Some(was) if connection(was) != connection(specs) => Change::Refresh,
+            Some(was) if connection(was) != connection(specs) || asks_otherwise(was, specs) => {
+                Change::Refresh
+            }
             Some(was) if was != specs => Change::Update,
             Some(_) => {
                 let same = upstreams_of(specs)
@@ -147,6 +149,15 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
 /// All servers of an address agree on this, so the first one speaks for them.
 fn connection<'a>(specs: &[&'a HttpSpec]) -> Option<&'a ConnectionSpec> {
     specs.first().map(|spec| &spec.connection)
+}
+
+/// True if what clients must prove at their handshake has changed: what they have proved is not enough then.
+fn asks_otherwise(was: &[&HttpSpec], is: &[&HttpSpec]) -> bool {
+    let asked = |spec: &HttpSpec| spec.tls.as_ref().and_then(|tls| tls.client_auth.clone());
+    is.iter().any(|spec| {
+        let before = was.iter().find(|old| old.name == spec.name);
+        before.is_some_and(|old| asked(old) != asked(spec))
+    })
 }
 
 fn named<T: PartialEq>(old: &BTreeMap<Arc<str>, T>, new: &BTreeMap<Arc<str>, T>) -> Named {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::Rejection;
 use super::actor::{Crew, Supervisor};
 use super::admin_socket::AdminReserved;
+use super::certificates::{self, Watched};
 use super::event::{Kind, Phase};
 use super::files;
 use super::log::SwapState;
@@ -26,9 +27,10 @@ use crate::document::{Context, Document, Parsed, Refused};
 use crate::http::{Files, filter};
 use crate::listen::accept::{Binding, ConnectionLimit};
 use crate::net;
-use crate::snapshot::{BindingKey, Snapshot};
+use crate::snapshot::{BindingKey, Contents, Pems, Snapshot};
 use crate::tls;
-use crate::tls::store::{Fault, Material};
+use crate::tls::stamp::Stamps;
+use crate::tls::store::Fault;
 use crate::upstream::Shared;
 use crate::worker;
 
@@ -114,7 +116,7 @@ impl Supervisor {
         state: &SwapState,
         request: &SwapRequest,
     ) -> Result<Option<Box<Prepared>>, Rejection> {
-        self.inner.check_if_match(request)?;
+        self.inner.check_if_match(request.if_match.as_deref())?;
         let generation = self.current.as_ref().map_or(0, |current| current.id);
         let Read {
             bytes,
@@ -148,12 +150,14 @@ impl Supervisor {
 
         let timeout = document.runtime.prepare_timeout;
         let deadline = Instant::now() + timeout;
-        let files = load(&parsed, deadline, timeout).await?;
+        let stamps = Arc::new(Watched::of(&document).stamps(deadline).await);
+        let contents = load(&parsed, stamps, deadline, timeout).await?;
         look_for_folders(&parsed, deadline, timeout).await?;
         if request.kind == Kind::Reload
             && let Some(current) = &self.current
             && *current.document == *document
-            && current.snapshot.files == files
+            && current.snapshot.files == contents.answers
+            && current.snapshot.pems.files == contents.pems.files
         {
             strict(request, &warnings)?;
             if file.is_some() {
@@ -175,9 +179,12 @@ impl Supervisor {
         let state_lock = self.lock_state(&parsed, &mut warnings)?;
         let crew = match &self.crew {
             Some(crew) => crew.clone(),
-            None => Arc::new(self.hire(&document)?),
+            None => {
+                let folder = state_lock.as_ref().map(|lock| lock.dir().to_owned());
+                Arc::new(self.hire(&document, folder)?)
+            }
         };
-        let (snapshot, faults) = self.compile(&parsed, &document, files, &crew).await?;
+        let (snapshot, faults) = self.compile(&parsed, &document, contents, &crew).await?;
         warnings.extend(faults);
         warnings.extend(resolve(&parsed, &snapshot, deadline).await);
         let (opened, admin) = self.reserve(&parsed, &steps, deadline).await?;
@@ -262,12 +269,7 @@ impl Supervisor {
             return Ok(None);
         }
         let document = &parsed.document;
-        let Some(dir) = document
-            .runtime
-            .state_dir
-            .clone()
-            .or_else(|| state_dir::default_dir(&document.admin))
-        else {
+        let Some(dir) = state_dir::folder(document) else {
             return Ok(None);
         };
         match state_dir::lock(&dir) {
@@ -290,7 +292,7 @@ impl Supervisor {
     }
 
     /// The workers, at boot.
-    fn hire(&self, document: &Document) -> Result<Crew, Rejection> {
+    fn hire(&self, document: &Document, state_folder: Option<PathBuf>) -> Result<Crew, Rejection> {
         let runtime = &document.runtime;
         let count = match runtime.model {
             crate::config::runtime::Model::PerCore => runtime.workers,
@@ -323,7 +325,7 @@ impl Supervisor {
         Ok(Crew {
             workers,
             shared,
-            tls: Arc::new(tls),
+            tls: Arc::new(tls.with_state_folder(state_folder)),
             filters: filter::Shared::default(),
             limit,
             model: runtime.model,
@@ -335,7 +337,7 @@ impl Supervisor {
         &self,
         parsed: &Parsed,
         document: &Arc<Document>,
-        files: Files,
+        contents: Contents,
         crew: &Arc<Crew>,
     ) -> Result<(Arc<Snapshot>, Vec<Diagnostic>), Rejection> {
         let before = self
@@ -349,13 +351,14 @@ impl Supervisor {
             let before = before
                 .as_ref()
                 .map(|(document, snapshot)| (&**document, &**snapshot));
-            let running = before.map(|(_, snapshot)| &snapshot.certificates);
-            let loaded = Material::load(document.http.values(), &files, running, &crew.tls);
-            let (certificates, warnings) = loaded?;
+            let running = before.map(|(_, snapshot)| (&snapshot.certificates, &snapshot.clients));
+            let (pems, answers) = (&contents.pems.files, &contents.answers);
+            let loaded = tls::store::load(&document, pems, answers, running, &crew.tls);
+            let (certificates, clients, warnings) = loaded?;
             let snapshot = Snapshot::build(
                 &document,
-                files,
-                certificates,
+                contents,
+                (certificates, clients),
                 &crew.shared,
                 &crew.tls,
                 &crew.filters,
@@ -512,19 +515,24 @@ async fn parse(
     }
 }
 
-/// Reads every file the document names, all at once.
-async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<Files, Rejection> {
+/// Reads every file the document names, all at once. `stamps`: of those of certificates, from before.
+async fn load(
+    parsed: &Parsed,
+    stamps: Arc<Stamps>,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<Contents, Rejection> {
     let (mut named, mut errors) = (parsed.document.file_pointers(), Vec::new());
     let mut folders = parsed.document.certificate_folders();
     let mut seen = HashSet::new();
     folders.retain(|(folder, _)| seen.insert(folder.clone()));
-    for (folder, pointer) in folders {
-        let listed = tokio::time::timeout_at(deadline, files::pairs(&folder)).await;
+    for (folder, pointer) in &folders {
+        let listed = tokio::time::timeout_at(deadline, files::pairs(folder)).await;
         match listed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
             Err(error) => {
                 let message = format!("{}: {error}", folder.display());
-                errors.push(parsed.locate(&pointer, message, None));
+                errors.push(parsed.locate(pointer, message, None));
             }
         }
     }
@@ -554,11 +562,25 @@ async fn load(parsed: &Parsed, deadline: Instant, timeout: Duration) -> Result<F
         let faults = parsed.document.judge_htpasswd(&files).into_iter();
         errors.extend(faults.map(|f| parsed.locate(&f.pointer, f.message, f.help)));
     }
-    if errors.is_empty() {
-        Ok(files)
-    } else {
-        Err(Rejection::with(409, "not-prepared", errors))
+    if !errors.is_empty() {
+        return Err(Rejection::with(409, "not-prepared", errors));
     }
+    let folders: Vec<PathBuf> = folders.into_iter().map(|(folder, _)| folder).collect();
+    let pems = certificates::pems(&parsed.document, &folders, &files);
+    let answers: HashSet<_> = parsed
+        .document
+        .answer_pointers()
+        .into_iter()
+        .map(|(path, _)| path)
+        .collect();
+    files.retain(|path, _| answers.contains(path));
+    Ok(Contents {
+        answers: files,
+        pems: Pems {
+            files: pems,
+            stamps,
+        },
+    })
 }
 
 /// Sees that every folder to be served is one.

@@ -6,11 +6,25 @@ use std::path::{Path, PathBuf};
 
 use crate::config::admin::AdminSpec;
 use crate::config::scalar::ListenAddr;
+use crate::document::Document;
 
 /// Held for the life of the process.
 #[derive(Debug)]
 pub(super) struct StateLock {
     _file: File,
+    dir: PathBuf,
+}
+
+impl StateLock {
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// The state folder that a process with this document has.
+pub fn folder(document: &Document) -> Option<PathBuf> {
+    let given = document.runtime.state_dir.clone();
+    given.or_else(|| default_dir(&document.admin))
 }
 
 #[derive(Debug)]
@@ -22,7 +36,7 @@ pub(super) enum LockError {
 }
 
 /// The platform's state folder for this admin address; `None` where the address is not one for sure (port 0).
-pub(super) fn default_dir(admin: &AdminSpec) -> Option<PathBuf> {
+fn default_dir(admin: &AdminSpec) -> Option<PathBuf> {
     let name: String = match &admin.listen {
         ListenAddr::Tcp(address) if address.port() == 0 => return None,
         other => other
@@ -63,7 +77,10 @@ pub(super) fn lock(dir: &Path) -> Result<StateLock, LockError> {
         .open(dir.join("lock"))
         .map_err(unwritable)?;
     match file.try_lock() {
-        Ok(()) => Ok(StateLock { _file: file }),
+        Ok(()) => Ok(StateLock {
+            _file: file,
+            dir: dir.to_owned(),
+        }),
         Err(TryLockError::WouldBlock) => Err(LockError::Held(dir.to_owned())),
         Err(TryLockError::Error(error)) => Err(unwritable(error)),
     }

@@ -1,7 +1,12 @@
 //! What `/status` says, first form: types only; the figures come from `view`.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::certificates::CertificateStatus;
+use crate::config::Diagnostic;
 
 /// `GET /status`, first form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +38,23 @@ pub struct Status {
     pub resident_bytes: Option<u64>,
     /// Panics caught in connections and requests since start.
     pub panics: u64,
+    /// Certificates that serve, by source.
+    pub certificates: Vec<CertificateStatus>,
+    /// What lies in their files now and is not used, since it cannot be.
+    pub certificate_problems: Vec<Diagnostic>,
+    /// TLS handshakes since start.
+    pub handshakes: HandshakeStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HandshakeStatus {
+    /// Whole ones.
+    pub full: u64,
+    /// Those that went on with an earlier session.
+    pub resumed: u64,
+    /// Those that came to nothing, by reason: `timeout`, `gone`, `protocol`, `incompatible`, `client_certificate`, `alert`,
+    /// `other`.
+    pub failed: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -4,14 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use super::actor::{Crew, Current};
+use super::certificates::{self, CertificateList};
 use super::drain::{self, Draining};
 use super::prepare::Bound;
+use super::status::HandshakeStatus;
 use super::status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
 use crate::config::runtime::Model;
+use crate::document::Document;
 use crate::metrics::WorkerCounters;
 use crate::net;
-use crate::snapshot::bindings;
+use crate::snapshot::{Snapshot, bindings};
+use crate::tls;
 
 /// Version of the admin API: raised by any change that is not an addition.
 const API: u32 = 1;
@@ -55,7 +61,39 @@ impl View {
         }
     }
 
+    /// What serves, for those who look at its files.
+    pub(super) fn serving(&self) -> Option<(Arc<Document>, Arc<Snapshot>)> {
+        let serving = self.serving.as_ref()?;
+        Some((serving.document.clone(), serving.snapshot.clone()))
+    }
+
+    pub(super) fn certificates(&self) -> CertificateList {
+        let serving = self.serving.as_ref();
+        serving
+            .map(|current| certificates::list(&current.snapshot.certificates, Timestamp::now()))
+            .unwrap_or_default()
+    }
+
+    /// Handshakes of all workers since start.
+    pub(super) fn handshakes(&self) -> HandshakeStatus {
+        let mut sum = tls::Handshakes::default();
+        let workers = self.crew.iter().flat_map(|crew| &crew.workers);
+        workers.for_each(|worker| sum.add(&worker.handshakes));
+        let failed = tls::Failure::ALL
+            .iter()
+            .map(|failure| failure.name().to_owned());
+        HandshakeStatus {
+            full: sum.full,
+            resumed: sum.resumed,
+            failed: failed.zip(sum.failed).collect(),
+        }
+    }
+
     pub(super) fn status(&self, generation: u64) -> Status {
+        let CertificateList {
+            certificates,
+            problems,
+        } = self.certificates();
         let workers = self.crew.as_ref().map_or(&[][..], |crew| &crew.workers);
         let sum = |counter: fn(&WorkerCounters) -> &AtomicU64| -> u64 {
             workers
@@ -88,6 +126,9 @@ impl View {
                 .sum(),
             resident_bytes: net::resident_bytes(),
             panics: sum(|counters| &counters.panics),
+            certificates,
+            certificate_problems: problems,
+            handshakes: self.handshakes(),
         }
     }
 

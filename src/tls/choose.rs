@@ -9,7 +9,7 @@ use rustls::SignatureScheme;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::store::{Certificate, Name};
+use super::certificate::{Certificate, Name};
 
 /// The certificates of one address by the names in them.
 #[derive(Debug)]
@@ -49,8 +49,7 @@ impl Chooser {
         if let Some(found) = self.exact.get(name) {
             return found;
         }
-        let domains = name.match_indices('.').map(|(at, _)| &name[at + 1..]);
-        domains
+        domains_above(name)
             .filter_map(|domain| self.below.get(domain))
             .next()
             .map_or(&[], Vec::as_slice)
@@ -82,6 +81,11 @@ impl Chooser {
             .or_else(|| self.all.iter().find(verifiable))
             .or_else(|| self.all.first())
     }
+}
+
+/// The domains that a name lies below.
+pub(super) fn domains_above(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').map(|(at, _)| &name[at + 1..])
 }
 
 impl ResolvesServerCert for Chooser {

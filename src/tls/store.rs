@@ -1,40 +1,28 @@
 //! The certificates of a generation, made of what its document names. All that can be wrong with one is found here,
 //! before anything of the generation can be seen, and is said with its place.
+//!
+//! Files also change while a generation serves. Then what is new and good is taken over one by one, and where something
+//! is not, what serves stays ([`Material::renew`]).
+
+mod folder;
+mod load;
 
 use std::collections::HashMap;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use jiff::Timestamp;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
-use rustls::{Error, InconsistentKeys};
-use sha2::{Digest, Sha256};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use jiff::{Span, Timestamp};
 
 use super::Shared;
-use crate::config::http::{CertificateSpec, HttpSpec, PemSource, TlsSpec};
+use super::client::Clients;
+use super::client_auth::ClientAuth;
+use crate::config::http::TlsSpec;
+use crate::document::Document;
+use load::Loader;
 
-/// A certificate with its chain and key, and what of it is asked for later.
-#[derive(Debug)]
-pub struct Certificate {
-    pub(super) key: Arc<CertifiedKey>,
-    pub(super) names: Vec<Name>,
-    not_before: Timestamp,
-    not_after: Timestamp,
-}
-
-/// A DNS name in a certificate, in lower case.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Name {
-    Exact(Box<str>),
-    /// `*.a.test`, held as `a.test`.
-    Below(Box<str>),
-}
+pub use super::certificate::Certificate;
+pub use folder::{is_of_pair, pairs, pairs_found};
 
 /// Something wrong, or worth a word, at a place of the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +34,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    fn new(pointer: impl Into<String>, message: impl Into<String>) -> Fault {
+    pub(super) fn new(pointer: impl Into<String>, message: impl Into<String>) -> Fault {
         Fault {
             pointer: pointer.into(),
             message: message.into(),
@@ -54,7 +42,7 @@ impl Fault {
         }
     }
 
-    fn help(self, help: &'static str) -> Fault {
+    pub(super) fn help(self, help: &'static str) -> Fault {
         Fault {
             help: Some(help),
             ..self
@@ -65,17 +53,133 @@ impl Fault {
 /// What a certificate was made of: the digest of its PEM texts.
 type Origin = [u8; 32];
 
+/// Contents of files by path.
+pub type Files = HashMap<PathBuf, Bytes>;
+
+/// Hours before its end at which a certificate of ours is made anew.
+const RENEW: i64 = 30 * 24;
+/// The source of a certificate that the local CA has signed.
+const LOCAL: &str = "local CA";
+
 /// The certificates of one generation.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Material {
-    /// By server, in the document's order.
-    servers: HashMap<Arc<str>, Vec<Arc<Certificate>>>,
+    servers: HashMap<Arc<str>, Held>,
     /// Taken over by the next generation where nothing changed.
     made: HashMap<Origin, Arc<Certificate>>,
+    /// What the files have and is not used, since it cannot be.
+    pub kept_out: Vec<Fault>,
 }
 
-/// Contents of files by path.
-type Files = HashMap<PathBuf, Bytes>;
+/// What the TLS of a document needs: what its servers present, made of `pems`, and how its upstreams are spoken to, made
+/// of `files`; with what is worth a warning. `before`: those that serve.
+///
+/// # Errors
+/// Everything wrong with any of them.
+pub fn load(
+    document: &Document,
+    pems: &Files,
+    files: &Files,
+    before: Option<(&Material, &Clients)>,
+    shared: &Shared,
+) -> Result<(Material, Clients, Vec<Fault>), Vec<Fault>> {
+    let (material, clients) = before.unzip();
+    let material = Material::load(Wanted::http(document), pems, material, shared);
+    let clients = Clients::load(document.upstreams.values(), files, clients, shared);
+    match (material, clients) {
+        (Ok((material, mut warnings)), Ok((clients, more))) => {
+            warnings.extend(more);
+            Ok((material, clients, warnings))
+        }
+        (material, clients) => {
+            let errors = material.err().into_iter().chain(clients.err());
+            Err(errors.flatten().collect())
+        }
+    }
+}
+
+/// Those of one server.
+#[derive(Debug, Clone, Default)]
+struct Held {
+    /// In the document's order.
+    certificates: Vec<Arc<Certificate>>,
+    /// Of each of them.
+    places: Vec<Place>,
+    client_auth: Option<Arc<ClientAuth>>,
+}
+
+impl Held {
+    fn add(&mut self, certificate: Arc<Certificate>, place: Place) {
+        self.certificates.push(certificate);
+        self.places.push(place);
+    }
+
+    fn of(&self, place: &Place) -> Option<&Arc<Certificate>> {
+        let same = |other: &Place| other.pointer == place.pointer && other.source == place.source;
+        let at = self.places.iter().position(same)?;
+        self.certificates.get(at)
+    }
+}
+
+/// Where a certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// JSON Pointer of what names it.
+    pub pointer: String,
+    /// Path of its file, or what it is instead.
+    pub source: String,
+    /// Why what lies there now is not used.
+    pub error: Option<String>,
+}
+
+impl Place {
+    fn new(pointer: impl Into<String>, source: impl Into<String>) -> Place {
+        Place {
+            pointer: pointer.into(),
+            source: source.into(),
+            error: None,
+        }
+    }
+}
+
+/// What a server wants to present.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// Found again by it.
+    pub name: &'a Arc<str>,
+    /// JSON Pointer of its `tls`.
+    pub pointer: String,
+    pub tls: &'a TlsSpec,
+}
+
+impl Wanted<'_> {
+    /// What the HTTP servers of a document want.
+    pub fn http(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
+        document.http.values().filter_map(|server| {
+            Some(Wanted {
+                name: &server.name,
+                pointer: format!("/http/{}/tls", server.name),
+                tls: server.tls.as_ref()?,
+            })
+        })
+    }
+}
+
+/// What was read of the files that hold certificates, keys and CAs.
+#[derive(Debug, Default)]
+pub struct Readings {
+    pub files: Files,
+    /// Files and folders that could not be read, with the reason.
+    pub failed: HashMap<PathBuf, String>,
+}
+
+/// What a renewal has come to.
+#[derive(Debug)]
+pub struct Renewed {
+    pub material: Material,
+    /// Contents of the files that it is made of: for what was kept out, the earlier ones.
+    pub files: Files,
+}
 
 impl Material {
     /// Makes the certificates of `servers` out of `files`, with what is worth a warning. `before`: those that serve.
@@ -83,343 +187,91 @@ impl Material {
     /// # Errors
     /// Everything wrong with any of them.
     pub fn load<'a>(
-        servers: impl Iterator<Item = &'a HttpSpec>,
+        servers: impl Iterator<Item = Wanted<'a>>,
         files: &Files,
         before: Option<&Material>,
         shared: &Shared,
     ) -> Result<(Material, Vec<Fault>), Vec<Fault>> {
-        let mut loader = Loader {
-            files,
-            before,
-            shared,
-            now: Timestamp::now(),
-            made: HashMap::new(),
-            errors: Vec::new(),
-            warnings: Vec::new(),
+        let nothing = HashMap::new();
+        let mut loader = Loader::new(files, &nothing, before, shared);
+        let servers = loader.all(servers);
+        if !loader.errors.is_empty() {
+            return Err(loader.errors);
+        }
+        let (made, kept_out) = (loader.made, Vec::new());
+        let material = Material {
+            servers,
+            made,
+            kept_out,
         };
-        let mut all = HashMap::new();
-        for server in servers {
-            if let Some(tls) = &server.tls {
-                all.insert(server.name.clone(), loader.server(&server.name, tls));
-            }
-        }
-        if loader.errors.is_empty() {
-            let material = Material {
-                servers: all,
-                made: loader.made,
-            };
-            Ok((material, loader.warnings))
-        } else {
-            Err(loader.errors)
-        }
+        Ok((material, loader.warnings))
     }
 
-    /// True if a server has the same certificates here and there.
+    /// The same out of files read anew, for the same servers: where something is wrong, what `before` has stays, made of
+    /// `old`. What is wrong is in [`Material::kept_out`].
+    pub fn renew<'a>(
+        servers: impl Iterator<Item = Wanted<'a>>,
+        read: &Readings,
+        before: &Material,
+        old: &Files,
+        shared: &Shared,
+    ) -> Renewed {
+        let mut loader = Loader::new(&read.files, &read.failed, Some(before), shared);
+        loader.keeps = true;
+        let servers = loader.all(servers);
+        let mut files = read.files.clone();
+        for path in loader.spoiled {
+            match old.get(&path) {
+                Some(bytes) => _ = files.insert(path, bytes.clone()),
+                None => _ = files.remove(&path),
+            }
+        }
+        let material = Material {
+            servers,
+            made: loader.made,
+            kept_out: loader.errors,
+        };
+        Renewed { material, files }
+    }
+
+    /// True if a server has the same certificates and the same policy for clients here and there.
     pub fn same(&self, other: &Material, server: &str) -> bool {
         let (here, there) = (self.of(server), other.of(server));
-        here.len() == there.len() && here.iter().zip(there).all(|(a, b)| Arc::ptr_eq(a, b))
+        let policy = match (self.client_auth(server), other.client_auth(server)) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        policy
+            && here.len() == there.len()
+            && here.iter().zip(there).all(|(a, b)| Arc::ptr_eq(a, b))
     }
 
     /// Those of a server, in the document's order.
     pub fn of(&self, server: &str) -> &[Arc<Certificate>] {
-        self.servers.get(server).map_or(&[], Vec::as_slice)
-    }
-}
-
-struct Loader<'a> {
-    files: &'a Files,
-    before: Option<&'a Material>,
-    shared: &'a Shared,
-    now: Timestamp,
-    made: HashMap<Origin, Arc<Certificate>>,
-    errors: Vec<Fault>,
-    warnings: Vec<Fault>,
-}
-
-/// The places and names of a pair, for what is said about it.
-struct Pair<'a> {
-    cert: &'a [u8],
-    cert_pointer: String,
-    cert_name: String,
-    key: &'a [u8],
-    key_pointer: String,
-    key_name: String,
-}
-
-impl Loader<'_> {
-    fn server(&mut self, server: &str, tls: &TlsSpec) -> Vec<Arc<Certificate>> {
-        let mut out = Vec::new();
-        for (index, spec) in tls.certificates.iter().enumerate() {
-            let pointer = format!("/http/{server}/tls/certificates/{index}");
-            match spec {
-                CertificateSpec::Pair { cert, key } => {
-                    let (cert_name, cert) = self.text(cert, "the certificate");
-                    let (key_name, key) = self.text(key, "the key");
-                    out.extend(self.pair(&Pair {
-                        cert: &cert,
-                        cert_pointer: format!("{pointer}/cert"),
-                        cert_name,
-                        key: &key,
-                        key_pointer: format!("{pointer}/key"),
-                        key_name,
-                    }));
-                }
-                CertificateSpec::Folder(folder) => self.folder(folder, &pointer, &mut out),
-            }
-        }
-        if !tls.self_signed.is_empty() {
-            out.extend(self.self_signed(server, &tls.self_signed));
-        }
-        out
+        self.servers
+            .get(server)
+            .map_or(&[], |held| held.certificates.as_slice())
     }
 
-    /// What to call a text, and the text.
-    fn text(&self, source: &PemSource, name: &str) -> (String, Bytes) {
-        match source {
-            PemSource::Text(text) => (
-                name.to_owned(),
-                Bytes::copy_from_slice(text.expose().as_bytes()),
-            ),
-            // Every file that the document names was read.
-            PemSource::File(path) => (
-                path.display().to_string(),
-                self.files.get(path).cloned().unwrap_or_default(),
-            ),
-        }
+    /// What a server asks of its clients; `None`: no certificate.
+    pub fn client_auth(&self, server: &str) -> Option<&Arc<ClientAuth>> {
+        self.servers.get(server)?.client_auth.as_ref()
     }
 
-    fn folder(&mut self, folder: &Path, pointer: &str, out: &mut Vec<Arc<Certificate>>) {
-        let files = self.files;
-        let pointer = format!("{pointer}/dir");
-        let mut pairs: Vec<(&Path, &Bytes, PathBuf, &Bytes)> = files
-            .iter()
-            .filter(|(path, _)| path.parent() == Some(folder) && is_certificate(path))
-            .filter_map(|(path, cert)| {
-                let key_path = path.with_extension("key");
-                let key = files.get(&key_path)?;
-                Some((path.as_path(), cert, key_path, key))
-            })
-            .collect();
-        // The folder's order is the system's whim.
-        pairs.sort_by_key(|(path, ..)| *path);
-        if pairs.is_empty() {
-            self.errors.push(
-                Fault::new(pointer, format!("{} has no certificates", folder.display()))
-                    .help("put NAME.crt and NAME.key into it"),
-            );
-            return;
-        }
-        for (cert_path, cert, key_path, key) in pairs {
-            out.extend(self.pair(&Pair {
-                cert,
-                cert_pointer: pointer.clone(),
-                cert_name: cert_path.display().to_string(),
-                key,
-                key_pointer: pointer.clone(),
-                key_name: key_path.display().to_string(),
-            }));
-        }
-    }
-
-    fn pair(&mut self, pair: &Pair<'_>) -> Option<Arc<Certificate>> {
-        let origin = origin(pair.cert, pair.key);
-        let known = self
-            .made
-            .get(&origin)
-            .or_else(|| self.before?.made.get(&origin))
-            .cloned();
-        let certificate = match known {
-            Some(certificate) => certificate,
-            None => match self.parse(pair) {
-                Ok(certificate) => Arc::new(certificate),
-                Err(fault) => {
-                    self.errors.push(fault);
-                    return None;
-                }
-            },
-        };
-        if let Some(word) = certificate.untimely(self.now) {
-            let message = format!("{} {word}", pair.cert_name);
-            self.warnings
-                .push(Fault::new(&pair.cert_pointer, message).help("clients will refuse it"));
-        }
-        self.made.insert(origin, certificate.clone());
-        Some(certificate)
-    }
-
-    fn parse(&self, pair: &Pair<'_>) -> Result<Certificate, Fault> {
-        let Pair {
-            cert_name,
-            key_name,
-            ..
-        } = pair;
-        let bad_cert = |what: String| Fault::new(&pair.cert_pointer, format!("{cert_name} {what}"));
-        let bad_key = |what: String| Fault::new(&pair.key_pointer, format!("{key_name} {what}"));
-        let chain: Result<Vec<CertificateDer<'static>>, _> =
-            CertificateDer::pem_slice_iter(pair.cert).collect();
-        let chain = chain.map_err(|error| bad_cert(format!("is not valid PEM: {error}")))?;
-        let Some(leaf) = chain.first() else {
-            return Err(bad_cert("holds no certificate".to_owned())
-                .help("a PEM file has a line `-----BEGIN CERTIFICATE-----`"));
-        };
-        let (names, not_before, not_after) = read(leaf)
-            .ok_or_else(|| bad_cert("holds something that is no X.509 certificate".to_owned()))?;
-        let key = PrivateKeyDer::from_pem_slice(pair.key).map_err(|error| match error {
-            rustls::pki_types::pem::Error::NoItemsFound => {
-                let encrypted = memchr::memmem::find(pair.key, b"ENCRYPTED PRIVATE KEY").is_some();
-                if encrypted {
-                    bad_key("is encrypted".to_owned())
-                        .help("give the key without a passphrase: `openssl pkey -in IN -out OUT`")
-                } else {
-                    bad_key("holds no private key".to_owned())
-                        .help("a PEM file has a line such as `-----BEGIN PRIVATE KEY-----`")
-                }
-            }
-            error => bad_key(format!("is not valid PEM: {error}")),
-        })?;
-        let key =
-            CertifiedKey::from_der(chain, key, &self.shared.provider).map_err(
-                |error| match error {
-                    Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => bad_key(format!(
-                        "is not the key of {cert_name}"
-                    ))
-                    .help("the server's own certificate comes first, then those that signed it"),
-                    Error::InvalidCertificate(error) => {
-                        bad_cert(format!("cannot be used: {error:?}"))
-                    }
-                    error => bad_key(format!("cannot be used: {error}")),
-                },
-            )?;
-        Ok(Certificate {
-            key: Arc::new(key),
-            names,
-            not_before,
-            not_after,
+    /// Every certificate with its server and place, in no order.
+    pub fn all(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Certificate>, &Place)> {
+        self.servers.iter().flat_map(|(server, held)| {
+            let all = held.certificates.iter().zip(&held.places);
+            all.map(move |(certificate, place)| (server, certificate, place))
         })
     }
 
-    fn self_signed(&mut self, server: &str, names: &[String]) -> Option<Arc<Certificate>> {
-        let mut made = self.shared.self_signed.lock();
-        if let Some(certificate) = made.get(names) {
-            return Some(certificate.clone());
-        }
-        let generated =
-            rcgen::generate_simple_self_signed(names.to_vec()).map_err(|e| e.to_string());
-        let certificate = generated.and_then(|generated| {
-            let leaf = generated.cert.der().clone();
-            let key = PrivateKeyDer::try_from(generated.signing_key.serialize_der())?;
-            let (names, not_before, not_after) = read(&leaf).ok_or("it cannot be read back")?;
-            let key = CertifiedKey::from_der(vec![leaf], key, &self.shared.provider)
-                .map_err(|error| error.to_string())?;
-            Ok(Arc::new(Certificate {
-                key: Arc::new(key),
-                names,
-                not_before,
-                not_after,
-            }))
-        });
-        match certificate {
-            Ok(certificate) => {
-                made.insert(names.to_vec(), certificate.clone());
-                Some(certificate)
-            }
-            Err(error) => {
-                let pointer = format!("/http/{server}/tls/self_signed");
-                let message = format!("the certificate cannot be made: {error}");
-                self.errors.push(Fault::new(pointer, message));
-                None
-            }
-        }
+    /// When the first certificate of ours must be made anew; `None`: there is none.
+    pub fn renewal(&self) -> Option<Timestamp> {
+        let ours = self.all().filter(|(_, _, place)| place.source == LOCAL);
+        let ends = ours.map(|(_, certificate, _)| certificate.not_after);
+        ends.min()
+            .map(|end| end.checked_sub(Span::new().hours(RENEW)).unwrap_or(end))
     }
-}
-
-impl Certificate {
-    /// True if it is good for `host`, in lower case: a wildcard stands for one label (RFC 9525 section 6.3).
-    pub(super) fn names(&self, host: &str) -> bool {
-        self.names.iter().any(|name| match name {
-            Name::Exact(name) => **name == *host,
-            Name::Below(domain) => host
-                .split_once('.')
-                .is_some_and(|(label, rest)| !label.is_empty() && rest == &**domain),
-        })
-    }
-
-    /// Says so if it is not valid at `now`.
-    fn untimely(&self, now: Timestamp) -> Option<String> {
-        if now > self.not_after {
-            Some(format!("expired at {}", self.not_after))
-        } else if now < self.not_before {
-            Some(format!("is not valid before {}", self.not_before))
-        } else {
-            None
-        }
-    }
-}
-
-/// Certificates that a folder may hold.
-const MAX_PAIRS: usize = 10_000;
-
-/// The paths of every `NAME.crt` in `folder` and of the `NAME.key` that goes with it. Blocks.
-///
-/// # Errors
-/// Those of the system, and ones with a plain sentence for a certificate without its key and for a folder with more
-/// than 10,000 of them.
-pub fn pairs(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let cert = entry?.path();
-        if !is_certificate(&cert) {
-            continue;
-        }
-        let key = cert.with_extension("key");
-        if !key.exists() {
-            let (cert, key) = (cert.file_name(), key.file_name());
-            let [cert, key] =
-                [cert, key].map(|name| name.unwrap_or_default().display().to_string());
-            return Err(io::Error::other(format!("{cert} is there without {key}")));
-        }
-        if all.len() >= 2 * MAX_PAIRS {
-            let message = format!("holds more than {MAX_PAIRS} certificates");
-            return Err(io::Error::other(message));
-        }
-        all.extend([cert, key]);
-    }
-    Ok(all)
-}
-
-fn is_certificate(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "crt")
-}
-
-fn origin(cert: &[u8], key: &[u8]) -> Origin {
-    let mut digest = Sha256::new();
-    digest.update(cert.len().to_be_bytes());
-    digest.update(cert);
-    digest.update(key);
-    digest.finalize().into()
-}
-
-/// The DNS names of a certificate and when it is valid.
-fn read(leaf: &CertificateDer<'_>) -> Option<(Vec<Name>, Timestamp, Timestamp)> {
-    let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
-    let extension = parsed.subject_alternative_name().ok()?;
-    let names = extension.iter().flat_map(|san| &san.value.general_names);
-    let names = names.filter_map(|name| match name {
-        GeneralName::DNSName(name) => {
-            let name = name.to_ascii_lowercase();
-            Some(match name.strip_prefix("*.") {
-                Some(domain) => Name::Below(domain.into()),
-                None => Name::Exact(name.into()),
-            })
-        }
-        _ => None,
-    });
-    let validity = parsed.validity();
-    // A time beyond what can be told is as good as never.
-    let time = |seconds: i64| Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
-    Some((
-        names.collect(),
-        time(validity.not_before.timestamp()),
-        time(validity.not_after.timestamp()),
-    ))
 }

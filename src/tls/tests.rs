@@ -8,9 +8,10 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
 use rustls::SignatureScheme;
 
 use super::choose::Chooser;
-use super::store::{Certificate, Fault, Material};
-use super::{Server, Shared};
+use super::store::{Certificate, Fault, Material, Readings, Wanted};
+use super::{Presented, Server, Shared};
 use crate::config::Format;
+use crate::config::http::{Alpn, ClientAuthMode, TlsVersion};
 use crate::document::{Context, Document};
 
 /// PEM texts of a certificate and its key.
@@ -42,7 +43,7 @@ fn files(named: &[(&str, &str)]) -> HashMap<PathBuf, Bytes> {
 
 fn load(tls: &str, named: &[(&str, &str)]) -> Result<(Material, Vec<Fault>), Vec<Fault>> {
     let shared = Shared::new().unwrap();
-    Material::load(document(tls).http.values(), &files(named), None, &shared)
+    Material::load(Wanted::http(&document(tls)), &files(named), None, &shared)
 }
 
 /// The first name of each certificate, as a chooser's table.
@@ -132,10 +133,16 @@ fn a_certificate_is_good_for_its_names_and_one_label_under_its_wildcards() {
     let shared = Shared::new().unwrap();
     let document = document("certificates = { dir = '.' }");
     let (material, warnings) =
-        Material::load(document.http.values(), &files(&named), None, &shared).unwrap();
+        Material::load(Wanted::http(&document), &files(&named), None, &shared).unwrap();
     assert!(warnings.is_empty());
     let connection = &document.http["web"].connection;
-    let server = Server::new(material.of("web"), connection, &shared).unwrap();
+    let presented = [Presented {
+        hosts: &[],
+        certificates: material.of("web"),
+        client_auth: None,
+    }];
+    let oldest = connection.tls.unwrap();
+    let server = Server::new(&presented, oldest, &connection.alpn, &shared).unwrap();
     for (host, good) in [
         ("a.test", true),
         ("x.b.test", true),
@@ -157,7 +164,7 @@ fn what_did_not_change_is_not_made_again() {
     let mut named = vec![("/base/a.crt", &*cert), ("/base/a.key", &*key)];
     let load = |named: &[(&str, &str)], before: Option<&Material>| {
         let files = files(named);
-        Material::load(document.http.values(), &files, before, &shared)
+        Material::load(Wanted::http(&document), &files, before, &shared)
             .unwrap()
             .0
     };
@@ -228,4 +235,159 @@ fn one_that_is_not_valid_now_is_a_warning() {
         assert_eq!(warnings[0].pointer, "/http/web/tls/certificates/0/cert");
         assert!(warnings[0].message.contains(word), "{warnings:?}");
     }
+}
+
+#[test]
+fn what_cannot_be_used_stays_as_it_was_each_pair_for_itself() {
+    let (one, two, other) = (
+        pair(&["one.test"]),
+        pair(&["two.test"]),
+        pair(&["one.test"]),
+    );
+    let shared = Shared::new().unwrap();
+    let document = document("certificates = { dir = '.' }");
+    let named = [
+        ("/base/one.crt", &*one.0),
+        ("/base/one.key", &*one.1),
+        ("/base/two.crt", &*two.0),
+        ("/base/two.key", &*two.1),
+    ];
+    let old = files(&named);
+    let (before, _) = Material::load(Wanted::http(&document), &old, None, &shared).unwrap();
+    let renew = |named: &[(&str, &str)], failed: &[(&str, &str)], before: &Material| {
+        let failed = failed
+            .iter()
+            .map(|(path, why)| (PathBuf::from(path), (*why).to_owned()));
+        let read = Readings {
+            files: files(named),
+            failed: failed.collect(),
+        };
+        Material::renew(Wanted::http(&document), &read, before, &old, &shared)
+    };
+    // A key that does not fit, a good renewal, a new one that is none.
+    let next = pair(&["two.test", "more.test"]);
+    let renewed = renew(
+        &[
+            ("/base/one.crt", &one.0),
+            ("/base/one.key", &other.1),
+            ("/base/two.crt", &next.0),
+            ("/base/two.key", &next.1),
+            ("/base/bad.crt", "nothing"),
+        ],
+        &[("/base/bad.key", "not found")],
+        &before,
+    );
+    let material = &renewed.material;
+    let all = material.of("web");
+    assert_eq!(all.len(), 2);
+    assert!(Arc::ptr_eq(&all[0], &before.of("web")[0]));
+    assert_eq!(all[1].names(), ["two.test", "more.test"]);
+    assert_eq!(material.kept_out.len(), 2, "{:?}", material.kept_out);
+    assert!(!material.same(&before, "web") && material.same(&material.clone(), "web"));
+    let errors: Vec<bool> = material
+        .all()
+        .map(|(.., place)| place.error.is_some())
+        .collect();
+    assert_eq!(errors, [true, false]);
+    // The files that it is made of are those that serve.
+    let file = |path: &str| renewed.files.get(std::path::Path::new(path)).cloned();
+    assert_eq!(file("/base/one.key").unwrap(), one.1.as_bytes());
+    assert_eq!(file("/base/two.crt").unwrap(), next.0.as_bytes());
+    assert_eq!(file("/base/bad.crt"), None);
+    // The folder cannot be read at all.
+    let renewed = renew(&[], &[("/base", "gone")], &before);
+    assert!(renewed.material.same(&before, "web"));
+    assert_eq!(renewed.files, old);
+    assert_eq!(
+        renewed.material.kept_out[0].pointer,
+        "/http/web/tls/certificates/0/dir"
+    );
+    // Mended: nothing is said any more, and what did not change is the same.
+    let renewed = renew(&named, &[], &renewed.material);
+    assert!(renewed.material.same(&before, "web") && renewed.material.kept_out.is_empty());
+}
+
+#[test]
+fn a_name_is_asked_as_its_server_wants_and_an_exchange_counts_from_then_on() {
+    let ca = pair(&["ca.test"]).0;
+    let tls = |name: &str, mode: &str| {
+        let auth = match mode {
+            "" => String::new(),
+            mode => format!("client_auth = {{ ca = 'ca.pem', mode = '{mode}' }}"),
+        };
+        format!(
+            "[http.{name}]\nlisten = '127.0.0.1:8443'\nhosts = ['{name}.test', '*.{name}.test']\nrespond = 'x'\n\
+             [http.{name}.tls]\nself_signed = '{name}.test'\n{auth}\n"
+        )
+    };
+    let text = [
+        tls("a", ""),
+        tls("b", "request"),
+        tls("c", "require"),
+        tls("d", "require"),
+    ];
+    let context = Context {
+        base: "/base".into(),
+        running: None,
+    };
+    let document = Document::parse(text.concat().as_bytes(), Format::Toml, &context)
+        .unwrap()
+        .document;
+    let shared = Shared::new().unwrap();
+    let files = files(&[("/base/ca.pem", &ca)]);
+    let (material, _) = Material::load(Wanted::http(&document), &files, None, &shared).unwrap();
+    let presented = |names: &[&str]| -> Server {
+        let all: Vec<_> = names
+            .iter()
+            .map(|name| Presented {
+                hosts: &document.http[*name].hosts,
+                certificates: material.of(name),
+                client_auth: material.client_auth(name),
+            })
+            .collect();
+        Server::new(&all, TlsVersion::V12, &[Alpn::Http1], &shared).unwrap()
+    };
+    let server = presented(&["a", "b", "c", "d"]);
+    let asked = |server: &Server, sni: Option<&str>| {
+        server.handshake(sni).client_auth.map(|auth| auth.mode)
+    };
+    for (sni, mode) in [
+        (None, None),
+        (Some("nobody.test"), None),
+        (Some("a.test"), None),
+        (Some("b.test"), Some(ClientAuthMode::Request)),
+        (Some("x.y.B.test"), Some(ClientAuthMode::Request)),
+        (Some("c.test"), Some(ClientAuthMode::Require)),
+    ] {
+        assert_eq!(asked(&server, sni), mode, "{sni:?}");
+    }
+    // What is the same is one configuration, and one set of ticket keys.
+    let config = |sni| server.handshake(Some(sni)).config;
+    assert!(Arc::ptr_eq(&config("c.test"), &config("d.test")));
+    let tickets = |sni| config(sni).ticketer.clone();
+    assert!(!Arc::ptr_eq(&tickets("a.test"), &tickets("b.test")));
+    assert!(!Arc::ptr_eq(&tickets("b.test"), &tickets("c.test")));
+    server.exchange(presented(&["c"]));
+    assert_eq!(asked(&server, None), Some(ClientAuthMode::Require));
+    // Its sessions go on.
+    let before = tickets("c.test");
+    server.exchange(presented(&["b", "c"]));
+    assert!(Arc::ptr_eq(&before, &tickets("c.test")));
+}
+
+#[test]
+fn a_certificate_of_ours_is_made_anew_when_it_is_about_to_end() {
+    let state = tempfile::tempdir().unwrap();
+    let shared = Shared::new()
+        .unwrap()
+        .with_state_folder(Some(state.path().to_owned()));
+    let names = ["localhost".to_owned()];
+    let make = |good: bool| shared.local(&names, |_| good).0.unwrap();
+    let (first, by_ca) = make(true);
+    assert!(by_ca && Arc::ptr_eq(&first, &make(true).0));
+    assert!(!Arc::ptr_eq(&first, &make(false).0));
+    // Nowhere to keep a CA: it is said, and the certificate signs itself.
+    let shared = Shared::new().unwrap().with_state_folder(None);
+    let (made, why) = shared.local(&names, |_| true);
+    assert!(!made.unwrap().1 && why.is_some());
 }

@@ -5,6 +5,7 @@
 //! exchange that sends it: hyper takes the body away, yet the exchange must know whether the client is being waited for,
 //! whether the body has ended, and what went wrong on the client's side.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -54,6 +55,8 @@ struct Stream {
     taken: u64,
     timer: Timer,
     progress: Arc<Progress>,
+    /// Pieces that were read before and are to be sent again; they come first.
+    again: Option<VecDeque<Bytes>>,
 }
 
 /// Where the bytes come from.
@@ -87,8 +90,19 @@ impl RequestBody {
                 taken: 0,
                 timer: Timer::default(),
                 progress,
+                again: None,
             })),
         }
+    }
+
+    /// The same body from its beginning: `pieces` are all that was read of it.
+    pub(super) fn rewound(mut self, mut pieces: VecDeque<Bytes>) -> RequestBody {
+        if let Some(stream) = &mut self.stream {
+            // Those of an earlier time that were not reached this time.
+            pieces.extend(stream.again.take().into_iter().flatten());
+            stream.again = Some(pieces);
+        }
+        self
     }
 
     /// Reads a body whole whose length is known and at most `most`, so that it can be sent again; any other stays as it is.
@@ -165,14 +179,13 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         self.stream
             .as_ref()
-            .is_none_or(|stream| stream.source.is_end_stream())
+            .is_none_or(|stream| stream.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.stream.as_ref().map_or_else(
-            || SizeHint::with_exact(0),
-            |stream| stream.source.size_hint(),
-        )
+        self.stream
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), |stream| stream.size_hint())
     }
 }
 
@@ -180,6 +193,14 @@ impl Stream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if !self.progress.gate.is_open() {
             ready!(self.poll_gate(cx));
+        }
+        if let Some(again) = &mut self.again {
+            // They were counted when they came, and so was the end.
+            match again.pop_front() {
+                Some(piece) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+                None if self.progress.ended() => return Poll::Ready(None),
+                None => {}
+            }
         }
         let frame = match self.source.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
@@ -194,6 +215,11 @@ impl Stream {
                     return Poll::Pending;
                 };
                 ready!(self.timer.poll(cx, limit));
+                if self.progress.gate.is_shut() {
+                    // They are in conversation: what is left is the response's limit, for both directions together.
+                    self.timer.rest();
+                    return Poll::Pending;
+                }
                 let detail = format!("no piece of the request body within {limit:?}");
                 return self.fail(Error::client(StatusCode::REQUEST_TIMEOUT, detail));
             }
@@ -215,6 +241,24 @@ impl Stream {
             self.end();
         }
         Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.again {
+            Some(again) if !again.is_empty() => false,
+            Some(_) if self.progress.ended() => true,
+            _ => self.source.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let hint = self.source.size_hint();
+        let again = self.again.iter().flatten().map(|p| p.len() as u64).sum();
+        match (again, hint.exact()) {
+            (0, _) => hint,
+            (_, Some(rest)) => SizeHint::with_exact(rest + again),
+            (_, None) => SizeHint::default(),
+        }
     }
 
     fn end(&self) {
@@ -333,13 +377,18 @@ impl Progress {
         self.failure.lock().clone()
     }
 
+    /// When the last piece came.
+    pub(super) fn last(&self) -> Instant {
+        self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed))
+    }
+
     /// Until when the origin may take to answer, given `limit` from its last sign of life. While the client is waited
     /// for, the origin owes nothing and the whole limit is ahead.
     pub(super) fn deadline(&self, limit: Duration) -> Instant {
         if !self.ended() && self.waiting.load(Ordering::Relaxed) {
             return Instant::now() + limit;
         }
-        self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit
+        self.last() + limit
     }
 }
 
@@ -360,6 +409,10 @@ impl Gate {
     /// The origin answered without the body: a gate that is still closed stays so.
     pub(super) fn shut(&self) {
         self.shut.store(true, Ordering::Release);
+    }
+
+    fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
     }
 
     pub(super) fn is_open(&self) -> bool {

@@ -1,75 +1,123 @@
-//! Dialing: from an address to an HTTP/1 connection, within one time limit.
+//! Dialing: from an address to a connection that speaks HTTP, within one time limit.
 
 use std::io;
 use std::time::Duration;
 
-use hyper::client::conn::http1::Builder;
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
 
 use super::connection::{Parts, Slot};
 use super::error::{Error, Kind};
+use super::multiplex;
 use super::resolve::Names;
+use super::transport::Transport;
 use super::wire::{Socket, Wire};
 use crate::config::scalar::TargetAddr;
+use crate::config::upstream::Protocol;
+use crate::tls::client::Offer;
 
 /// Bytes of a response head, and of its trailers. The number of fields stays at hyper's 100: another one would cost two
 /// heap allocations per response.
-const HEAD: usize = 64 * 1024;
+pub(super) const HEAD: usize = 64 * 1024;
 /// Bytes that one connection may buffer in each direction.
 const BUFFER: usize = 128 * 1024;
 
-/// Dials `address` on the current runtime, all `within` the limit.
+/// A new connection in what it speaks.
+pub(super) enum Dialed {
+    H1(Box<Parts>),
+    H2(Box<multiplex::Parts>),
+}
+
+/// Dials `address` on the current runtime, all `within` the limit. `offer`: what may come of it.
 ///
 /// # Errors
-/// All of them unsent: refused, unreachable, timed out, the name is not known.
+/// All of them unsent: refused, unreachable, timed out, the name is not known, TLS or HTTP/2 could not be agreed on.
 pub(super) async fn dial(
     address: &TargetAddr,
     names: Option<&Names>,
     within: Duration,
     slot: Slot,
-) -> Result<Parts, Error> {
+    transport: &Transport,
+    offer: Offer,
+) -> Result<Dialed, Error> {
     let deadline = Instant::now() + within;
-    let late = || {
-        Error::upstream(
-            Kind::ConnectionTimeout,
-            format!("{address}: not connected within {within:?}"),
-        )
-        .unsent()
+    let late = |doing: &str| {
+        let detail = format!("{address}: {doing} took more than {within:?}");
+        Error::upstream(Kind::ConnectionTimeout, detail).unsent()
     };
     let socket = match (address, names) {
-        (TargetAddr::Ip(ip), _) => timeout_at(deadline, tcp(*ip)).await.map_err(|_| late())?,
-        (TargetAddr::Name(..), Some(names)) => return any(names, deadline, slot).await,
+        (TargetAddr::Ip(ip), _) => timeout_at(deadline, tcp(*ip))
+            .await
+            .map_err(|_| late("connecting"))?
+            .map_err(|e| Error::dial(&e, address))?,
+        (TargetAddr::Name(..), Some(names)) => any(names, deadline).await?,
         #[cfg(unix)]
         (TargetAddr::Unix(path), _) => timeout_at(deadline, UnixStream::connect(path))
             .await
-            .map_err(|_| late())?
-            .map(Socket::Unix),
-        _ => Err(io::Error::from(io::ErrorKind::Unsupported)),
+            .map_err(|_| late("connecting"))?
+            .map(Socket::Unix)
+            .map_err(|e| Error::dial(&e, address))?,
+        _ => {
+            let error = io::Error::from(io::ErrorKind::Unsupported);
+            return Err(Error::dial(&error, address));
+        }
     };
-    let socket = socket.map_err(|e| Error::dial(&e, address))?;
-    handshake(socket, slot)
+    if transport.tls.is_none() && transport.protocol == Protocol::Http1 {
+        return http1(socket, slot, address).await;
+    }
+    // Boxed: of many dials few come here.
+    let settle = Box::pin(settle(socket, slot, address, transport, offer));
+    timeout_at(deadline, settle)
         .await
-        .map_err(|e| Error::exchange(&e, address).unsent())
+        .map_err(|_| late("agreeing on TLS and HTTP/2"))?
+}
+
+/// TLS, then what was chosen in it.
+async fn settle(
+    socket: Socket,
+    slot: Slot,
+    address: &TargetAddr,
+    transport: &Transport,
+    offer: Offer,
+) -> Result<Dialed, Error> {
+    let Some(tls) = &transport.tls else {
+        return match offer {
+            Offer::H1 => http1(socket, slot, address).await,
+            Offer::H2 | Offer::Both => http2(socket, slot, address).await,
+        };
+    };
+    let connector = TlsConnector::from(tls.client.config(offer));
+    let stream = connector
+        .connect(tls.name.clone(), socket)
+        .await
+        .map_err(|error| Error::handshake(&error, address))?;
+    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let socket = Socket::Tls(Box::new(stream));
+    match (h2, offer) {
+        (true, _) => http2(socket, slot, address).await,
+        (false, Offer::H1 | Offer::Both) => http1(socket, slot, address).await,
+        (false, Offer::H2) => {
+            let detail = format!("{address}: did not choose h2 by ALPN");
+            Err(Error::upstream(Kind::TlsProtocolError, detail).unsent())
+        }
+    }
 }
 
 /// Each address of a name in turn. One that does not answer may use its share of the time that is left, so that the
 /// next ones are tried before the limit.
-async fn any(names: &Names, deadline: Instant, slot: Slot) -> Result<Parts, Error> {
+async fn any(names: &Names, deadline: Instant) -> Result<Socket, Error> {
     let addresses = names.rotated();
     let mut last = names.error();
     for (tried, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         match tokio::time::timeout(share, tcp(*address)).await {
-            Ok(Ok(socket)) => {
-                return handshake(socket, slot)
-                    .await
-                    .map_err(|e| Error::exchange(&e, names).unsent());
-            }
+            Ok(Ok(socket)) => return Ok(socket),
             Ok(Err(error)) => last = Error::dial(&error, &format_args!("{names} at {address}")),
             Err(_) => {
                 let detail = format!("{names} at {address}: not connected within {share:?}");
@@ -88,11 +136,17 @@ async fn tcp(address: std::net::SocketAddr) -> io::Result<Socket> {
 }
 
 /// HTTP/1 needs no round trip: this only sets up hyper's two halves, so it has no time limit of its own.
-async fn handshake(socket: Socket, slot: Slot) -> hyper::Result<Parts> {
-    let (sender, http) = Builder::new()
+async fn http1(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Dialed, Error> {
+    let (sender, http) = http1::Builder::new()
         .max_header_size(HEAD)
         .max_buf_size(BUFFER)
         .handshake(TokioIo::new(Wire::new(socket)))
-        .await?;
-    Ok(Parts { sender, http, slot })
+        .await
+        .map_err(|e| Error::exchange(&e, address).unsent())?;
+    Ok(Dialed::H1(Box::new(Parts { sender, http, slot })))
+}
+
+async fn http2(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Dialed, Error> {
+    let parts = multiplex::open(socket, slot, address).await?;
+    Ok(Dialed::H2(Box::new(parts)))
 }

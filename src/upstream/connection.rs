@@ -1,4 +1,4 @@
-//! A connection to a target. hyper's half that reads and writes the socket is a task of the worker, owned here.
+//! An HTTP/1 connection to a target. hyper's half that reads and writes the socket is a task of the worker, owned here.
 //!
 //! Driving it from the request that waits (no task, no wake-up between tasks) was tried and measured: 14 % less CPU in
 //! user space, but as much more in the kernel, because each request is then written on its own, where the tasks write
@@ -79,30 +79,14 @@ impl Connection {
         })
     }
 
-    /// Polls `ask`. `None`: it is late.
-    ///
-    /// `due` is asked when there is nothing to do but wait: until when, without end if `None`. Once that has passed it
-    /// is asked again, with the time that passed, for a later one. All waits on the connection share one timer.
+    /// [`Deadline::watch`]: all waits on the connection share one timer.
     pub(super) fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
         ask: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-        mut due: impl FnMut(Option<Instant>) -> Option<Instant>,
+        due: impl FnMut(Option<Instant>) -> Option<Instant>,
     ) -> Poll<Option<T>> {
-        if let Poll::Ready(out) = ask(cx) {
-            return Poll::Ready(Some(out));
-        }
-        let mut at = due(None);
-        while let Some(time) = at {
-            if self.deadline.poll(cx, time).is_pending() {
-                return Poll::Pending;
-            }
-            at = due(at);
-            if at.is_none() {
-                return Poll::Ready(None);
-            }
-        }
-        Poll::Pending
+        self.deadline.watch(cx, ask, due)
     }
 
     /// Whether it can take a request now.

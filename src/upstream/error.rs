@@ -17,6 +17,9 @@ pub enum Kind {
     ConnectionTimeout,
     ConnectionReadTimeout,
     ConnectionLimitReached,
+    TlsProtocolError,
+    TlsCertificateError,
+    TlsAlertReceived,
     HttpRequestError,
     HttpProtocolError,
     HttpResponseIncomplete,
@@ -39,6 +42,9 @@ impl Kind {
             Kind::ConnectionTimeout => "connection_timeout",
             Kind::ConnectionReadTimeout => "connection_read_timeout",
             Kind::ConnectionLimitReached => "connection_limit_reached",
+            Kind::TlsProtocolError => "tls_protocol_error",
+            Kind::TlsCertificateError => "tls_certificate_error",
+            Kind::TlsAlertReceived => "tls_alert_received",
             Kind::HttpRequestError => "http_request_error",
             Kind::HttpProtocolError => "http_protocol_error",
             Kind::HttpResponseIncomplete => "http_response_incomplete",
@@ -61,6 +67,9 @@ impl Kind {
             Kind::DnsError
             | Kind::ConnectionRefused
             | Kind::ConnectionTerminated
+            | Kind::TlsProtocolError
+            | Kind::TlsCertificateError
+            | Kind::TlsAlertReceived
             | Kind::HttpProtocolError
             | Kind::HttpResponseIncomplete
             | Kind::HttpUpgradeFailed
@@ -162,10 +171,22 @@ impl Error {
         .unsent()
     }
 
+    /// A TLS handshake with `peer` that failed: always unsent.
+    pub(super) fn handshake(error: &io::Error, peer: &dyn fmt::Display) -> Error {
+        let detail = format!("TLS with {peer}: {error}");
+        let kind = tls_kind(error).unwrap_or(Kind::ConnectionTerminated);
+        Error::upstream(kind, detail).unsent()
+    }
+
     /// What hyper's client says about an exchange whose response head never came whole.
     pub(super) fn exchange(error: &hyper::Error, peer: &dyn fmt::Display) -> Error {
         let detail = format!("{peer}: {}", chain(error));
-        if error.is_parse() {
+        if let Some(kind) = tls_kind(error) {
+            // A target that wants another certificate of us says so after the handshake (RFC 8446 section 4.4.2).
+            Error::upstream(kind, detail)
+        } else if let Some(error) = cause::<h2::Error>(error) {
+            Error::stream(error, detail)
+        } else if error.is_parse() {
             Error::upstream(Kind::HttpProtocolError, detail)
         } else if error.is_user() && !driver_gone(error) {
             // A request that hyper refuses to write: the plane let something through.
@@ -174,6 +195,56 @@ impl Error {
             Error::upstream(Kind::ConnectionTerminated, detail)
         }
     }
+}
+
+impl Error {
+    /// Why an HTTP/2 stream came to nothing. A refused one was not looked at (RFC 9113 section 8.7), nor one beyond the
+    /// last that a GOAWAY names, which is how h2 tells it.
+    fn stream(error: &h2::Error, detail: String) -> Error {
+        match error.reason() {
+            Some(h2::Reason::REFUSED_STREAM) => {
+                Error::upstream(Kind::ConnectionTerminated, detail).unsent()
+            }
+            _ if error.is_go_away() && error.is_remote() => {
+                Error::upstream(Kind::ConnectionTerminated, detail).unsent()
+            }
+            // The stream alone, or the connection, was ended on purpose.
+            Some(h2::Reason::NO_ERROR | h2::Reason::CANCEL) | None => {
+                Error::upstream(Kind::ConnectionTerminated, detail)
+            }
+            Some(_) => Error::upstream(Kind::HttpProtocolError, detail),
+        }
+    }
+}
+
+/// The cause of a kind, however deep.
+pub(super) fn cause<'e, T: std::error::Error + 'static>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> Option<&'e T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        next = match error.downcast_ref::<io::Error>() {
+            // Its own source is that of what it wraps.
+            Some(io) => io.get_ref().map(|inner| inner as _),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+/// What of TLS is behind it, if anything is.
+pub(super) fn tls_kind(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
+    use rustls::Error as E;
+    Some(match cause::<E>(error)? {
+        E::AlertReceived(_) => Kind::TlsAlertReceived,
+        E::InvalidCertificate(_) | E::NoCertificatesPresented | E::UnsupportedNameType => {
+            Kind::TlsCertificateError
+        }
+        _ => Kind::TlsProtocolError,
+    })
 }
 
 impl fmt::Display for Error {
@@ -232,6 +303,9 @@ mod tests {
             (ConnectionTimeout, "connection_timeout", 504),
             (ConnectionReadTimeout, "connection_read_timeout", 504),
             (ConnectionLimitReached, "connection_limit_reached", 503),
+            (TlsProtocolError, "tls_protocol_error", 502),
+            (TlsCertificateError, "tls_certificate_error", 502),
+            (TlsAlertReceived, "tls_alert_received", 502),
             (HttpRequestError, "http_request_error", 400),
             (HttpProtocolError, "http_protocol_error", 502),
             (HttpResponseIncomplete, "http_response_incomplete", 502),

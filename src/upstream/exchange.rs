@@ -111,6 +111,11 @@ impl Spare {
         if !request.method().is_idempotent() || !request.body().is_end_stream() {
             return None;
         }
+        Spare::head(request, scratch)
+    }
+
+    /// The head alone, whatever it is.
+    pub(super) fn head(request: &Request<RequestBody>, scratch: &mut Vec<u8>) -> Option<Spare> {
         let mut fields = std::mem::take(scratch);
         fields.clear();
         for (name, value) in request.headers() {

@@ -3,6 +3,9 @@
 //! An [`Upstream`] is one generation's view: weights, policy, timeouts, pool sizes. Its [`Target`]s are leased by identity and
 //! keep their connections and counts across generations. Nothing here knows of routes or reloads.
 //!
+//! What is spoken is the target's [`Transport`]: HTTP/1 on connections that serve one request at a time
+//! ([`connection`]), or HTTP/2 on connections that are shared ([`multiplex`]), with or without TLS.
+//!
 //! The hot path is [`Upstream::send`]: with an idle connection at hand it takes locks that only this worker takes (the
 //! balancer's turn if there is a choice, the pool's shard at check-out and again when the connection comes back), and
 //! reads the clock once for each timeout it has to wait under. Of what other workers write too, it touches the target's
@@ -14,8 +17,11 @@ mod connect;
 mod connection;
 pub mod error;
 mod exchange;
+pub mod handshake;
 pub mod hash;
 mod latency;
+mod multiplex;
+mod outgoing;
 mod pool;
 mod resolve;
 mod response;
@@ -23,9 +29,11 @@ mod retry;
 mod select;
 mod send;
 pub mod sticky;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod transport;
 pub mod upgrade;
 mod wire;
 
@@ -41,12 +49,14 @@ use crate::config::http::RetrySpec;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{Balance, PoolSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts};
 use crate::registry::Registry;
+use crate::tls::client::Client;
 use error::{Error, Kind};
-use pool::Round;
 pub use pool::{InFlight, Target, sweep};
+use pool::{Pool, Round};
 use resolve::{Lookup, LookupKey, Names, Resolver};
 pub use response::UpstreamBody;
 pub use select::KeyedBy;
+use transport::Transport;
 
 /// Identity of a target: the same address under another upstream is another target.
 pub type TargetKey = (Arc<str>, TargetAddr);
@@ -146,6 +156,9 @@ pub struct Upstream {
 #[derive(Debug)]
 struct Member {
     target: Arc<Target>,
+    transport: Transport,
+    /// Its connections that were made for this transport.
+    pool: Arc<Pool>,
     backup: bool,
     /// What `Host` says when it names the target.
     host: HeaderValue,
@@ -179,12 +192,23 @@ pub struct SendOptions {
 }
 
 impl Upstream {
-    /// Builds from the spec, leasing its targets. Never blocks; names that are not resolved yet leave their target down.
-    pub fn build(spec: &UpstreamSpec, shared: &Arc<Shared>) -> Upstream {
+    /// Without TLS.
+    #[cfg(test)]
+    pub(crate) fn build(spec: &UpstreamSpec, shared: &Arc<Shared>) -> Upstream {
+        Upstream::build_over(spec, None, shared)
+    }
+
+    /// Builds from the spec, leasing its targets. `client`: what was made of its `tls`, if it has that. Never blocks; names
+    /// that are not resolved yet leave their target down.
+    pub fn build_over(
+        spec: &UpstreamSpec,
+        client: Option<&Arc<Client>>,
+        shared: &Arc<Shared>,
+    ) -> Upstream {
         let members: Box<[Member]> = spec
             .targets
             .iter()
-            .map(|t| Member::lease(spec, t, shared))
+            .map(|t| Member::lease(spec, t, client, shared))
             .collect();
         let turns = if members.len() > 1 {
             shared.workers.max(1)
@@ -251,7 +275,12 @@ impl Upstream {
 }
 
 impl Member {
-    fn lease(spec: &UpstreamSpec, target: &TargetSpec, shared: &Shared) -> Member {
+    fn lease(
+        spec: &UpstreamSpec,
+        target: &TargetSpec,
+        client: Option<&Arc<Client>>,
+        shared: &Shared,
+    ) -> Member {
         let address = &target.address;
         let backup = target.backup;
         let lookup = match address {
@@ -273,11 +302,21 @@ impl Member {
                 HeaderValue::try_from(named.to_string()).unwrap_or(HeaderValue::from_static(""))
             }
         };
+        let transport = Transport::new(spec, client, address);
         Member {
+            pool: target.pool(&transport.key()),
             target,
+            transport,
             backup,
             host,
             lookup,
         }
+    }
+
+    /// Why no connection can be made.
+    fn no_slot(&self) -> Error {
+        let (address, open) = (self.target.address(), self.target.connections());
+        let detail = format!("{address}: {open} connections are open");
+        Error::upstream(Kind::ConnectionLimitReached, detail).unsent()
     }
 }

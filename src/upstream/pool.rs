@@ -1,7 +1,8 @@
-//! A target's lasting part: requests in flight, open connections, and the idle ones in shards by worker.
+//! A target's lasting part: requests in flight, open connections, and its pools of connections in shards by worker.
 //!
-//! The pool key is upstream, address and protocol (HTTP/1 only so far): a connection never serves another identity.
-//! Sizes and timeouts are not kept here: they come with each request from its generation, so they may change freely.
+//! A target has one pool for each way it is spoken to (protocol, TLS: [`TransportKey`]), so that a connection never
+//! serves another identity; a pool lives as long as a generation that speaks so. HTTP/1 connections are here while they
+//! are idle, HTTP/2 connections as long as they take streams. Sizes and timeouts are not kept here: they come with each request from its generation, so they may change freely.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -12,40 +13,62 @@ use tokio::time::Instant;
 
 use super::connection::{Connection, Slot, State};
 use super::latency::Latency;
+use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
 use super::resolve::Names;
+use super::transport::TransportKey;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
+use crate::registry::Registry;
 
-/// A target's lasting part: in-flight count, idle connections by worker. Dropping it closes its idle connections, but
-/// for those of a worker where a response is still under way: they close with that.
+/// A target's lasting part: in-flight count, open connections, pools.
 #[derive(Debug)]
 pub struct Target {
     key: TargetKey,
     /// Shared with the connections, which must not keep the target alive.
     open: Arc<AtomicUsize>,
-    shards: Box<[Arc<Shard>]>,
+    /// By worker.
+    in_flight: Box<[Count]>,
+    pools: Registry<TransportKey, Pool>,
+    /// By worker.
+    rounds: Box<[Arc<Round>]>,
     names: Option<Arc<Names>>,
     pub(super) latency: Latency,
 }
 
-/// One worker's part of a target, allocated for itself and on cache lines of its own (adjacent lines are fetched in
-/// pairs), so that workers do not disturb each other.
+/// Requests that one worker has in flight: on cache lines of its own (adjacent lines are fetched in pairs), so that
+/// workers do not disturb each other.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Count(AtomicUsize);
+
+/// The connections of a target that are spoken to alike, by worker. Dropping it closes the idle ones, but for those of a
+/// worker where a response is still under way: they close with that.
+#[derive(Debug)]
+pub(super) struct Pool {
+    shards: Box<[Arc<Shard>]>,
+}
+
+/// One worker's part of a pool, allocated for itself and on cache lines of its own.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Shard {
-    /// Requests that this worker has in flight.
-    in_flight: AtomicUsize,
-    pool: Mutex<Pool>,
+pub(super) struct Shard {
+    held: Mutex<Held>,
     address: TargetAddr,
     /// The worker's list of shards to sweep.
     round: Arc<Round>,
 }
 
 #[derive(Debug, Default)]
-struct Pool {
-    /// The freshest last.
+struct Held {
+    /// HTTP/1; the freshest last.
     idle: Vec<Idle>,
+    /// HTTP/2, in use or not.
+    multiplexed: Vec<Entry>,
+    /// The HTTP/2 connection that is being made; who needs one waits for it.
+    dial: Option<Arc<Dial>>,
+    /// The last connection chose HTTP/1 where both were offered.
+    chose_h1: bool,
     /// It is on the worker's round, or about to be.
     listed: bool,
 }
@@ -64,29 +87,41 @@ struct Idle {
 }
 
 impl Target {
-    /// With a shard for each worker, which is one for each of `rounds`.
+    /// For each worker there is one of `rounds`.
     pub(super) fn new(key: TargetKey, rounds: &[Arc<Round>], names: Option<Arc<Names>>) -> Target {
-        let shard = |round: &Arc<Round>| {
-            Arc::new(Shard {
-                in_flight: AtomicUsize::new(0),
-                pool: Mutex::default(),
-                address: key.1.clone(),
-                round: round.clone(),
-            })
-        };
         Target {
             open: Arc::default(),
-            shards: rounds.iter().map(shard).collect(),
+            in_flight: rounds.iter().map(|_| Count::default()).collect(),
+            pools: Registry::default(),
+            rounds: rounds.into(),
             key,
             names,
             latency: Latency::default(),
         }
     }
 
+    /// The pool of those that are spoken to so.
+    pub(super) fn pool(&self, key: &TransportKey) -> Arc<Pool> {
+        let shard = |round: &Arc<Round>| {
+            Arc::new(Shard {
+                held: Mutex::default(),
+                address: self.key.1.clone(),
+                round: round.clone(),
+            })
+        };
+        self.pools.lease(key, || Pool {
+            shards: self.rounds.iter().map(shard).collect(),
+        })
+    }
+
     /// Requests in flight, over all generations and workers.
     pub fn in_flight(&self) -> usize {
-        let here = |shard: &Arc<Shard>| shard.in_flight.load(Ordering::Relaxed);
-        self.shards.iter().map(here).sum()
+        let here = |count: &Count| count.0.load(Ordering::Relaxed);
+        self.in_flight.iter().map(here).sum()
+    }
+
+    fn count(&self, worker: usize) -> &AtomicUsize {
+        &self.in_flight.get(worker).unwrap_or(&self.in_flight[0]).0
     }
 
     /// Open connections, idle ones included; the whole process.
@@ -96,8 +131,9 @@ impl Target {
 
     /// Idle connections; the whole process.
     pub fn idle(&self) -> usize {
-        let here = |shard: &Arc<Shard>| shard.pool.lock().idle.len();
-        self.shards.iter().map(here).sum()
+        let pools = self.pools.alive();
+        let shards = pools.iter().flat_map(|(_, pool)| &pool.shards);
+        shards.map(|shard| shard.held.lock().idle()).sum()
     }
 
     /// False while its name does not resolve.
@@ -122,7 +158,16 @@ impl Target {
         Slot::take(&self.open, limit)
     }
 
-    fn shard(&self, worker: usize) -> &Arc<Shard> {
+    /// An idle connection of this worker's shards, whatever it speaks.
+    #[cfg(test)]
+    pub(super) fn check_out(&self, worker: usize) -> Option<Box<Connection>> {
+        let pools = self.pools.alive();
+        pools.iter().find_map(|(_, pool)| pool.check_out(worker))
+    }
+}
+
+impl Pool {
+    pub(super) fn shard(&self, worker: usize) -> &Arc<Shard> {
         self.shards.get(worker).unwrap_or(&self.shards[0])
     }
 
@@ -135,14 +180,106 @@ impl Target {
     pub(super) fn check_out_any(&self) -> Option<Box<Connection>> {
         self.shards.iter().find_map(|shard| shard.check_out())
     }
+
+    /// A stream on a connection of any worker.
+    pub(super) fn stream_of_any(&self, keep: Keep) -> Option<Ticket> {
+        self.shards.iter().find_map(|shard| shard.stream(keep))
+    }
+}
+
+impl Held {
+    /// Lets go of HTTP/2 connections that take no more streams, or had none for too long.
+    fn sweep_multiplexed(&mut self, now: Instant) {
+        let mut idle = 0;
+        self.multiplexed
+            .retain_mut(|entry| entry.stays(now, &mut idle));
+    }
+
+    fn idle(&self) -> usize {
+        let multiplexed = self.multiplexed.iter().filter(|entry| entry.is_idle());
+        self.idle.len() + multiplexed.count()
+    }
+}
+
+/// How a request that may be multiplexed gets its connection.
+pub(super) enum Claim {
+    Stream(Ticket),
+    /// Somebody makes one.
+    Wait(Arc<Dial>),
+    /// It is for the asker to make one, and for others to wait for it.
+    Dial(Dialing),
+    /// Those that offered both got HTTP/1: one of the asker's own.
+    Alone,
+}
+
+/// The making of an HTTP/2 connection that others wait for. Dropped before its end, the next one makes it.
+pub(super) struct Dialing {
+    shard: Arc<Shard>,
+    dial: Arc<Dial>,
+}
+
+impl Dialing {
+    /// It came to nothing, also for those that wait.
+    pub(super) fn failed(self, error: &super::error::Error) {
+        self.dial.fail(error);
+    }
+
+    /// HTTP/1 was chosen: each to its own.
+    pub(super) fn chose_h1(self) {
+        self.shard.held.lock().chose_h1 = true;
+    }
+}
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        self.shard.held.lock().dial = None;
+        self.dial.done();
+    }
 }
 
 impl Shard {
+    /// A stream on a connection that has room, or how to come by one.
+    pub(super) fn claim(self: &Arc<Self>, keep: Keep) -> Claim {
+        let mut held = self.held.lock();
+        if let Some(ticket) = take_stream(&mut held.multiplexed, keep) {
+            return Claim::Stream(ticket);
+        }
+        if held.chose_h1 {
+            return Claim::Alone;
+        }
+        if let Some(dial) = &held.dial {
+            return Claim::Wait(dial.clone());
+        }
+        let dial = Arc::new(Dial::default());
+        held.dial = Some(dial.clone());
+        Claim::Dial(Dialing {
+            shard: self.clone(),
+            dial,
+        })
+    }
+
+    fn stream(&self, keep: Keep) -> Option<Ticket> {
+        take_stream(&mut self.held.lock().multiplexed, keep)
+    }
+
+    /// Adds a new connection, and takes its first stream.
+    pub(super) fn add(self: &Arc<Self>, connection: Arc<Multiplexed>, keep: Keep) -> Ticket {
+        let ticket = Ticket::new(connection.clone());
+        let mut held = self.held.lock();
+        held.chose_h1 = false;
+        held.multiplexed.push(Entry::new(connection, keep));
+        if !std::mem::replace(&mut held.listed, true) {
+            drop(held);
+            self.round.0.lock().push(Arc::downgrade(self));
+        }
+        ticket
+    }
+
     fn check_out(&self) -> Option<Box<Connection>> {
         let mut busy = Vec::new();
         let found = loop {
             // One at a time: no lock is held while a connection is looked at.
-            let Some(one) = self.pool.lock().idle.pop() else {
+            let Some(one) = self.held.lock().idle.pop() else {
                 break None;
             };
             match one.connection.state() {
@@ -153,41 +290,48 @@ impl Shard {
         };
         if !busy.is_empty() {
             busy.reverse();
-            self.pool.lock().idle.append(&mut busy);
+            self.held.lock().idle.append(&mut busy);
         }
         found
     }
 
     fn give_back(self: &Arc<Self>, connection: Box<Connection>, keep: Keep) {
-        let mut pool = self.pool.lock();
-        if pool.idle.len() >= keep.share {
-            drop(pool);
+        let mut held = self.held.lock();
+        if held.idle.len() >= keep.share {
+            drop(held);
             return;
         }
-        pool.idle.push(Idle {
+        held.idle.push(Idle {
             connection,
             timeout: keep.timeout,
             seen: None,
         });
-        if !std::mem::replace(&mut pool.listed, true) {
-            drop(pool);
+        if !std::mem::replace(&mut held.listed, true) {
+            drop(held);
             self.round.0.lock().push(Arc::downgrade(self));
         }
     }
 
     /// Closes what was idle for too long; true if anything is left.
     fn sweep(&self, now: Instant) -> bool {
-        let mut idle = std::mem::take(&mut self.pool.lock().idle);
+        let mut idle = std::mem::take(&mut self.held.lock().idle);
         idle.retain_mut(|one| {
             let since = now.saturating_duration_since(*one.seen.get_or_insert(now));
             since < one.timeout && one.connection.state() != State::Closed
         });
-        let mut pool = self.pool.lock();
-        idle.append(&mut pool.idle);
-        pool.idle = idle;
-        pool.listed = !pool.idle.is_empty();
-        pool.listed
+        let mut held = self.held.lock();
+        idle.append(&mut held.idle);
+        held.idle = idle;
+        held.sweep_multiplexed(now);
+        held.listed = !held.idle.is_empty() || !held.multiplexed.is_empty();
+        held.listed
     }
+}
+
+/// A stream on the first connection that has room; forgets those that have ended.
+fn take_stream(multiplexed: &mut Vec<Entry>, keep: Keep) -> Option<Ticket> {
+    multiplexed.retain(|entry| !entry.is_over());
+    multiplexed.iter_mut().find_map(|entry| entry.take(keep))
 }
 
 /// What a generation says about keeping connections, for one worker.
@@ -219,9 +363,9 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn new(connection: Box<Connection>, target: &Target, keep: Keep) -> Lease {
+    pub(super) fn new(connection: Box<Connection>, pool: &Pool, keep: Keep) -> Lease {
         Lease {
-            shard: target.shard(connection.home).clone(),
+            shard: pool.shard(connection.home).clone(),
             connection,
             keep,
         }
@@ -248,8 +392,7 @@ pub struct InFlight {
 
 impl InFlight {
     pub(super) fn begin(target: &Arc<Target>, worker: usize) -> InFlight {
-        let count = &target.shard(worker).in_flight;
-        count.fetch_add(1, Ordering::Relaxed);
+        target.count(worker).fetch_add(1, Ordering::Relaxed);
         InFlight {
             target: target.clone(),
             worker,
@@ -259,7 +402,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let count = &self.target.shard(self.worker).in_flight;
+        let count = self.target.count(self.worker);
         count.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 
 use super::body::Progress;
 use super::error::{Error, Kind, chain};
+use super::multiplex::Ticket;
 use super::pool::Lease;
+use crate::config::scalar::TargetAddr;
 
 /// The response body as it comes from a target, with the idle limit between its pieces; a cut one is an error, never a
 /// clean end. It hands the connection back to the pool when it has ended.
@@ -22,24 +24,33 @@ use super::pool::Lease;
 pub struct UpstreamBody {
     incoming: Incoming,
     /// The connection, until it goes back.
-    lease: Option<Lease>,
+    held: Option<Held>,
     /// The request's body, unless it was empty.
     sent: Option<Arc<Progress>>,
     limit: Option<Duration>,
-    /// While a piece is waited for: until when.
+    /// While a piece is waited for: until when, unless the request's body still comes.
     due: Option<Instant>,
+}
+
+/// What a response comes on.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// HTTP/1: the connection.
+    H1(Lease),
+    /// HTTP/2: a stream.
+    H2(Ticket),
 }
 
 impl UpstreamBody {
     pub(super) fn new(
         incoming: Incoming,
-        lease: Lease,
+        held: Held,
         sent: Option<Arc<Progress>>,
         limit: Option<Duration>,
     ) -> UpstreamBody {
         let mut body = UpstreamBody {
             incoming,
-            lease: Some(lease),
+            held: Some(held),
             sent,
             limit,
             due: None,
@@ -51,9 +62,9 @@ impl UpstreamBody {
     }
 
     /// The response is whole: its connection is free, unless the origin answered before it had the whole request.
-    /// Then the connection's next bytes would still be that request's, so it is closed.
+    /// Then the connection's next bytes would still be that request's, so it is closed; a stream is reset.
     fn release(&mut self) {
-        if let Some(lease) = self.lease.take()
+        if let Some(Held::H1(lease)) = self.held.take()
             && self.sent.as_ref().is_none_or(|sent| sent.ended())
         {
             lease.give_back();
@@ -64,24 +75,29 @@ impl UpstreamBody {
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let UpstreamBody {
             incoming,
-            lease,
+            held,
+            sent,
             limit,
             due,
-            ..
         } = self;
         let mut incoming = Pin::new(incoming);
-        let Some(lease) = lease else {
-            // All of it is here.
-            return incoming.poll_frame(cx).map_err(Cut::Broken);
+        let ask = |cx: &mut Context<'_>| incoming.as_mut().poll_frame(cx);
+        let due = |passed| {
+            let limit = (*limit)?;
+            let Some(passed) = passed else {
+                return Some(*due.get_or_insert_with(|| Instant::now() + limit));
+            };
+            // While the client still sends, the origin may be silent.
+            let later = sent.as_ref()?.last() + limit;
+            *due = Some(later);
+            (later > passed).then_some(later)
         };
-        let piece = lease.connection.poll(
-            cx,
-            |cx| incoming.as_mut().poll_frame(cx),
-            |passed| match (*limit, passed) {
-                (Some(limit), None) => Some(*due.get_or_insert_with(|| Instant::now() + limit)),
-                _ => None,
-            },
-        );
+        let piece = match held {
+            Some(Held::H1(lease)) => lease.connection.poll(cx, ask, due),
+            Some(Held::H2(ticket)) => ticket.deadline.watch(cx, ask, due),
+            // All of it is here.
+            None => return incoming.poll_frame(cx).map_err(Cut::Broken),
+        };
         match ready!(piece) {
             Some(piece) => Poll::Ready(piece.map(|piece| piece.map_err(Cut::Broken))),
             None => Poll::Ready(Some(Err(Cut::Late(limit.unwrap_or_default())))),
@@ -90,13 +106,22 @@ impl UpstreamBody {
 
     fn cut(&mut self, kind: Kind, why: String) -> Error {
         let peer = self
-            .lease
+            .held
             .take()
-            .map_or_else(String::new, |lease| format!("{}: ", lease.peer()));
+            .map_or_else(String::new, |held| format!("{}: ", held.peer()));
         // When the client's own body broke, hyper ends both directions; the cause is the client's.
         match self.sent.as_ref().and_then(|sent| sent.failure()) {
             Some(error) => error,
             None => Error::upstream(kind, format!("{peer}{why}")),
+        }
+    }
+}
+
+impl Held {
+    fn peer(&self) -> &TargetAddr {
+        match self {
+            Held::H1(lease) => lease.peer(),
+            Held::H2(ticket) => ticket.connection.peer(),
         }
     }
 }

@@ -13,27 +13,29 @@ use ::http::{Request, Response, StatusCode, Version};
 use tokio::time::Instant;
 
 use super::body::{Progress, RequestBody};
-use super::connect::dial;
-use super::connection::Connection;
+use super::connect::{Dialed, dial};
+use super::connection::{Connection, Parts, Slot};
 use super::error::{Error, Kind};
 use super::exchange::{Spare, exchange, origin_form};
 use super::pool::{InFlight, Keep, Lease};
-use super::response::UpstreamBody;
+use super::response::{Held, UpstreamBody};
 use super::retry::{Again, repeats};
 use super::select::Tries;
 use super::{Member, SendOptions, Upstream};
+use crate::config::upstream::Protocol;
 use crate::metrics::WorkerContext;
+use crate::tls::client::Offer;
 
 /// Pooled connections tried on one target: after a restart of the origin all are stale, a fresh one is then quicker.
 const POOLED: u32 = 2;
 
 /// What does not change between the tries of one request.
-struct Plan<'a> {
-    worker: &'a WorkerContext,
+pub(super) struct Plan<'a> {
+    pub(super) worker: &'a WorkerContext,
     /// `None` when the body is empty.
-    sent: Option<Arc<Progress>>,
-    response_timeout: Option<Duration>,
-    keep: Keep,
+    pub(super) sent: Option<Arc<Progress>>,
+    pub(super) response_timeout: Option<Duration>,
+    pub(super) keep: Keep,
 }
 
 impl Upstream {
@@ -60,12 +62,7 @@ impl Upstream {
             worker,
             sent: request.body().progress(),
             response_timeout: options.response_timeout.or(self.timeouts.response),
-            keep: Keep::new(
-                self.pool.idle,
-                self.pool.idle_timeout,
-                worker.index,
-                worker.of,
-            ),
+            keep: self.keep(worker),
         };
         if let Some(sent) = plan.sent.clone().filter(|sent| !sent.gate.is_open()) {
             hyper::ext::on_informational(&mut request, move |response| {
@@ -124,10 +121,30 @@ impl Upstream {
         request: &mut Request<RequestBody>,
     ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
         let flight = InFlight::begin(&member.target, plan.worker.index);
+        match member.transport.protocol {
+            Protocol::Http1 => self.try_h1(member, plan, request, flight, None).await,
+            // Boxed: every request's future would carry its state.
+            Protocol::H2c | Protocol::H2 | Protocol::Auto => {
+                Box::pin(self.try_multiplexed(member, plan, request, flight)).await
+            }
+        }
+    }
+
+    /// The same over HTTP/1. `fresh`: a connection that was made for it.
+    pub(super) async fn try_h1(
+        &self,
+        member: &Member,
+        plan: &Plan<'_>,
+        request: &mut Request<RequestBody>,
+        flight: InFlight,
+        mut fresh: Option<Box<Connection>>,
+    ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
         let mut pooled = POOLED;
         loop {
-            let (mut connection, reused) =
-                self.connection(member, plan.worker.index, pooled).await?;
+            let (mut connection, reused) = match fresh.take() {
+                Some(connection) => (connection, false),
+                None => self.connection(member, plan.worker.index, pooled).await?,
+            };
             pooled = pooled.saturating_sub(u32::from(reused));
             // hyper keeps what it writes, so the copy must be made before.
             let spare = if reused {
@@ -148,10 +165,10 @@ impl Upstream {
                     if let Some(spare) = spare {
                         connection.scratch = spare.into_scratch();
                     }
-                    let lease = Lease::new(connection, &member.target, plan.keep);
+                    let held = Held::H1(Lease::new(connection, &member.pool, plan.keep));
                     let (sent, idle) = (plan.sent.clone(), self.timeouts.idle);
                     return Ok((
-                        response.map(|body| UpstreamBody::new(body, lease, sent, idle)),
+                        response.map(|body| UpstreamBody::new(body, held, sent, idle)),
                         flight,
                     ));
                 }
@@ -175,30 +192,53 @@ impl Upstream {
         worker: usize,
         pooled: u32,
     ) -> Result<(Box<Connection>, bool), Error> {
-        let target = &member.target;
         if pooled > 0
-            && let Some(idle) = target.check_out(worker)
+            && let Some(idle) = member.pool.check_out(worker)
         {
             return Ok((idle, true));
         }
-        let mut slot = target.slot(self.pool.max_connections);
+        let mut slot = member.target.slot(self.pool.max_connections);
         if slot.is_none() {
             if pooled > 0
-                && let Some(idle) = target.check_out_any()
+                && let Some(idle) = member.pool.check_out_any()
             {
                 return Ok((idle, true));
             }
             // The search may have closed some that had ended.
-            slot = target.slot(self.pool.max_connections);
+            slot = member.target.slot(self.pool.max_connections);
         }
-        let Some(slot) = slot else {
-            let (address, open) = (target.address(), target.connections());
-            let detail = format!("{address}: {open} connections are open");
-            return Err(Error::upstream(Kind::ConnectionLimitReached, detail).unsent());
-        };
-        let within = self.timeouts.connect;
+        let slot = slot.ok_or_else(|| member.no_slot())?;
         // Boxed: dialing is rare, and every request's future would carry its state.
-        let fresh = Box::pin(dial(target.address(), target.names(), within, slot)).await?;
+        let fresh = Box::pin(self.dial_h1(member, slot)).await?;
         Ok((Connection::new(fresh, worker), false))
+    }
+
+    /// What this generation says about keeping connections.
+    pub(super) fn keep(&self, worker: &WorkerContext) -> Keep {
+        let (idle, timeout) = (self.pool.idle, self.pool.idle_timeout);
+        Keep::new(idle, timeout, worker.index, worker.of)
+    }
+
+    /// A fresh connection that speaks HTTP/1.
+    pub(super) async fn dial_h1(&self, member: &Member, slot: Slot) -> Result<Parts, Error> {
+        match self.dial(member, slot, Offer::H1).await? {
+            Dialed::H1(parts) => Ok(*parts),
+            Dialed::H2(_) => {
+                let detail = format!("{}: chose h2 unasked", member.target.address());
+                Err(Error::upstream(Kind::TlsProtocolError, detail).unsent())
+            }
+        }
+    }
+
+    /// A fresh connection that speaks what is offered.
+    pub(super) async fn dial(
+        &self,
+        member: &Member,
+        slot: Slot,
+        offer: Offer,
+    ) -> Result<Dialed, Error> {
+        let (target, within) = (&member.target, self.timeouts.connect);
+        let (address, names) = (target.address(), target.names());
+        dial(address, names, within, slot, &member.transport, offer).await
     }
 }

@@ -58,6 +58,32 @@ impl Deadline {
             sleep.as_mut().reset(at);
         }
     }
+
+    /// Polls `ask`. `None`: it is late.
+    ///
+    /// `due` is asked when there is nothing to do but wait: until when, without end if `None`. Once that has passed it
+    /// is asked again, with the time that passed, for a later one.
+    pub(super) fn watch<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        ask: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+        mut due: impl FnMut(Option<Instant>) -> Option<Instant>,
+    ) -> Poll<Option<T>> {
+        if let Poll::Ready(out) = ask(cx) {
+            return Poll::Ready(Some(out));
+        }
+        let mut at = due(None);
+        while let Some(time) = at {
+            if self.poll(cx, time).is_pending() {
+                return Poll::Pending;
+            }
+            at = due(at);
+            if at.is_none() {
+                return Poll::Ready(None);
+            }
+        }
+        Poll::Pending
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
-//! A request that asks the origin to switch protocols. It goes out on a connection of its own, never a pooled one: if the
-//! origin agrees, the connection is no HTTP any more; a pooled one might just be closing, and a handshake is not sent twice.
+//! A request that asks the origin for a websocket. Over HTTP/1 it goes out on a connection of its own, never a pooled one:
+//! if the origin agrees, the connection is no HTTP any more; a pooled one might just be closing, and a handshake is not
+//! sent twice. Over HTTP/2 it is an extended CONNECT (RFC 8441) on a stream, where the target takes that.
+//!
+//! Whoever asks speaks as in HTTP/1 (`GET`, `Upgrade`, `101`), with a key that [`handshake`] has made up if need be.
 
 use std::future::{Future as _, poll_fn};
 use std::io;
@@ -8,22 +11,29 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ::http::header::HOST;
-use ::http::{Request, Response, StatusCode, Version};
+use ::http::header::{CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use bytes::Bytes;
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 use super::body::RequestBody;
-use super::connect::dial;
 use super::connection::{Connection, Parts, Slot};
 use super::error::{Error, Kind};
-use super::exchange::{ambiguous, origin_form};
+use super::exchange::{Spare, ambiguous, origin_form};
+use super::multiplex::Ticket;
+use super::outgoing::Outgoing;
 use super::pool::{InFlight, Keep, Lease};
-use super::response::UpstreamBody;
+use super::response::{Held, UpstreamBody};
 use super::select::Tries;
+use super::streams::{Channel, as_h2, broken};
 use super::wire::Wire;
-use super::{Member, SendOptions, Upstream};
+use super::{Member, SendOptions, Upstream, handshake};
+use crate::config::scalar::TargetAddr;
+use crate::config::upstream::Protocol;
 use crate::metrics::WorkerContext;
 
 /// What the origin said.
@@ -43,11 +53,20 @@ pub struct Switched {
     pub first: Bytes,
 }
 
-/// Its bytes. Dropping it closes the connection and frees its place among the target's.
-#[derive(Debug)]
+/// Its bytes. Dropping it closes the connection, or ends the stream, and frees its place among the target's.
 pub struct Stream {
-    wire: Wire,
-    _slot: Slot,
+    link: Link,
+}
+
+enum Link {
+    H1 {
+        link: Wire,
+        _slot: Slot,
+    },
+    H2 {
+        link: TokioIo<Upgraded>,
+        _ticket: Ticket,
+    },
 }
 
 impl Upstream {
@@ -70,7 +89,8 @@ impl Upstream {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
-            match self.switch(member, worker, &mut request, limit).await {
+            let asking = self.switch(member, worker, &mut request, limit);
+            match asking.await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => tries.failed(member, error)?,
             }
@@ -86,16 +106,123 @@ impl Upstream {
         request: &mut Request<RequestBody>,
         limit: Option<Duration>,
     ) -> Result<(Answer, InFlight), Error> {
-        let target = &member.target;
-        let in_flight = InFlight::begin(target, worker.index);
-        let address = target.address();
-        let Some(slot) = target.slot(self.pool.max_connections) else {
-            let open = target.connections();
-            let detail = format!("{address}: {open} connections are open");
-            return Err(Error::upstream(Kind::ConnectionLimitReached, detail).unsent());
+        let in_flight = InFlight::begin(&member.target, worker.index);
+        let protocol = member.transport.protocol;
+        if protocol != Protocol::Http1 {
+            // Boxed: see `Upstream::send`.
+            let stream = Box::pin(self.switch_stream(member, worker, request, limit)).await?;
+            if let Some(answer) = stream {
+                return Ok((answer, in_flight));
+            }
+            if protocol != Protocol::Auto {
+                let address = member.target.address();
+                let detail = format!("{address}: takes no websockets over HTTP/2");
+                return Err(Error::upstream(Kind::HttpUpgradeFailed, detail).unsent());
+            }
+        }
+        let answer = self
+            .switch_connection(member, worker, request, limit)
+            .await?;
+        Ok((answer, in_flight))
+    }
+
+    /// On a stream. `None`: the target takes none, and nothing was sent.
+    async fn switch_stream(
+        &self,
+        member: &Member,
+        worker: &WorkerContext,
+        request: &mut Request<RequestBody>,
+        limit: Option<Duration>,
+    ) -> Result<Option<Answer>, Error> {
+        let keep = self.keep(worker);
+        let mut ticket = match self.channel(member, worker.index, keep).await? {
+            Channel::Stream(ticket, _) => ticket,
+            Channel::H1(Some(fresh)) => {
+                // Somebody else's: a handshake has a connection to itself.
+                Lease::new(fresh, &member.pool, keep).give_back();
+                return Ok(None);
+            }
+            Channel::H1(None) => return Ok(None),
         };
-        let within = self.timeouts.connect;
-        let mut parts = dial(address, target.names(), within, slot).await?;
+        if !ticket.connection.takes_extended_connect() {
+            return Ok(None);
+        }
+        let peer = ticket.connection.peer().clone();
+        let spare = Spare::head(request, &mut Vec::new());
+        let (mut parts, _) =
+            std::mem::replace(request, Request::new(RequestBody::empty())).into_parts();
+        let key = handshake::strip(&mut parts.headers);
+        parts.method = Method::CONNECT;
+        parts
+            .extensions
+            .insert(hyper::ext::Protocol::from_static("websocket"));
+        let sending = as_h2(parts, member.transport.scheme())?;
+        let outcome = {
+            let mut sender = ticket.connection.sender();
+            let sending = Request::from_parts(sending, Outgoing::empty());
+            let mut answer = pin!(sender.try_send_request(sending));
+            let due = limit.map(|limit| Instant::now() + limit);
+            let deadline = &mut ticket.deadline;
+            poll_fn(|cx| {
+                let ask = |cx: &mut Context<'_>| answer.as_mut().poll(cx);
+                deadline.watch(cx, ask, |passed| due.filter(|_| passed.is_none()))
+            })
+            .await
+        };
+        let response = match outcome {
+            Some(Ok(response)) => response,
+            Some(Err(mut error)) => {
+                let returned = error.take_message().is_some();
+                let error = broken(error.error(), &ticket.connection);
+                let unsent = returned || error.unsent;
+                if let Some(again) = spare.and_then(Spare::request).filter(|_| unsent) {
+                    *request = again;
+                }
+                return Err(Error { unsent, ..error });
+            }
+            None => return Err(no_head(&peer, limit)),
+        };
+        if response.status() != StatusCode::OK {
+            let (held, idle) = (Held::H2(ticket), self.timeouts.idle);
+            let refused = response.map(|body| UpstreamBody::new(body, held, None, idle));
+            return Ok(Some(Answer::Refused(refused)));
+        }
+        let mut response = response;
+        let upgraded = hyper::upgrade::on(&mut response)
+            .await
+            .map_err(|e| Error::exchange(&e, &peer))?;
+        // As the client's own handshake has it.
+        let mut response = response.map(drop);
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let fields = response.headers_mut();
+        fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        if let Some(key) = key {
+            fields.insert(SEC_WEBSOCKET_ACCEPT, handshake::accept(&key));
+        }
+        let stream = Stream {
+            link: Link::H2 {
+                link: TokioIo::new(upgraded),
+                _ticket: ticket,
+            },
+        };
+        let first = Bytes::new();
+        Ok(Some(Answer::Switched(response, Switched { stream, first })))
+    }
+
+    /// On a connection of its own.
+    async fn switch_connection(
+        &self,
+        member: &Member,
+        worker: &WorkerContext,
+        request: &mut Request<RequestBody>,
+        limit: Option<Duration>,
+    ) -> Result<Answer, Error> {
+        let target = &member.target;
+        let address = target.address();
+        let slot = target.slot(self.pool.max_connections);
+        let slot = slot.ok_or_else(|| member.no_slot())?;
+        let mut parts = self.dial_h1(member, slot).await?;
         let response = ask(&mut parts, request, limit, member).await?;
         if let Some(fault) = ambiguous(response.headers()) {
             let detail = format!("{address}: {fault}");
@@ -105,10 +232,10 @@ impl Upstream {
             let connection = Connection::new(parts, worker.index);
             // Not kept: what was asked of it is not what pooled connections are for.
             let keep = Keep::new(0, Duration::ZERO, worker.index, worker.of);
-            let lease = Lease::new(connection, target, keep);
+            let held = Held::H1(Lease::new(connection, &member.pool, keep));
             let idle = self.timeouts.idle;
-            let response = response.map(|body| UpstreamBody::new(body, lease, None, idle));
-            return Ok((Answer::Refused(response), in_flight));
+            let response = response.map(|body| UpstreamBody::new(body, held, None, idle));
+            return Ok(Answer::Refused(response));
         }
         let Parts {
             sender: _sender,
@@ -122,14 +249,21 @@ impl Upstream {
         let http = http.into_parts();
         let switched = Switched {
             stream: Stream {
-                wire: http.io.into_inner(),
-                _slot: slot,
+                link: Link::H1 {
+                    link: http.io.into_inner(),
+                    _slot: slot,
+                },
             },
             first: http.read_buf,
         };
-        let answer = Answer::Switched(response.map(|_| ()), switched);
-        Ok((answer, in_flight))
+        Ok(Answer::Switched(response.map(|_| ()), switched))
     }
+}
+
+fn no_head(peer: &TargetAddr, limit: Option<Duration>) -> Error {
+    let limit = limit.unwrap_or_default();
+    let detail = format!("{peer}: no response head within {limit:?}");
+    Error::upstream(Kind::HttpResponseTimeout, detail)
 }
 
 /// Sends and waits for the answer's head, no longer than `limit`. `request` is left empty, but for an unsent error.
@@ -171,12 +305,26 @@ async fn ask(
             let error = Error::exchange(error.error(), address);
             Err(Error { unsent, ..error })
         }
-        None => {
-            let limit = limit.unwrap_or_default();
-            let detail = format!("{address}: no response head within {limit:?}");
-            Err(Error::upstream(Kind::HttpResponseTimeout, detail))
-        }
+        None => Err(no_head(address, limit)),
     }
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.link {
+            Link::H1 { .. } => "Stream(HTTP/1)",
+            Link::H2 { .. } => "Stream(HTTP/2)",
+        })
+    }
+}
+
+macro_rules! either {
+    ($this:expr, $link:ident => $call:expr) => {
+        match &mut $this.link {
+            Link::H1 { link: $link, .. } => $call,
+            Link::H2 { link: $link, .. } => $call,
+        }
+    };
 }
 
 impl AsyncRead for Stream {
@@ -185,7 +333,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_read(cx, buf)
+        either!(self, link => Pin::new(link).poll_read(cx, buf))
     }
 }
 
@@ -195,14 +343,14 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire).poll_write(cx, buf)
+        either!(self, link => Pin::new(link).poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_flush(cx)
+        either!(self, link => Pin::new(link).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_shutdown(cx)
+        either!(self, link => Pin::new(link).poll_shutdown(cx))
     }
 }

@@ -1,4 +1,4 @@
-//! The socket under an HTTP/1 connection to a target.
+//! The socket under a connection to a target.
 
 use std::io;
 use std::pin::Pin;
@@ -8,12 +8,33 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
+use tokio_rustls::client::TlsStream;
 
+use crate::net;
+
+/// A connected socket, in cleartext or after its TLS handshake.
 #[derive(Debug)]
 pub(super) enum Socket {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(UnixStream),
+    Tls(Box<TlsStream<Socket>>),
+}
+
+impl Socket {
+    /// Lets the kernel find out that the other end is gone while others wait on it. Only a hint: a socket that cannot be
+    /// watched does as well.
+    pub(super) fn watch_peer(&self) {
+        let tcp = match self {
+            Socket::Tcp(tcp) => tcp,
+            Socket::Tls(tls) => return tls.get_ref().0.watch_peer(),
+            #[cfg(unix)]
+            Socket::Unix(_) => return,
+        };
+        if let Err(error) = net::watch_peer(tcp) {
+            tracing::debug!(%error, "an upstream connection is not watched");
+        }
+    }
 }
 
 /// A socket whose broken write side never hides an answer. An origin may refuse a large body and close: the next write
@@ -46,16 +67,17 @@ impl Wire {
 }
 
 macro_rules! either {
-    ($wire:expr, $socket:ident => $call:expr) => {
-        match &mut $wire.socket {
+    ($this:expr, $socket:ident => $call:expr) => {
+        match &mut *$this {
             Socket::Tcp($socket) => $call,
             #[cfg(unix)]
             Socket::Unix($socket) => $call,
+            Socket::Tls($socket) => $call,
         }
     };
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for Socket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -65,17 +87,13 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for Socket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.deaf {
-            return Poll::Ready(Ok(buf.len()));
-        }
-        let result = either!(self, socket => Pin::new(socket).poll_write(cx, buf));
-        self.swallow(result, buf.len())
+        either!(self, socket => Pin::new(socket).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -83,12 +101,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let len = || bufs.iter().map(|buf| buf.len()).sum();
-        if self.deaf {
-            return Poll::Ready(Ok(len()));
-        }
-        let result = either!(self, socket => Pin::new(socket).poll_write_vectored(cx, bufs));
-        self.swallow(result, len())
+        either!(self, socket => Pin::new(socket).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -101,5 +114,59 @@ impl AsyncWrite for Wire {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         either!(self, socket => Pin::new(socket).poll_shutdown(cx))
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.deaf {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let result = Pin::new(&mut self.socket).poll_write(cx, buf);
+        self.swallow(result, buf.len())
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let len = || bufs.iter().map(|buf| buf.len()).sum();
+        if self.deaf {
+            return Poll::Ready(Ok(len()));
+        }
+        let result = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.swallow(result, len())
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.deaf {
+            return Poll::Ready(Ok(()));
+        }
+        let result = Pin::new(&mut self.socket).poll_flush(cx);
+        // Of TLS this may be the first write that fails.
+        self.swallow(result.map_ok(|()| 0), 0).map_ok(drop)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }

@@ -105,7 +105,7 @@ fn nothing_beyond_the_contract_is_served() {
         "/confirm",
         "/metrics",
         "/upgrade",
-        "/certificates",
+        "/certificates/",
         "/explain",
         "/sessions",
         "/tunnels",

@@ -213,7 +213,7 @@ fn a_folder_holds_certificates_that_come_and_go() {
         (one.der.clone(), one.der.clone())
     );
     write("two", &two);
-    gate.reload_ok(&document);
+    gate.reload(&document).expect(200);
     assert_eq!(
         (given("one.test"), given("two.test")),
         (one.der.clone(), two.der)
@@ -227,7 +227,7 @@ fn a_folder_holds_certificates_that_come_and_go() {
         "{problem}"
     );
     std::fs::remove_file(certs.join("two.crt")).unwrap();
-    gate.reload_ok(&document);
+    gate.reload(&document).expect(200);
     assert_eq!(given("two.test"), one.der);
 }
 
@@ -386,8 +386,8 @@ fn a_certificate_is_replaced_under_handshakes_and_none_fails() {
         put(&gate, &next);
         let early = TcpStream::connect(to).unwrap();
         let before = handshakes.load(Ordering::Relaxed);
-        let answer = gate.call(Call::post("/reload")).expect(200);
-        assert_eq!(answer["outcome"], "committed", "{answer}");
+        // Committed, or unchanged: the look at the files may have come first.
+        gate.call(Call::post("/reload")).expect(200);
         assert_eq!(
             Client::new().open(to, "a.test").unwrap().certificate(),
             next.der

@@ -214,9 +214,12 @@ impl HttpRaw {
         let count = |check: &mut Checker<'_>, n: Option<&Loc<Limit<u64>>>| {
             n.and_then(|n| n.get().map(|value| check.count(n.at, value)))
         };
+        let (h1, h2) = (speaks(Protocol::H1), speaks(Protocol::H2));
+        let alpn = self.tls.as_ref().map(|tls| tls.alpn(h1, h2, check));
         ConnectionSpec {
-            h1: speaks(Protocol::H1),
-            h2: speaks(Protocol::H2),
+            h1,
+            h2,
+            alpn: alpn.unwrap_or_default(),
             tls: self.tls.as_ref().map(|tls| tls.min_version()),
             trusted_proxies: trusted.into_iter().map(|(net, _)| net).collect(),
             header_timeout: check.limit(timeouts.and_then(|t| t.header.as_ref())),
@@ -269,7 +272,7 @@ type Setting = (
 );
 
 /// Every setting that servers on one address must agree on.
-const SETTINGS: [Setting; 14] = [
+const SETTINGS: [Setting; 15] = [
     (
         "tls",
         |a, b| a.tls.is_some() != b.tls.is_some(),
@@ -279,6 +282,13 @@ const SETTINGS: [Setting; 14] = [
         "tls.min_version",
         |a, b| a.tls.is_some() && b.tls.is_some() && a.tls != b.tls,
         |raw| place(&raw.tls.as_ref()?.min_version),
+    ),
+    (
+        "tls.alpn",
+        |a, b| {
+            a.tls.is_some() && b.tls.is_some() && (a.h1, a.h2) == (b.h1, b.h2) && a.alpn != b.alpn
+        },
+        |raw| place(&raw.tls.as_ref()?.alpn),
     ),
     (
         "protocols",

@@ -3,7 +3,8 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, Serializer};
@@ -28,10 +29,26 @@ section! {
         self_signed: List<String>,
         /// Cleartext addresses (`:80`) from which clients are sent here with 308.
         redirect_http: List<String>,
+        /// Ask clients for a certificate.
+        client_auth: ClientAuthRaw,
         /// The oldest version of TLS it speaks.
         min_version: TlsVersion = "1.2",
+        /// What is offered by ALPN, the preferred first; left out: `h2`, then `http/1.1`, of those in `protocols`.
+        alpn: List<Alpn>,
     }
-    later = [&["acme", "client_auth", "alpn"]];
+    later = [&["acme"]];
+}
+
+section! {
+    /// Ask clients for a certificate that a CA of ours has signed.
+    pub struct ClientAuthRaw {
+        /// Path of a PEM file with the certificates of the CAs that are trusted for it, or the PEM text itself.
+        ca: String,
+        /// `require`: a client without one gets no further; `request`: it may do without, but not with a wrong one.
+        mode: ClientAuthMode = "require",
+    }
+    short = ca;
+    later = [];
 }
 
 section! {
@@ -100,6 +117,31 @@ pub enum TlsVersion {
 
 words!(TlsVersion { "1.2" => TlsVersion::V12, "1.3" => TlsVersion::V13 });
 
+/// Whether a client must have a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ClientAuthMode {
+    Require,
+    Request,
+}
+
+words!(ClientAuthMode { "require" => ClientAuthMode::Require, "request" => ClientAuthMode::Request });
+
+/// A protocol as ALPN names it (RFC 7301).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Alpn {
+    H2,
+    Http1,
+}
+
+words!(Alpn { "h2" => Alpn::H2, "http/1.1" => Alpn::Http1 });
+
+/// Checked `client_auth`. Two servers with the same one may share a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientAuthSpec {
+    pub ca: PemSource,
+    pub mode: ClientAuthMode,
+}
+
 /// Checked `tls`, less what belongs to the connection ([`ConnectionSpec::tls`]) and the redirect, which is a server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TlsSpec {
@@ -107,6 +149,8 @@ pub struct TlsSpec {
     pub certificates: Vec<CertificateSpec>,
     /// Host names (`*.` allowed) and IP addresses; empty: none is made.
     pub self_signed: Vec<String>,
+    /// `None`: clients are not asked for a certificate.
+    pub client_auth: Option<Arc<ClientAuthSpec>>,
 }
 
 /// Where a certificate comes from.
@@ -120,11 +164,21 @@ pub enum CertificateSpec {
     Folder(PathBuf),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PemSource {
     /// An absolute path; read at prepare, its contents are part of the generation.
     File(PathBuf),
     Text(Secret),
+}
+
+impl PemSource {
+    /// `None`: the text is in the document.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            PemSource::File(path) => Some(path),
+            PemSource::Text(_) => None,
+        }
+    }
 }
 
 /// What follows the name of a server in that of the server which redirects to it.
@@ -168,10 +222,46 @@ impl TlsRaw {
                 .error(at, "`tls` needs a certificate")
                 .help("`certificates = [{ cert = \"site.crt\", key = \"site.key\" }]`, or `self_signed = [\"localhost\"]` for development");
         }
+        let client_auth = self.client_auth.as_ref().and_then(|c| c.spec(c.at, check));
         TlsSpec {
             certificates,
             self_signed,
+            client_auth: client_auth.map(Arc::new),
         }
+    }
+
+    /// What is offered by ALPN to those who may choose among `h1` and `h2`.
+    pub(super) fn alpn(&self, h1: bool, h2: bool, check: &mut Checker<'_>) -> Vec<Alpn> {
+        let Some(list) = &self.alpn else {
+            let spoken = [(h2, Alpn::H2), (h1, Alpn::Http1)].into_iter();
+            return spoken.filter(|(on, _)| *on).map(|(_, name)| name).collect();
+        };
+        let mut out = Vec::new();
+        for item in list.iter() {
+            let (name, word) = (item.value, item.value.word());
+            let spoken = if name == Alpn::H2 { h2 } else { h1 };
+            if !spoken {
+                check
+                    .findings
+                    .error(item.at, format!("`{word}` is not in `protocols`"));
+            } else if out.contains(&name) {
+                check
+                    .findings
+                    .error(item.at, format!("`{word}` is listed twice"));
+            } else {
+                out.push(name);
+            }
+        }
+        if h2 && !out.contains(&Alpn::H2) && !list.spoiled {
+            check
+                .findings
+                .error(
+                    list.at,
+                    "HTTP/2 is in `protocols`, but without `h2` here no client can choose it",
+                )
+                .help("add `h2`, or say `protocols = [\"h1\"]`");
+        }
+        out
     }
 
     pub(super) fn min_version(&self) -> TlsVersion {
@@ -219,7 +309,30 @@ impl CertificateRaw {
     }
 }
 
-fn cert_source(cert: &Loc<String>, check: &mut Checker<'_>) -> Option<PemSource> {
+impl ClientAuthRaw {
+    fn spec(&self, at: At, check: &mut Checker<'_>) -> Option<ClientAuthSpec> {
+        let Some(ca) = &self.ca else {
+            if !self.spoiled.contains(&"ca") {
+                check.findings.error(at, "`client_auth` needs a `ca`").help(
+                    "a PEM file with the certificates of those who sign your clients' certificates",
+                );
+            }
+            return None;
+        };
+        Some(ClientAuthSpec {
+            ca: cert_source(ca, check)?,
+            mode: self
+                .mode
+                .as_ref()
+                .map_or(ClientAuthMode::Require, |mode| mode.value),
+        })
+    }
+}
+
+pub(in crate::config) fn cert_source(
+    cert: &Loc<String>,
+    check: &mut Checker<'_>,
+) -> Option<PemSource> {
     if cert.is_empty() {
         check.findings.error(cert.at, "an empty path");
         return None;
@@ -231,7 +344,7 @@ fn cert_source(cert: &Loc<String>, check: &mut Checker<'_>) -> Option<PemSource>
     })
 }
 
-fn key_source(
+pub(in crate::config) fn key_source(
     key: &Loc<KeyRaw>,
     running: Option<&CertificateSpec>,
     check: &mut Checker<'_>,
@@ -299,6 +412,7 @@ impl Checked {
             hosts: self.spec.hosts.clone(),
             connection: ConnectionSpec {
                 tls: None,
+                alpn: Vec::new(),
                 ..self.spec.connection.clone()
             },
             tls: None,

@@ -8,14 +8,14 @@ use super::super::check::{Checker, shorten};
 use super::super::decode::{Decode, Loc, Map};
 use super::super::scalar::{TargetAddr, Wrong};
 use super::super::tree::At;
-use super::{TargetSpec, UpstreamRaw, UpstreamSpec};
+use super::{Protocol, TargetSpec, UpstreamRaw, UpstreamSpec, UpstreamTlsSpec};
 
 /// The upstreams that actions may name, and those that their addresses stand for.
 #[derive(Debug)]
 pub struct References<'d> {
     declared: &'d Map<UpstreamRaw>,
     used: HashSet<&'d str>,
-    /// By name, `host:port`: those that enabled actions need.
+    /// By name, `host:port`, with the scheme in front unless it is `http`: those that enabled actions need.
     pub implicit: BTreeMap<Arc<str>, UpstreamSpec>,
     defaults: UpstreamSpec,
 }
@@ -34,7 +34,7 @@ impl<'d> References<'d> {
         raw.fill();
         // Findings of this checker can only be "needs targets": the defaults are what they are.
         let mut scratch = Checker::new(super::super::findings::Findings::default(), base, true);
-        let defaults = raw.spec("", At::NOWHERE, &mut scratch);
+        let defaults = raw.spec("", At::NOWHERE, None, &mut scratch);
         References {
             declared,
             used: HashSet::new(),
@@ -74,9 +74,17 @@ impl<'d> References<'d> {
                 .help(help);
             return None;
         }
-        let parsed = target_and_base(text, check.base);
-        let (address, base) = check.take(text.at, parsed)?;
-        let name: Arc<str> = address.to_string().into();
+        let parsed = Destination::parse(text, check.base);
+        let Destination {
+            scheme,
+            address,
+            base,
+        } = check.take(text.at, parsed)?;
+        let name: Arc<str> = match scheme {
+            Scheme::Http => address.to_string().into(),
+            Scheme::Https => format!("https://{address}").into(),
+            Scheme::H2c => format!("h2c://{address}").into(),
+        };
         if live && !self.implicit.contains_key(&name) {
             let targets = vec![TargetSpec {
                 address,
@@ -86,6 +94,11 @@ impl<'d> References<'d> {
             let spec = UpstreamSpec {
                 name: name.clone(),
                 targets,
+                protocol: match scheme {
+                    Scheme::H2c => Protocol::H2c,
+                    Scheme::Http | Scheme::Https => self.defaults.protocol,
+                },
+                tls: (scheme == Scheme::Https).then(UpstreamTlsSpec::default),
                 ..self.defaults.clone()
             };
             self.implicit.insert(name.clone(), spec);
@@ -111,42 +124,61 @@ impl<'d> References<'d> {
     }
 }
 
-/// `host:port`, `unix:/path` or `http://host[:port][/base]`.
-fn target_and_base(text: &str, base: &Path) -> Result<(TargetAddr, String), Wrong> {
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return TargetAddr::parse(text, base).map(|a| (a, String::new()));
-    };
-    match scheme {
-        "http" => {}
-        "https" | "h2c" | "h2" => {
+/// How the target of a URL is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    Http,
+    Https,
+    H2c,
+}
+
+/// What an address or a URL stands for.
+struct Destination {
+    scheme: Scheme,
+    address: TargetAddr,
+    base: String,
+}
+
+impl Destination {
+    /// `host:port`, `unix:/path` or `http://host[:port][/base]`, also with `https` and `h2c`.
+    fn parse(text: &str, base: &Path) -> Result<Destination, Wrong> {
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Ok(Destination {
+                scheme: Scheme::Http,
+                address: TargetAddr::parse(text, base)?,
+                base: String::new(),
+            });
+        };
+        let (scheme, port) = match scheme {
+            "http" => (Scheme::Http, 80),
+            "https" => (Scheme::Https, 443),
+            "h2c" => (Scheme::H2c, 80),
+            other => {
+                let message = format!("`{}://` is not a scheme to proxy to", shorten(other));
+                return Err(Wrong::new(message).help("use `http://`, `https://` or `h2c://`"));
+            }
+        };
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        if authority.contains(['@', '?', '#']) {
             return Err(Wrong::new(format!(
-                "`{scheme}://` to a target is not supported yet"
+                "`{}` is not `host` or `host:port`",
+                shorten(authority)
             )));
         }
-        other => {
-            return Err(Wrong::new(format!(
-                "`{}://` is not a scheme to proxy to",
-                shorten(other)
-            ))
-            .help("use `http://`"));
-        }
+        let has_port = authority
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| !port.ends_with(']'));
+        let address = if has_port {
+            TargetAddr::parse(authority, base)
+        } else {
+            TargetAddr::parse(&format!("{authority}:{port}"), base)
+        };
+        Ok(Destination {
+            scheme,
+            address: address?,
+            base: base_path(path)?,
+        })
     }
-    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    if authority.contains(['@', '?', '#']) {
-        return Err(Wrong::new(format!(
-            "`{}` is not `host` or `host:port`",
-            shorten(authority)
-        )));
-    }
-    let has_port = authority
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| !port.ends_with(']'));
-    let address = if has_port {
-        TargetAddr::parse(authority, base)
-    } else {
-        TargetAddr::parse(&format!("{authority}:80"), base)
-    };
-    Ok((address?, base_path(path)?))
 }
 
 /// A path to put before requests' paths, without the slash at its end.
@@ -187,16 +219,19 @@ mod tests {
 
     #[test]
     fn addresses_and_urls_are_a_target_and_a_base() {
-        let parse =
-            |text| target_and_base(text, Path::new("/b")).map(|(a, base)| (a.to_string(), base));
+        let parse = |text| {
+            Destination::parse(text, Path::new("/b")).map(|d| (d.address.to_string(), d.base))
+        };
         let is = |address: &str, base: &str| Ok((address.to_owned(), base.to_owned()));
         assert_eq!(parse("10.0.0.1:3000"), is("10.0.0.1:3000", ""));
         assert_eq!(parse("http://Example.com"), is("example.com:80", ""));
         assert_eq!(parse("http://[::1]/a/"), is("[::1]:80", "/a"));
         assert_eq!(parse("http://[::1]:81/a/b"), is("[::1]:81", "/a/b"));
+        assert_eq!(parse("https://a.test/b"), is("a.test:443", "/b"));
+        assert_eq!(parse("h2c://a.test:81"), is("a.test:81", ""));
         assert_eq!(parse("unix:/run/a.sock"), is("unix:/run/a.sock", ""));
         for wrong in [
-            "https://a",
+            "h2://a",
             "ftp://a",
             "http://",
             "http://a:b",

@@ -9,7 +9,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SET_COOKIE, TE, TRANSFER_ENCODING};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, SET_COOKIE, TE, TRANSFER_ENCODING,
+};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -22,6 +24,7 @@ use crate::config::runtime::OnChange;
 use crate::generation::Flight;
 use crate::http::action::with_target;
 use crate::http::body::ResponseBody;
+use crate::http::extended::Handshake;
 use crate::http::filter::Edit;
 use crate::http::headers;
 use crate::http::progress::Progress;
@@ -55,6 +58,8 @@ pub struct Inbound {
     pub parts: Parts,
     pub body: Incoming,
     pub expectation: Expectation,
+    /// It asks for a websocket on an HTTP/2 stream.
+    pub handshake: Option<Handshake>,
     /// Largest body in bytes.
     pub limit: Option<u64>,
     /// Changes of fields that filters want.
@@ -100,7 +105,7 @@ impl Proxy {
     pub async fn forward(
         &self,
         context: &RequestContext<'_>,
-        inbound: Inbound,
+        mut inbound: Inbound,
         progress: &Arc<Progress>,
         definition: u64,
         key: Option<u64>,
@@ -115,17 +120,23 @@ impl Proxy {
             idle: inbound.upgraded_timeout,
             on_change: self.on_change.unwrap_or(inbound.on_change),
         };
+        let handshake = inbound.handshake.take().filter(|_| self.websocket);
+        let extended = handshake.is_some();
         let sticky = upstream.sticky_cookie().and_then(|name| {
             text::cookies(&inbound.parts.headers)
                 .find(|(key, _)| *key == name.as_bytes())
                 .and_then(|(_, value)| sticky_id(value))
         });
-        let (mut request, mut options, websocket) = self.outbound(context, inbound)?;
+        let (mut request, mut options, websocket) = self.outbound(context, inbound, extended)?;
         (options.key, options.sticky) = (key, sticky);
         options.retries = self.retries.clone();
         let flight = &progress.flight;
         if websocket {
-            let outbound = Outbound { request, options };
+            let outbound = Outbound {
+                request,
+                options,
+                handshake,
+            };
             // Boxed: it happens once in the life of a connection, and every request's future would carry its state.
             let upgrading =
                 upgrade::run(upstream, context, outbound, progress, definition, switching);
@@ -155,6 +166,7 @@ impl Proxy {
         &self,
         context: &RequestContext<'_>,
         inbound: Inbound,
+        extended: bool,
     ) -> Result<(Request<RequestBody>, SendOptions, bool), Error> {
         let Inbound {
             mut parts,
@@ -183,11 +195,16 @@ impl Proxy {
             fields.insert(CONNECTION, HeaderValue::from_static("te"));
         }
         // A handshake is a GET without a body (RFC 6455 section 4.1); what else asks for it asks in vain.
-        let websocket = self.websocket
-            && wishes.websocket
-            && context.version == Version::HTTP_11
-            && parts.method == Method::GET
-            && body.is_end_stream();
+        let websocket = extended
+            || (self.websocket
+                && wishes.websocket
+                && context.version == Version::HTTP_11
+                && parts.method == Method::GET
+                && body.is_end_stream());
+        if extended {
+            // Of no use to its sender, and ours may follow.
+            fields.remove(SEC_WEBSOCKET_KEY);
+        }
         if websocket {
             websocket::set_upgrade(fields);
         }

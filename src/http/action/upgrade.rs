@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT};
+use http::{Request, Response, StatusCode};
 
 use super::proxy::{inbound_response, stick};
 use super::with_target;
 use crate::config::runtime::OnChange;
 use crate::http::body::{Content, ResponseBody};
+use crate::http::extended::{Agreed, Handshake};
 use crate::http::progress::Progress;
 use crate::http::request::RequestContext;
 use crate::http::tunnel::Tunnel;
@@ -17,12 +19,14 @@ use crate::http::websocket;
 use crate::upstream::body::RequestBody;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::upgrade::Answer;
-use crate::upstream::{SendOptions, Upstream};
+use crate::upstream::{SendOptions, Upstream, handshake};
 
 /// A request that is ready to be sent.
 pub(super) struct Outbound {
     pub(super) request: Request<RequestBody>,
     pub(super) options: SendOptions,
+    /// Where the client is to be found over HTTP/2.
+    pub(super) handshake: Option<Handshake>,
 }
 
 /// What the configuration says of the websocket that may come of it.
@@ -41,7 +45,15 @@ pub(super) async fn run(
     definition: u64,
     switching: Switching,
 ) -> Result<Response<ResponseBody>, Error> {
-    let Outbound { request, options } = outbound;
+    let Outbound {
+        mut request,
+        options,
+        handshake,
+    } = outbound;
+    // Over HTTP/2 a client has no key, but the origin may need one.
+    let key = handshake
+        .as_ref()
+        .map(|_| handshake::complete(request.headers_mut()));
     let worker = &context.connection.worker;
     let sticky = options.sticky;
     let (answer, in_flight) = upstream.upgrade(worker, request, options).await?;
@@ -50,6 +62,10 @@ pub(super) async fn run(
         Answer::Refused(response) => {
             progress.flight.define(with_target(definition, &target));
             let mut response = inbound_response(response);
+            if handshake.is_some() && response.status().is_success() {
+                let detail = format!("{target}: answered a websocket's handshake as a request");
+                return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
+            }
             stick(&mut response, upstream, &in_flight.target, sticky, context);
             return Ok(response.map(|body| ResponseBody::streamed(body, in_flight)));
         }
@@ -59,17 +75,35 @@ pub(super) async fn run(
         let detail = format!("{target}: switched to something other than websocket");
         return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
     }
+    let accepted = response.headers().get(SEC_WEBSOCKET_ACCEPT);
+    if key.is_some_and(|key| accepted != Some(&handshake::accept(&key))) {
+        let detail = format!("{target}: a wrong Sec-WebSocket-Accept");
+        return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
+    }
     progress.flight.define(with_target(definition, &target));
     let mut response = inbound_response(response);
     stick(&mut response, upstream, &in_flight.target, sticky, context);
-    context.connection.switch(Tunnel {
+    let tunnel = Tunnel {
         origin: switched.stream,
         first: switched.first,
         progress: progress.clone(),
         in_flight,
         idle: switching.idle,
         on_change: switching.on_change,
-    });
-    websocket::set_upgrade(response.headers_mut());
+    };
+    match handshake {
+        None => {
+            context.connection.switch(tunnel);
+            websocket::set_upgrade(response.headers_mut());
+        }
+        Some(Handshake(stream)) => {
+            context.connection.switch_stream(tunnel, stream);
+            // There is no other way to agree on a stream (RFC 8441 section 5).
+            *response.status_mut() = StatusCode::OK;
+            response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+            response.headers_mut().remove(CONTENT_LENGTH);
+            response.extensions_mut().insert(Agreed);
+        }
+    }
     Ok(response.map(|()| ResponseBody::new(Content::Empty)))
 }

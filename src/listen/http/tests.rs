@@ -29,6 +29,7 @@ fn listener(connection: ConnectionSpec) -> Arc<Listener> {
     Arc::new(Listener {
         slot: Slot::new(7, serving),
         worker: worker(),
+        handshakes: Arc::default(),
     })
 }
 
@@ -164,6 +165,7 @@ async fn a_body_over_the_limit_is_refused_before_it_comes() {
     let listener = Arc::new(Listener {
         slot: Slot::new(0, serving),
         worker: worker(),
+        handshakes: Arc::default(),
     });
     let mut client = Client::connect(&listener);
     client
@@ -337,6 +339,7 @@ async fn a_client_that_takes_nothing_is_let_go() {
     let listener = Arc::new(Listener {
         slot: Slot::new(0, serving),
         worker: worker(),
+        handshakes: Arc::default(),
     });
     let mut client = Client::connect(&listener);
     client.send(GET).await;
@@ -356,6 +359,7 @@ async fn a_request_whose_client_takes_nothing_can_still_be_cut() {
     let listener = Arc::new(Listener {
         slot: Slot::new(0, serving),
         worker: worker(),
+        handshakes: Arc::default(),
     });
     let mut client = Client::connect(&listener);
     client.send(GET).await;
@@ -725,6 +729,7 @@ mod http2 {
         let listener = Arc::new(Listener {
             slot: Slot::new(0, serving),
             worker: worker(),
+            handshakes: Arc::default(),
         });
         let Client { io, served } = Client::connect(&listener);
         let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())

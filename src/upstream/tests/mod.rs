@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod multiplexed;
 mod requests;
 mod retries;
 mod targets;
@@ -26,7 +27,7 @@ use super::error::Error;
 use super::{InFlight, SendOptions, Shared, Upstream, UpstreamBody};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{
-    Balance, PoolSpec, ResolveSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
+    Balance, PoolSpec, Protocol, ResolveSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
 };
 use crate::metrics::WorkerContext;
 
@@ -128,6 +129,8 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             .collect(),
         balance: Balance::RoundRobin,
         sticky: None,
+        protocol: Protocol::Http1,
+        tls: None,
         pool: PoolSpec {
             idle: 8,
             idle_timeout: Duration::from_secs(60),

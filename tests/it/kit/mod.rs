@@ -5,8 +5,10 @@
 use std::time::{Duration, Instant};
 
 pub(crate) mod admin;
+pub(crate) mod authority;
 pub(crate) mod contract;
 pub(crate) mod h2c;
+pub(crate) mod h2origin;
 pub(crate) mod load;
 pub(crate) mod origin;
 pub(crate) mod port;

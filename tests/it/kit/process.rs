@@ -220,6 +220,16 @@ impl Gate {
         self.signal(Signal::CONT);
     }
 
+    /// Starts it once more, after its end, with the same file and folders.
+    pub(crate) fn restart(mut self) -> Gate {
+        self.wait();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_evergate"));
+        command.args(["run", "-c"]).arg(self.config());
+        (self.child, self.output) = spawn(command, self.dir.path());
+        self.wait_ready();
+        self
+    }
+
     /// Waits for the end of the process.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         until("the process to end", || self.child.try_wait().unwrap())

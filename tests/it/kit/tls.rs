@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, ProtocolVersion,
     SignatureScheme, StreamOwned,
@@ -31,6 +33,44 @@ impl Pair {
             cert: made.cert.pem(),
             key: made.signing_key.serialize_pem(),
             der: made.cert.der().to_vec(),
+        }
+    }
+}
+
+/// A CA whose certificates clients show.
+pub(crate) struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pub(crate) cert: String,
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Authority {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        let cert = params.self_signed(&key).unwrap().pem();
+        let issuer = rcgen::Issuer::new(params, key);
+        Authority { issuer, cert }
+    }
+
+    /// A certificate of a client.
+    pub(crate) fn client(&self, name: &str) -> Pair {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![format!("{name}.test")]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let subject = &mut params.distinguished_name;
+        subject.push(rcgen::DnType::OrganizationName, "Example, Inc.");
+        subject.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let made = params.signed_by(&key, &self.issuer).unwrap();
+        Pair {
+            cert: made.pem(),
+            key: key.serialize_pem(),
+            der: made.der().to_vec(),
         }
     }
 }
@@ -61,6 +101,31 @@ impl Client {
 
     pub(crate) fn alpn(mut self, protocols: &[&str]) -> Client {
         self.config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
+        self
+    }
+
+    /// Trusts what `ca` has signed and nothing else.
+    pub(crate) fn trusting(ca: &str) -> Client {
+        let mut roots = rustls::RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap())
+            .unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Client { config }
+    }
+
+    /// Shows a certificate when it is asked for one.
+    pub(crate) fn showing(mut self, pair: &Pair) -> Client {
+        let provider = aws_lc_rs::default_provider();
+        let chain = vec![CertificateDer::from(pair.der.clone())];
+        let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+        let key = CertifiedKey::from_der(chain, key, &provider).unwrap();
+        self.config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(key));
         self
     }
 

@@ -1,0 +1,71 @@
+//! How a target is spoken to: protocol and TLS. It is part of a connection's identity, so that one which was made under
+//! other settings is never used again.
+
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+
+use crate::config::scalar::TargetAddr;
+use crate::config::upstream::{Protocol, UpstreamSpec};
+use crate::tls::client::{Client, Identity};
+
+/// How one target is spoken to.
+#[derive(Debug, Clone)]
+pub(super) struct Transport {
+    pub(super) protocol: Protocol,
+    /// `None`: cleartext.
+    pub(super) tls: Option<Tls>,
+}
+
+/// TLS with one target.
+#[derive(Debug, Clone)]
+pub(super) struct Tls {
+    pub(super) client: Arc<Client>,
+    /// What the target must prove.
+    pub(super) name: ServerName<'static>,
+}
+
+/// What connections of a target must have in common to be exchangeable.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TransportKey {
+    protocol: Protocol,
+    tls: Option<(Identity, ServerName<'static>)>,
+}
+
+impl Transport {
+    /// `client`: of the upstream, if it has `tls`.
+    pub(super) fn new(
+        spec: &UpstreamSpec,
+        client: Option<&Arc<Client>>,
+        target: &TargetAddr,
+    ) -> Transport {
+        let tls = client.map(|client| Tls {
+            client: client.clone(),
+            name: client.name_of(target),
+        });
+        Transport {
+            protocol: match spec.protocol {
+                // There is no ALPN in cleartext.
+                Protocol::Auto if tls.is_none() => Protocol::Http1,
+                protocol => protocol,
+            },
+            tls,
+        }
+    }
+
+    pub(super) fn key(&self) -> TransportKey {
+        let tls = self.tls.as_ref();
+        TransportKey {
+            protocol: self.protocol,
+            tls: tls.map(|tls| (*tls.client.identity(), tls.name.clone())),
+        }
+    }
+
+    /// The scheme of what is asked for.
+    pub(super) fn scheme(&self) -> ::http::uri::Scheme {
+        match self.tls {
+            Some(_) => ::http::uri::Scheme::HTTPS,
+            None => ::http::uri::Scheme::HTTP,
+        }
+    }
+}
