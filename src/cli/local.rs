@@ -130,17 +130,15 @@ fn refused(start: &Start<'_>, record: &SwapRecord) -> Exit {
     Exit::of_status(record.status.unwrap_or(500))
 }
 
-/// Log lines go to standard error: `RUST_LOG`, else info (warnings with `--quiet`). What is returned writes the last ones.
+/// Log lines go to standard error: `RUST_LOG`, else warnings with `--quiet`, else what `[log]` says. What is returned
+/// writes the last ones.
 fn log(quiet: bool) -> Option<log::Flush> {
-    let level = if quiet { "warn" } else { "info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let fixed = match EnvFilter::try_from_default_env() {
+        Ok(filter) => Some(filter),
+        Err(_) => quiet.then(|| EnvFilter::new("warn")),
+    };
     let (lines, flush) = log::to(std::io::stderr()).ok()?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(lines)
-        .with_ansi(std::io::stderr().is_terminal());
-    // Set already: then whoever embeds us has a log of their own.
-    let _ = log.try_init();
+    log::switch::install(lines, fixed, std::io::stderr().is_terminal());
     Some(flush)
 }
 

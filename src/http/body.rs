@@ -15,9 +15,10 @@ use super::compressed::Compressed;
 use super::connection::Connection;
 use super::filter::pace::{Deadline, Pace};
 use super::progress::Progress;
+use super::record::Record;
 use crate::config::http::FileCoding;
 use crate::upstream::error::{Error, Kind};
-use crate::upstream::{InFlight, UpstreamBody};
+use crate::upstream::{InFlight, Target, UpstreamBody};
 
 /// A request in progress: one place in its generation and one on its connection. Dropping it ends the request.
 #[derive(Debug)]
@@ -39,8 +40,19 @@ pub struct ResponseBody {
     exchange: Option<Exchange>,
     /// What few responses have; boxed, for every response would carry its room.
     extras: Option<Box<Extras>>,
+    record: Option<Record>,
     /// Holds the target's in-flight count.
-    _in_flight: Option<InFlight>,
+    in_flight: Option<InFlight>,
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(outcome) = self.record.as_mut().and_then(Record::finish)
+            && let Some(in_flight) = &mut self.in_flight
+        {
+            in_flight.end(outcome);
+        }
+    }
 }
 
 /// What holds a body back or ends it.
@@ -118,7 +130,8 @@ impl ResponseBody {
             content,
             exchange: None,
             extras: None,
-            _in_flight: None,
+            record: None,
+            in_flight: None,
         }
     }
 
@@ -128,13 +141,20 @@ impl ResponseBody {
             content: Content::Upstream(body),
             exchange: None,
             extras: None,
-            _in_flight: Some(in_flight),
+            record: None,
+            in_flight: Some(in_flight),
         }
     }
 
-    /// Ties the request's end to this body's.
-    pub fn hold(&mut self, exchange: Exchange) {
+    /// Ties the request's end to this body's. `record`: unless something else keeps it.
+    pub fn hold(&mut self, exchange: Exchange, record: Option<Record>) {
         self.exchange = Some(exchange);
+        self.record = record;
+    }
+
+    /// Who gave it.
+    pub fn target(&self) -> Option<&Arc<Target>> {
+        self.in_flight.as_ref().map(|in_flight| &in_flight.target)
     }
 
     /// Sends it no faster than `pace`, and not beyond `deadline`. One that has no content has neither.
@@ -252,6 +272,12 @@ impl Body for ResponseBody {
         }
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
+        }
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+            && let Some(record) = &mut this.record
+        {
+            record.add_sent(data.len() as u64);
         }
         polled
     }

@@ -26,6 +26,8 @@ use super::extended;
 use super::filter::pace::over;
 use super::filter::{Asking, Passed};
 use super::grpc;
+use super::record::Record;
+use super::record::id::X_REQUEST_ID;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
 use super::vars::Vars;
 use crate::generation::Serving;
@@ -76,8 +78,9 @@ pub async fn serve(
     let connects = !http1 && request.method() == Method::CONNECT;
     let counters = &exchange.connection.worker.counters;
     WorkerCounters::add(&counters.requests);
+    let mut record = Record::new();
     // A panic costs this request only. What it may have left half done is its own: nothing is shared mutably.
-    let handled = AssertUnwindSafe(handle(&exchange, begun, &serving, request))
+    let handled = AssertUnwindSafe(handle(&exchange, begun, &serving, request, &mut record))
         .catch_unwind()
         .await;
     // What is left needs no routes: a slow client must not keep those of an old generation in memory.
@@ -125,7 +128,14 @@ pub async fn serve(
             .insert(CONNECTION, HeaderValue::from_static("close"));
         connection.leave_unread();
     }
-    response.body_mut().hold(exchange);
+    response.headers_mut().insert(&X_REQUEST_ID, record.id());
+    record.answered(&response);
+    let record = if switches {
+        connection.follow(record)
+    } else {
+        Some(record)
+    };
+    response.body_mut().hold(exchange, record);
     Ok(response)
 }
 
@@ -134,8 +144,10 @@ async fn handle(
     begun: Begun,
     serving: &Serving<Entry>,
     request: Request<Incoming>,
+    record: &mut Record,
 ) -> Handled {
     let connection = &*exchange.connection;
+    let generation = serving.generation.id;
     let (mut parts, body) = request.into_parts();
     let handshake = match extended::take(&mut parts) {
         Ok(handshake) => handshake,
@@ -149,15 +161,33 @@ async fn handle(
     // Admission.
     let mut context = match RequestContext::admit(connection, &mut parts, &uri, begun.head) {
         Ok(context) => context,
-        Err(error) => return Handled::failed(&error, true),
+        Err(error) => {
+            let watch = &serving.entry.watch;
+            record.place_stranger(watch, connection, (&parts, &uri), generation);
+            return Handled::failed(&error, true);
+        }
+    };
+    let nowhere = |record: &mut Record, parts: &Parts| {
+        let vars = Vars {
+            context: &context,
+            parts,
+            server: "",
+            route: None,
+            generation,
+        };
+        record.place(&serving.entry.watch, &vars);
     };
     let expectation = match expectation(&mut parts) {
         Ok(expectation) => expectation,
-        Err(error) => return Handled::failed(&error, true),
+        Err(error) => {
+            nowhere(record, &parts);
+            return Handled::failed(&error, true);
+        }
     };
     match last_forward(&mut parts) {
         Ok(false) => {}
         Ok(true) => {
+            nowhere(record, &parts);
             // What is left of OPTIONS here says nothing; TRACE would only show the client its own fields.
             let is_options = parts.method == Method::OPTIONS;
             let status = if is_options {
@@ -172,12 +202,16 @@ async fn handle(
             }
             return Handled::answered(response, false);
         }
-        Err(error) => return Handled::failed(&error, true),
+        Err(error) => {
+            nowhere(record, &parts);
+            return Handled::failed(&error, true);
+        }
     }
 
     // Routing.
     let entry = &*serving.entry;
     let Some(server) = entry.server(context.host_name()) else {
+        nowhere(record, &parts);
         return local(
             error::plain(StatusCode::NOT_FOUND),
             body,
@@ -186,6 +220,7 @@ async fn handle(
         );
     };
     if entry.misdirected(connection.tls.as_ref(), context.host_name(), server) {
+        nowhere(record, &parts);
         return local(
             error::plain(StatusCode::MISDIRECTED_REQUEST),
             body,
@@ -203,13 +238,15 @@ async fn handle(
         exchange.progress.flight.define(action.definition);
     }
 
-    let pages = server.error_pages.as_ref().filter(|_| !is_grpc(&parts));
-
     let place = Place {
         server: &server.name,
         route: route.and_then(|route| route.name.as_deref()),
-        generation: serving.generation.id,
+        generation,
     };
+    let watch = route.map_or(&server.watch, |route| &route.watch);
+    record.place(watch, &place.vars(&context, &parts));
+    let pages = server.error_pages.as_ref().filter(|_| !is_grpc(&parts));
+
     let ends = filters.timeout.map(|limit| (Instant::now() + limit, limit));
     let mut passed = Passed::until(ends);
     let mut late = false;
@@ -226,6 +263,7 @@ async fn handle(
                     flight: &exchange.progress.flight,
                 };
                 if let Err(refusal) = filters.admit(asking, &mut passed).await {
+                    record.user.clone_from(&context.user);
                     return local(*refusal, body, expectation, http1);
                 }
                 if let Some(place) = passed.place.take() {
@@ -239,9 +277,12 @@ async fn handle(
                 handshake,
                 limit: filters.body_limit,
                 edits: std::mem::take(&mut passed.request),
+                cell: record.cell(),
                 upgraded_timeout: server.upgraded_timeout,
                 on_change: server.on_change,
             };
+            record.user.clone_from(&context.user);
+            record.heads_for(action.and_then(Action::upstream));
             act(exchange, &context, action, inbound, &place).await
         });
         match ends {
@@ -282,6 +323,18 @@ struct Place<'a> {
     generation: u64,
 }
 
+impl Place<'_> {
+    fn vars<'v>(&'v self, context: &'v RequestContext<'v>, parts: &'v Parts) -> Vars<'v> {
+        Vars {
+            context,
+            parts,
+            server: self.server,
+            route: self.route,
+            generation: self.generation,
+        }
+    }
+}
+
 /// The action, for what the filters let through.
 async fn act(
     exchange: &Exchange,
@@ -310,26 +363,28 @@ async fn act(
     let Some(action) = action else {
         return answer(error::plain(StatusCode::NOT_FOUND), inbound);
     };
-    let vars = |parts| Vars {
-        context,
-        parts,
-        server: place.server,
-        route: place.route,
-        generation: place.generation,
-    };
     match &action.kind {
-        Kind::Respond(respond) => answer(respond.respond(&vars(&inbound.parts)), inbound),
-        Kind::Redirect(redirect) => answer(redirect.respond(&vars(&inbound.parts)), inbound),
+        Kind::Respond(respond) => {
+            let response = respond.respond(&place.vars(context, &inbound.parts));
+            answer(response, inbound)
+        }
+        Kind::Redirect(redirect) => {
+            let response = redirect.respond(&place.vars(context, &inbound.parts));
+            answer(response, inbound)
+        }
         Kind::Files(files) => {
             let flight = &exchange.progress.flight;
-            let response = match files.respond(&vars(&inbound.parts), flight).await {
+            let response = match files
+                .respond(&place.vars(context, &inbound.parts), flight)
+                .await
+            {
                 Ok(response) => response,
                 Err(error) => error::respond(&error),
             };
             answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
-            let key = proxy.key(&vars(&inbound.parts));
+            let key = proxy.key(&place.vars(context, &inbound.parts));
             match proxy
                 .forward(context, inbound, &exchange.progress, action.definition, key)
                 .await

@@ -14,6 +14,7 @@ use super::client;
 use super::connection::{Connection, HeadMarks};
 use super::host::Host;
 use super::path::Path;
+use super::record::id;
 use super::route::Head;
 use crate::config::http::Scheme;
 use crate::tls::ClientCert;
@@ -37,10 +38,12 @@ pub struct RequestContext<'a> {
     /// The target as it came.
     pub uri: &'a Uri,
     pub version: Version,
-    /// Who it is, once `basic_auth` knows.
-    pub user: Option<Arc<str>>,
     /// The client's certificate, if the server it asks wants one.
     pub client_cert: Option<&'a ClientCert>,
+    /// See [`id`].
+    pub request_id: HeaderValue,
+    /// Whom authentication found; `None`: nobody was asked.
+    pub user: Option<Arc<str>>,
 }
 
 /// What an `Expect` field asks for.
@@ -101,8 +104,9 @@ impl<'a> RequestContext<'a> {
             slashless: false,
             uri,
             version: parts.version,
-            user: None,
             client_cert: None,
+            request_id: id::of(&parts.headers, connection.trusted),
+            user: None,
         })
     }
 

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::Entry;
 use super::progress::Progress;
+use super::record::Record;
 use super::websocket::{Frames, going_away, going_away_masked};
 use crate::config::runtime::OnChange;
 use crate::generation::{Serving, Verdict};
@@ -38,6 +39,8 @@ pub struct Tunnel {
     /// Holds its place in its generation. It outlives the request.
     pub progress: Arc<Progress>,
     pub in_flight: InFlight,
+    /// Of the request that it was.
+    pub record: Option<Record>,
     /// How long both sides may be silent.
     pub idle: Option<Duration>,
     pub on_change: OnChange,
@@ -69,7 +72,8 @@ impl Tunnel {
             origin,
             first,
             progress,
-            in_flight: _in_flight,
+            mut in_flight,
+            record,
             idle,
             on_change: _,
         } = self;
@@ -93,6 +97,12 @@ impl Tunnel {
         }
         let (sent, received) = (pair.forth.bytes, pair.back.bytes);
         tracing::debug!(?ended, sent, received, "websocket ended");
+        if let Some(mut record) = record {
+            record.tunnelled(sent, received);
+            if let Some(outcome) = record.finish() {
+                in_flight.end(outcome);
+            }
+        }
         match ended {
             Some(Err(_)) | Some(Ok(crate::net::copy::End::Closed)) => {}
             Some(Ok(crate::net::copy::End::Idle)) | None => say_goodbye(pair).await,

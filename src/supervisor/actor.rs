@@ -25,8 +25,9 @@ use super::state_dir::StateLock;
 use super::view::View;
 use crate::document::Document;
 use crate::generation::Generation;
-use crate::http::filter;
+use crate::http::{filter, record};
 use crate::listen::accept::ConnectionLimit;
+use crate::log::sink::Writers;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, store::Fault};
 use crate::upstream::Shared;
@@ -45,6 +46,8 @@ pub struct Options {
     pub compiler: tokio::runtime::Handle,
     /// Runtimes besides the workers', counted in `/status`.
     pub runtimes: Vec<tokio::runtime::Handle>,
+    /// Owns the threads that write access logs.
+    pub writers: Arc<Writers>,
     /// Told when the process cannot go on.
     pub fatal: mpsc::Sender<String>,
 }
@@ -72,6 +75,7 @@ pub fn start(options: Options) -> (Handle, tokio::task::JoinHandle<()>) {
         current: None,
         table: Table::default(),
         admin: None,
+        monitor: None,
         drains: JoinSet::new(),
         asked,
         said: Vec::new(),
@@ -93,6 +97,7 @@ pub(super) struct Supervisor {
     pub(super) current: Option<Current>,
     pub(super) table: Table,
     pub(super) admin: Option<AdminSocket>,
+    pub(super) monitor: Option<AdminSocket>,
     pub(super) drains: JoinSet<()>,
     /// Questions about certificates, which are answered between two swaps.
     asked: mpsc::Receiver<Ask>,
@@ -113,6 +118,7 @@ pub(super) struct Crew {
     pub(super) shared: Arc<Shared>,
     pub(super) tls: Arc<tls::Shared>,
     pub(super) filters: filter::Shared,
+    pub(super) records: record::Shared,
     pub(super) limit: Arc<ConnectionLimit>,
     pub(super) model: crate::config::runtime::Model,
 }
@@ -204,6 +210,7 @@ impl Supervisor {
                 self.inner.reject(&state, rejection);
             }
             Ok(None) => {
+                self.options.writers.reopen();
                 let generation = self.current.as_ref().map_or(0, |current| current.id);
                 let etag = self
                     .inner

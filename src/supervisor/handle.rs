@@ -15,6 +15,7 @@ use super::Rejection;
 use super::admin_socket::AdminBinding;
 use super::certificates::Ask;
 use super::event::{Kind, Outcome, Phase};
+use super::figures::Figures;
 use super::log::{EventReader, Log, SwapState};
 use super::request::{Source, SubmitError, SwapRecord, SwapRequest};
 use super::status::Status;
@@ -221,6 +222,13 @@ impl Handle {
     /// Alive generations, listeners, workers, counts: `/status`.
     pub fn status(&self) -> Status {
         self.inner.view.load_full().status(self.generation())
+    }
+
+    /// Everything that is counted: `/metrics`.
+    pub fn figures(&self) -> Figures {
+        let inner = &self.inner;
+        let view = inner.view.load_full();
+        view.figures(self.generation(), &inner.log.counts)
     }
 
     /// True when at least one generation serves and no stop was asked for (`/readyz`).

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Rejection;
 use super::actor::{Crew, Supervisor};
-use super::admin_socket::AdminReserved;
+use super::admin_socket::{AdminReserved, AdminSocket, AdminSockets};
 use super::certificates::{self, Watched};
 use super::event::{Kind, Phase};
 use super::files;
@@ -21,13 +21,14 @@ use super::log::SwapState;
 use super::plan::{self, Change, Step};
 use super::request::{Source, SwapRequest};
 use super::state_dir::{self, LockError, StateLock};
+use crate::config::log::LogPath;
 use crate::config::scalar::ListenAddr;
 use crate::config::{Diagnostic, Format};
 use crate::document::{Context, Document, Parsed, Refused};
-use crate::http::{Files, filter};
+use crate::http::{Files, filter, record};
 use crate::listen::accept::{Binding, ConnectionLimit};
 use crate::net;
-use crate::snapshot::{BindingKey, Contents, Pems, Snapshot};
+use crate::snapshot::{BindingKey, Contents, Lasting, Pems, Snapshot};
 use crate::tls;
 use crate::tls::stamp::Stamps;
 use crate::tls::store::Fault;
@@ -45,8 +46,8 @@ pub(super) struct Prepared {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) steps: Vec<Step>,
     pub(super) opened: Vec<(BindingKey, net::Reservation)>,
-    /// A new admin address.
-    pub(super) admin: Option<AdminReserved>,
+    /// New admin addresses.
+    pub(super) admin: AdminSockets<AdminReserved>,
     pub(super) crew: Arc<Crew>,
     pub(super) state_lock: Option<StateLock>,
     /// The file the document was read from.
@@ -327,6 +328,7 @@ impl Supervisor {
             shared,
             tls: Arc::new(tls.with_state_folder(state_folder)),
             filters: filter::Shared::default(),
+            records: record::Shared::new(self.options.writers.clone(), count),
             limit,
             model: runtime.model,
         })
@@ -355,13 +357,23 @@ impl Supervisor {
             let (pems, answers) = (&contents.pems.files, &contents.answers);
             let loaded = tls::store::load(&document, pems, answers, running, &crew.tls);
             let (certificates, clients, warnings) = loaded?;
+            let log = document.access_log.as_ref().map(|spec| {
+                let fault = |error| vec![unwritable(&spec.path, &error)];
+                crew.records.access_log(spec).map(Arc::new).map_err(fault)
+            });
+            let lasting = Lasting {
+                upstreams: &crew.shared,
+                tls: &crew.tls,
+                filters: &crew.filters,
+                records: &crew.records,
+            };
+            let log = log.transpose()?;
             let snapshot = Snapshot::build(
                 &document,
                 contents,
                 (certificates, clients),
-                &crew.shared,
-                &crew.tls,
-                &crew.filters,
+                log,
+                lasting,
                 before,
             );
             Ok((Arc::new(snapshot), warnings))
@@ -389,7 +401,13 @@ impl Supervisor {
         parsed: &Parsed,
         steps: &[Step],
         deadline: Instant,
-    ) -> Result<(Vec<(BindingKey, net::Reservation)>, Option<AdminReserved>), Rejection> {
+    ) -> Result<
+        (
+            Vec<(BindingKey, net::Reservation)>,
+            AdminSockets<AdminReserved>,
+        ),
+        Rejection,
+    > {
         let count = if net::balances() {
             self.shards(&parsed.document)
         } else {
@@ -412,18 +430,23 @@ impl Supervisor {
                 Err(error) => errors.push(parsed.locate(&pointer, error.message, error.help)),
             }
         }
-        let wanted = &parsed.document.admin.listen;
-        let mut admin = None;
-        if self
-            .admin
-            .as_ref()
-            .is_none_or(|socket| socket.address != *wanted)
-        {
-            match AdminReserved::reserve(wanted) {
-                Ok(reserved) => admin = Some(reserved),
-                Err((message, help)) => errors.push(parsed.locate("/admin/listen", message, help)),
+        let spec = &parsed.document.admin;
+        let mut take = |wanted: &ListenAddr, has: &Option<AdminSocket>, pointer| {
+            if has.as_ref().is_some_and(|socket| socket.address == *wanted) {
+                return None;
             }
-        }
+            let reserved = AdminReserved::reserve(wanted);
+            reserved
+                .map_err(|(message, help)| errors.push(parsed.locate(pointer, message, help)))
+                .ok()
+        };
+        let admin = AdminSockets {
+            api: take(&spec.listen, &self.admin, "/admin/listen"),
+            monitor: spec
+                .monitor
+                .as_ref()
+                .and_then(|wanted| take(wanted, &self.monitor, "/admin/monitor")),
+        };
         if errors.is_empty() {
             Ok((opened, admin))
         } else {
@@ -626,6 +649,14 @@ async fn resolve(parsed: &Parsed, snapshot: &Snapshot, deadline: Instant) -> Vec
             })
         });
     join_all(lookups).await.into_iter().flatten().collect()
+}
+
+fn unwritable(path: &LogPath, error: &std::io::Error) -> Fault {
+    Fault {
+        pointer: "/access_log/path".into(),
+        message: format!("{path}: {error}"),
+        help: None,
+    }
 }
 
 fn strict(request: &SwapRequest, warnings: &[Diagnostic]) -> Result<(), Rejection> {

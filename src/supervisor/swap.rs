@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::Rejection;
 use super::actor::{Crew, Current, Supervisor};
-use super::admin_socket::{AdminBinding, AdminReserved, AdminSocket};
+use super::admin_socket::{AdminBinding, AdminSocket};
 use super::drain::{self, Draining};
 use super::event::{Kind, Outcome, Phase};
 use super::handle::Running;
@@ -50,8 +50,7 @@ impl Supervisor {
             file,
         } = prepared;
         // The admin address first: if it cannot be had, no client has queued on a new one.
-        let admin = admin.map(AdminReserved::listen).transpose();
-        let admin = admin.map_err(|error| {
+        let admin = admin.listen().map_err(|error| {
             Rejection::new(409, "not-prepared", format!("the admin address: {error}"))
         })?;
         let opened = self.listen(&crew, opened).await?;
@@ -69,6 +68,9 @@ impl Supervisor {
         }
         let (generations, leaving) = self.adopt(state, &crew, id, &snapshot, &steps, false).await;
         let retired = self.retire(&steps);
+        // Whoever rotates files may have moved them away.
+        self.options.writers.reopen();
+        crate::log::switch::adopt(&document.log);
         crew.limit.set(document.runtime.max_connections);
         self.inner.log.keep(document.runtime.history);
 
@@ -87,17 +89,26 @@ impl Supervisor {
             etag: etag.clone(),
             document: document.clone(),
         })));
-        if let Some(listener) = admin {
+        if let Some(listener) = admin.api {
             self.admin = Some(AdminSocket {
                 address: document.admin.listen.clone(),
                 listener: Arc::new(listener),
             });
         }
+        self.monitor = match (&document.admin.monitor, admin.monitor) {
+            (None, _) => None,
+            (Some(address), Some(listener)) => Some(AdminSocket {
+                address: address.clone(),
+                listener: Arc::new(listener),
+            }),
+            (Some(_), None) => self.monitor.take(),
+        };
         if let Some(socket) = &self.admin {
             self.inner.admin.send_replace(Some(Arc::new(AdminBinding {
                 generation: id,
                 spec: document.admin.clone(),
                 listener: socket.listener.clone(),
+                monitor: self.monitor.as_ref().map(|socket| socket.listener.clone()),
             })));
         }
         let before = previous.as_ref().map(|previous| previous.id);

@@ -24,12 +24,12 @@ const API: u32 = 1;
 
 /// References to everything alive, as of the last change.
 pub(super) struct View {
-    started: Instant,
-    runtimes: Vec<tokio::runtime::Handle>,
-    crew: Option<Arc<Crew>>,
-    serving: Option<Current>,
-    bound: Vec<Arc<Bound>>,
-    draining: Vec<Arc<Draining>>,
+    pub(super) started: Instant,
+    pub(super) runtimes: Vec<tokio::runtime::Handle>,
+    pub(super) crew: Option<Arc<Crew>>,
+    pub(super) serving: Option<Current>,
+    pub(super) bound: Vec<Arc<Bound>>,
+    pub(super) draining: Vec<Arc<Draining>>,
 }
 
 impl View {

@@ -19,6 +19,7 @@ use super::transport::TransportKey;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
+use crate::metrics::cell::{Cell, Outcome, Totals};
 use crate::registry::Registry;
 
 /// A target's lasting part: in-flight count, open connections, pools.
@@ -28,7 +29,7 @@ pub struct Target {
     /// Shared with the connections, which must not keep the target alive.
     open: Arc<AtomicUsize>,
     /// By worker.
-    in_flight: Box<[Count]>,
+    counts: Box<[Count]>,
     pools: Registry<TransportKey, Pool>,
     /// By worker.
     rounds: Box<[Arc<Round>]>,
@@ -36,11 +37,15 @@ pub struct Target {
     pub(super) latency: Latency,
 }
 
-/// Requests that one worker has in flight: on cache lines of its own (adjacent lines are fetched in pairs), so that
+/// The requests of one worker: on cache lines of its own (adjacent lines are fetched in pairs), so that
 /// workers do not disturb each other.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Count(AtomicUsize);
+struct Count {
+    in_flight: AtomicUsize,
+    /// What became of those it had.
+    cell: Cell,
+}
 
 /// The connections of a target that are spoken to alike, by worker. Dropping it closes the idle ones, but for those of a
 /// worker where a response is still under way: they close with that.
@@ -91,7 +96,7 @@ impl Target {
     pub(super) fn new(key: TargetKey, rounds: &[Arc<Round>], names: Option<Arc<Names>>) -> Target {
         Target {
             open: Arc::default(),
-            in_flight: rounds.iter().map(|_| Count::default()).collect(),
+            counts: rounds.iter().map(|_| Count::default()).collect(),
             pools: Registry::default(),
             rounds: rounds.into(),
             key,
@@ -116,12 +121,21 @@ impl Target {
 
     /// Requests in flight, over all generations and workers.
     pub fn in_flight(&self) -> usize {
-        let here = |count: &Count| count.0.load(Ordering::Relaxed);
-        self.in_flight.iter().map(here).sum()
+        let here = |count: &Count| count.in_flight.load(Ordering::Relaxed);
+        self.counts.iter().map(here).sum()
     }
 
-    fn count(&self, worker: usize) -> &AtomicUsize {
-        &self.in_flight.get(worker).unwrap_or(&self.in_flight[0]).0
+    fn count(&self, worker: usize) -> &Count {
+        self.counts.get(worker).unwrap_or(&self.counts[0])
+    }
+
+    /// What became of its requests, over all generations and workers.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for count in &self.counts {
+            count.cell.add_to(&mut totals);
+        }
+        totals
     }
 
     /// Open connections, idle ones included; the whole process.
@@ -388,22 +402,35 @@ impl Lease {
 pub struct InFlight {
     pub target: Arc<Target>,
     worker: usize,
+    ended: bool,
 }
 
 impl InFlight {
     pub(super) fn begin(target: &Arc<Target>, worker: usize) -> InFlight {
-        target.count(worker).fetch_add(1, Ordering::Relaxed);
+        let count = target.count(worker);
+        count.in_flight.fetch_add(1, Ordering::Relaxed);
+        count.cell.begin();
         InFlight {
             target: target.clone(),
             worker,
+            ended: false,
         }
+    }
+
+    /// It was answered, and the answer has ended.
+    pub fn end(&mut self, outcome: Outcome) {
+        self.target.count(self.worker).cell.end(&outcome);
+        self.ended = true;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let count = self.target.count(self.worker);
-        count.fetch_sub(1, Ordering::Relaxed);
+        count.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if !self.ended {
+            count.cell.fail();
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod kit;
 
+mod access_log;
 mod admin;
 mod auth;
 mod balance;
@@ -24,6 +25,7 @@ mod gates;
 mod headers;
 mod held_back;
 mod limits;
+mod metrics;
 mod proxy;
 mod quick;
 mod refused;

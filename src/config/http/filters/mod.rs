@@ -76,6 +76,8 @@ macro_rules! filtered {
                 headers: $crate::config::decode::Switch<$crate::config::http::HeadersRaw>,
                 /// Compress responses that gain by it, where the client takes it: our order among those it likes equally. `false`: none.
                 compress: $crate::config::decode::Switch<$crate::config::decode::List<$crate::config::http::FileCoding>>,
+                /// `false`: its requests have no line in the access log.
+                access_log: bool,
             }
             $(one_of = $one_of;)?
             later = $later;
@@ -98,6 +100,7 @@ macro_rules! filtered {
                     rewrite: self.rewrite.as_ref(),
                     headers: self.headers.as_ref(),
                     compress: self.compress.as_ref(),
+                    access_log: self.access_log.as_ref(),
                 }
             }
         }
@@ -124,6 +127,7 @@ pub(in crate::config) struct Written<'r> {
     pub(in crate::config) rewrite: Option<&'r Loc<Switch<RewriteRaw>>>,
     pub(in crate::config) headers: Option<&'r Loc<Switch<HeadersRaw>>>,
     pub(in crate::config) compress: Option<&'r Loc<Switch<List<FileCoding>>>>,
+    pub(in crate::config) access_log: Option<&'r Loc<bool>>,
 }
 
 /// A filter where it may be said: `None` is "not here, what lies below counts", [`Setting::Off`] is `false`.
@@ -193,6 +197,8 @@ pub struct FiltersSpec {
     /// Adds up.
     pub headers: HeadersSetting,
     pub compress: Setting<CompressSpec>,
+    /// Requests have a line in the access log, if there is one. `None`: they do.
+    pub access_log: Option<bool>,
 }
 
 impl FiltersSpec {
@@ -212,6 +218,7 @@ impl FiltersSpec {
             rewrite: self.rewrite.over(&below.rewrite),
             headers: self.headers.over(&below.headers),
             compress: self.compress.over(&below.compress),
+            access_log: self.access_log.or(below.access_log),
         }
     }
 }
@@ -298,6 +305,7 @@ impl Written<'_> {
             compress: Setting::read(self.compress, |list| {
                 CompressSpec::new(list, at(self.compress), check)
             }),
+            access_log: self.access_log.map(|lines| lines.value),
         }
     }
 }
@@ -321,12 +329,14 @@ mod tests {
             allow: some("10.0.0.0/8"),
             deny: some("10.1.0.0/16"),
             body_limit: Some(Some(10)),
+            access_log: Some(false),
             ..FiltersSpec::default()
         };
         let route = FiltersSpec {
             allow: some("192.0.2.0/24"),
             deny: Setting::Off,
             body_limit: Some(None),
+            access_log: Some(true),
             ..FiltersSpec::default()
         };
         let merged = route.over(&server);
