@@ -10,6 +10,7 @@ mod reach;
 mod said_once;
 mod schema;
 mod shown;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ use crate::config::{Diagnostic, Format, format, render};
 
 pub use include::{Included, Sources};
 pub use locator::Locator;
+pub use targets::targets;
 
 use shown::Behind;
 

@@ -226,6 +226,19 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// It is committed, in the place of `before`: its upstreams' checks take charge of their targets.
+    pub fn begin(&self, before: Option<&Snapshot>) {
+        for (name, upstream) in &self.upstreams {
+            let old = before.and_then(|before| before.upstreams.get(name));
+            // One that is taken over has begun.
+            if old.is_none_or(|old| !Arc::ptr_eq(old, upstream)) {
+                upstream.begin(old.is_some());
+            }
+        }
+    }
+}
+
 /// What the servers of an address present. First comes the server without `hosts`, which is there for clients whose name
 /// nobody knows, then the others by name.
 fn presented(

@@ -173,6 +173,7 @@ pub(crate) fn check(check: &Check) -> Exit {
                 missing.extend(judge_htpasswd(&parsed));
                 let (errors, more) = judge_certificates(&parsed);
                 missing.extend(errors);
+                missing.extend(judge_targets(&parsed));
                 warnings.extend(more);
             }
             let refused = check.strict && !warnings.is_empty();
@@ -208,6 +209,7 @@ fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
         all.map(move |(path, pointer)| (path, pointer, folder))
     };
     of(document.file_pointers(), false)
+        .chain(of(document.target_files(), false))
         .chain(of(document.folder_pointers(), true))
         .chain(of(document.certificate_folders(), true))
         .filter(|(path, _, _)| seen.insert(path.clone()))
@@ -245,6 +247,29 @@ fn judge_htpasswd(parsed: &Parsed) -> Vec<Diagnostic> {
     faults
         .map(|f| parsed.locate(&f.pointer, f.message, f.help))
         .collect()
+}
+
+/// Errors of the files of targets. One that is no regular file is left to a start.
+fn judge_targets(parsed: &Parsed) -> Vec<Diagnostic> {
+    let mut document = parsed.document.clone();
+    let mut errors = Vec::new();
+    let mut files: HashMap<PathBuf, Vec<u8>> = HashMap::new();
+    for (path, pointer) in document.target_files() {
+        if !std::fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
+            continue;
+        }
+        match std::fs::read(&path) {
+            Ok(bytes) => drop(files.insert(path, bytes)),
+            Err(error) => {
+                let message = format!("{}: {error}", path.display());
+                errors.push(parsed.locate(&pointer, message, None));
+            }
+        }
+    }
+    let faults = document.take_targets(|path| files.get(path).map(|bytes| &bytes[..]), None);
+    let told = faults.into_iter();
+    errors.extend(told.map(|(pointer, message, _)| parsed.locate(&pointer, message, None)));
+    errors
 }
 
 /// Errors and warnings of the certificates that a document names. Where one of their files is no regular one (a FIFO may

@@ -186,6 +186,23 @@ impl ResponseBody {
         Some(Poll::Ready(Ok(pace.take(rest))))
     }
 
+    /// The next of the content, no more of it than the pace allows.
+    fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let polled = self.content.poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = &polled
+            && let Some(in_flight) = &self.in_flight
+        {
+            in_flight.broken(error);
+        }
+        let Some(pace) = self.extras.as_mut().and_then(|extras| extras.pace.as_mut()) else {
+            return polled;
+        };
+        polled.map_ok(|frame| match frame.into_data() {
+            Ok(piece) => Frame::data(pace.take(piece)),
+            Err(trailers) => trailers,
+        })
+    }
+
     fn pace(&self) -> Option<&Pace> {
         self.extras.as_ref()?.pace.as_ref()
     }
@@ -255,21 +272,15 @@ impl Body for ResponseBody {
             );
             return Poll::Ready(Some(Err(cut)));
         }
-        if let Some(polled) = this.poll_limits(cx) {
-            if let Some(exchange) = &this.exchange {
-                exchange.progress.handed_over(polled.is_ready());
-            }
-            return polled.map(|piece| Some(piece.map(Frame::data)));
-        }
-        let mut polled = this.content.poll_frame(cx);
-        if let Some(extras) = &mut this.extras
-            && let Some(pace) = &mut extras.pace
+        if let Some(in_flight) = &mut this.in_flight
+            && in_flight.poll_cut(cx).is_ready()
         {
-            polled = polled.map_ok(|frame| match frame.into_data() {
-                Ok(piece) => Frame::data(pace.take(piece)),
-                Err(trailers) => trailers,
-            });
+            return Poll::Ready(Some(Err(in_flight.cut_error())));
         }
+        let polled = match this.poll_limits(cx) {
+            Some(limited) => limited.map(|piece| Some(piece.map(Frame::data))),
+            None => this.poll_content(cx),
+        };
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
         }

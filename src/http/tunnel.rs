@@ -1,5 +1,6 @@
 //! A client and an origin after both have switched to websocket: bytes are copied until one of four things ends it: both
-//! sides are done, one breaks, both are silent for too long, or a swap took its definition away.
+//! sides are done, one breaks, both are silent for too long, or it is cut: a swap took its definition away, or its target
+//! went down and `on_down` says so.
 //!
 //! In the last two cases it says goodbye: each direction runs on to the end of the frame that is passing and then ends
 //! with a Close 1001, so that the client knows that it may come back. A direction that does not get there in time, or is no
@@ -83,6 +84,7 @@ impl Tunnel {
         let mut pair = Pair::new(client, origin, forth, back, idle);
         let mut ended = poll_fn(|cx| match pair.poll(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
+            Poll::Pending if in_flight.poll_cut(cx).is_ready() => Poll::Ready(None),
             Poll::Pending => flight.poll_cut(cx).map(|()| None),
         })
         .await;

@@ -22,6 +22,7 @@ use super::handle::{Handle, Inner, Queued};
 use super::log::Log;
 use super::prepare::Table;
 use super::state_dir::StateLock;
+use super::targets::Watch;
 use super::view::View;
 use crate::document::Document;
 use crate::generation::Generation;
@@ -84,6 +85,7 @@ pub fn start(options: Options) -> (Handle, tokio::task::JoinHandle<()>) {
         nonce: fastrand::u64(..),
         state_lock: None,
         posted: false,
+        watch: None,
     };
     let task = tokio::spawn(supervisor.run());
     (Handle { inner }, task)
@@ -110,6 +112,8 @@ pub(super) struct Supervisor {
     pub(super) state_lock: Option<StateLock>,
     /// What runs was posted, not read from the file.
     pub(super) posted: bool,
+    /// Looks at the files of targets that what runs names.
+    pub(super) watch: Option<Watch>,
 }
 
 /// What outlives every generation: the workers and what they share.

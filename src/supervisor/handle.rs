@@ -163,6 +163,7 @@ impl Handle {
                     event.source = Some("embedded".into());
                     event.bytes = Some(bytes.len() as u64);
                 }
+                Source::Running => event.source = Some("running".into()),
                 Source::File => {
                     let known = self.inner.file.lock();
                     let path = known

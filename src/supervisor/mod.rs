@@ -19,6 +19,7 @@ mod request;
 mod state_dir;
 mod status;
 mod swap;
+mod targets;
 mod view;
 mod watch;
 
@@ -30,7 +31,9 @@ pub use handle::{Handle, Running};
 pub use log::EventReader;
 pub use request::{Source, SubmitError, SwapRecord, SwapRequest};
 pub use state_dir::folder as state_folder;
-pub use status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
+pub use status::{
+    CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
+};
 
 use crate::config::Diagnostic;
 

@@ -21,6 +21,7 @@ use super::log::SwapState;
 use super::plan::{self, Change, Step};
 use super::request::{Source, SwapRequest};
 use super::state_dir::{self, LockError, StateLock};
+use super::targets::TargetLists;
 use crate::config::log::LogPath;
 use crate::config::scalar::ListenAddr;
 use crate::config::{Diagnostic, Format};
@@ -52,6 +53,8 @@ pub(super) struct Prepared {
     pub(super) state_lock: Option<StateLock>,
     /// The file the document was read from.
     pub(super) file: Option<PathBuf>,
+    /// What its files of targets said.
+    pub(super) targets: TargetLists,
 }
 
 /// A document as it came.
@@ -119,18 +122,8 @@ impl Supervisor {
     ) -> Result<Option<Box<Prepared>>, Rejection> {
         self.inner.check_if_match(request.if_match.as_deref())?;
         let generation = self.current.as_ref().map_or(0, |current| current.id);
-        let Read {
-            bytes,
-            format,
-            base,
-            file,
-        } = self.read(&request.source).await?;
-        let running = self
-            .current
-            .as_ref()
-            .map(|current| current.document.clone());
-        let parsed = parse(&self.options.compiler, bytes, format, base, running).await?;
-        let document = Arc::new(parsed.document.clone());
+        let (parsed, file) = self.parsed(&request.source).await?;
+        let mut document = parsed.document.clone();
         let mut warnings = parsed.warnings.clone();
         if let Some(current) = &self.current {
             let changed = plan::boot_only(&current.document, &document).into_iter();
@@ -151,9 +144,32 @@ impl Supervisor {
 
         let timeout = document.runtime.prepare_timeout;
         let deadline = Instant::now() + timeout;
-        let stamps = Arc::new(Watched::of(&document).stamps(deadline).await);
-        let contents = load(&parsed, stamps, deadline, timeout).await?;
-        look_for_folders(&parsed, deadline, timeout).await?;
+        let again = self
+            .current
+            .as_ref()
+            .filter(|_| matches!(request.source, Source::Running));
+        let contents = match again {
+            // Nobody asked to read anything but targets.
+            Some(current) => Contents {
+                answers: current.snapshot.files.clone(),
+                pems: current.snapshot.pems.clone(),
+            },
+            None => {
+                look_for_folders(&parsed, deadline, timeout).await?;
+                let stamps = Arc::new(Watched::of(&document).stamps(deadline).await);
+                load(&parsed, stamps, deadline, timeout).await?
+            }
+        };
+        let targets = self
+            .take_targets(
+                &parsed,
+                &mut document,
+                again.is_some(),
+                deadline,
+                &mut warnings,
+            )
+            .await?;
+        let document = Arc::new(document);
         if request.kind == Kind::Reload
             && let Some(current) = &self.current
             && *current.document == *document
@@ -210,7 +226,58 @@ impl Supervisor {
             crew,
             state_lock,
             file,
+            targets,
         })))
+    }
+
+    /// The document that a swap is to, and the file that it was read from.
+    async fn parsed(&self, source: &Source) -> Result<(Parsed, Option<PathBuf>), Rejection> {
+        if let (Source::Running, Some(current)) = (source, &self.current) {
+            return Ok((current.document.again(), None));
+        }
+        let Read {
+            bytes,
+            format,
+            base,
+            file,
+        } = self.read(source).await?;
+        let running = self
+            .current
+            .as_ref()
+            .map(|current| current.document.clone());
+        let parsed = parse(&self.options.compiler, bytes, format, base, running).await?;
+        Ok((parsed, file))
+    }
+
+    /// Puts in the targets that stand in files, and returns what the files said. `lenient`: of a file that is wrong, the
+    /// running targets stay.
+    async fn take_targets(
+        &self,
+        parsed: &Parsed,
+        document: &mut Document,
+        lenient: bool,
+        deadline: Instant,
+        warnings: &mut Vec<Diagnostic>,
+    ) -> Result<TargetLists, Rejection> {
+        let timeout = document.runtime.prepare_timeout;
+        let named = document.target_files();
+        let (contents, mut errors) = read_all(parsed, named, deadline, timeout).await;
+        let running = self.current.as_ref().map(|current| &*current.document);
+        let read = |path: &Path| contents.get(path).map(|bytes| &bytes[..]);
+        let faults = document.take_targets(read, running.filter(|_| lenient));
+        if lenient {
+            warnings.append(&mut errors);
+        }
+        for (pointer, message, kept) in faults {
+            let help = kept.then(|| "the targets that it named before stay".to_owned());
+            let list = if kept { &mut *warnings } else { &mut errors };
+            list.push(parsed.locate(&pointer, message, help));
+        }
+        if errors.is_empty() {
+            Ok(contents)
+        } else {
+            Err(Rejection::with(409, "not-prepared", errors))
+        }
     }
 
     async fn read(&self, source: &Source) -> Result<Read, Rejection> {
@@ -227,6 +294,8 @@ impl Supervisor {
                     .map_or_else(|| folder(Path::new("x")), folder);
                 Ok(Read::new(bytes.clone(), *format, base))
             }
+            // Nothing runs, so nothing runs again.
+            Source::Running => Err(Rejection::new(409, "no-file", "nothing runs")),
             Source::Embedded { bytes, format } => {
                 Ok(Read::new(bytes.clone(), *format, folder(Path::new("x"))))
             }
@@ -562,25 +631,8 @@ async fn load(
     // What `[defaults]` name is named by every server, and read once.
     let mut seen = HashSet::new();
     named.retain(|(path, _)| seen.insert(path.clone()));
-    let reads = named.into_iter().map(|(path, pointer)| async move {
-        let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
-        let error = match read {
-            Ok(Ok(bytes)) => return Ok((path, bytes)),
-            Ok(Err(error)) => format!("{}: {error}", path.display()),
-            Err(_) => format!(
-                "{}: could not be read within `prepare_timeout` ({timeout:?})",
-                path.display()
-            ),
-        };
-        Err(parsed.locate(&pointer, error, None))
-    });
-    let mut files = Files::new();
-    for read in join_all(reads).await {
-        match read {
-            Ok((path, bytes)) => drop(files.insert(path, bytes)),
-            Err(error) => errors.push(error),
-        }
-    }
+    let (mut files, more) = read_all(parsed, named, deadline, timeout).await;
+    errors.extend(more);
     if errors.is_empty() {
         let faults = parsed.document.judge_htpasswd(&files).into_iter();
         errors.extend(faults.map(|f| parsed.locate(&f.pointer, f.message, f.help)));
@@ -604,6 +656,35 @@ async fn load(
             stamps,
         },
     })
+}
+
+/// Reads files at once. Returns what they say, and what could not be read.
+async fn read_all(
+    parsed: &Parsed,
+    named: Vec<(PathBuf, String)>,
+    deadline: Instant,
+    timeout: Duration,
+) -> (Files, Vec<Diagnostic>) {
+    let reads = named.into_iter().map(|(path, pointer)| async move {
+        let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
+        let error = match read {
+            Ok(Ok(bytes)) => return Ok((path, bytes)),
+            Ok(Err(error)) => format!("{}: {error}", path.display()),
+            Err(_) => format!(
+                "{}: could not be read within `prepare_timeout` ({timeout:?})",
+                path.display()
+            ),
+        };
+        Err(parsed.locate(&pointer, error, None))
+    });
+    let (mut files, mut errors) = (Files::new(), Vec::new());
+    for read in join_all(reads).await {
+        match read {
+            Ok((path, bytes)) => drop(files.insert(path, bytes)),
+            Err(error) => errors.push(error),
+        }
+    }
+    (files, errors)
 }
 
 /// Sees that every folder to be served is one.

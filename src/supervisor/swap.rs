@@ -13,11 +13,12 @@ use super::actor::{Crew, Current, Supervisor};
 use super::admin_socket::{AdminBinding, AdminSocket};
 use super::drain::{self, Draining};
 use super::event::{Kind, Outcome, Phase};
-use super::handle::Running;
+use super::handle::{Handle, Running};
 use super::log::SwapState;
 use super::plan::{self, Change, Step};
 use super::prepare::{Bound, Prepared};
 use super::request::{Source, SwapRequest};
+use super::targets::Watch;
 use crate::generation::Generation;
 use crate::listen::accept::Binding;
 use crate::net;
@@ -48,6 +49,7 @@ impl Supervisor {
             crew,
             state_lock,
             file,
+            targets,
         } = prepared;
         // The admin address first: if it cannot be had, no client has queued on a new one.
         let admin = admin.listen().map_err(|error| {
@@ -59,13 +61,17 @@ impl Supervisor {
         self.next_generation += 1;
         self.crew = Some(crew.clone());
         self.state_lock = state_lock.or(self.state_lock.take());
-        self.posted = matches!(request.source, Source::Body { .. });
+        // The same document keeps its author.
+        if !matches!(request.source, Source::Running) {
+            self.posted = matches!(request.source, Source::Body { .. });
+        }
         if file.is_some() {
             *self.inner.file.lock() = file;
         }
         for bound in opened {
             self.table.map.insert(bound.key.clone(), bound);
         }
+        snapshot.begin(self.current.as_ref().map(|current| &*current.snapshot));
         let (generations, leaving) = self.adopt(state, &crew, id, &snapshot, &steps, false).await;
         let retired = self.retire(&steps);
         // Whoever rotates files may have moved them away.
@@ -83,7 +89,11 @@ impl Supervisor {
             snapshot,
             generations,
         });
-        let etag = format!("\"{:016x}-{id}\"", self.nonce);
+        let running = self.inner.running.load_full();
+        let etag = match (&request.source, running) {
+            (Source::Running, Some(running)) => running.etag.clone(),
+            _ => format!("\"{:016x}-{id}\"", self.nonce),
+        };
         self.inner.running.store(Some(Arc::new(Running {
             generation: id,
             etag: etag.clone(),
@@ -111,6 +121,10 @@ impl Supervisor {
                 monitor: self.monitor.as_ref().map(|socket| socket.listener.clone()),
             })));
         }
+        let handle = Handle {
+            inner: self.inner.clone(),
+        };
+        self.watch = Watch::start(&document, targets, handle);
         let before = previous.as_ref().map(|previous| previous.id);
         let draining = self.begin_drain(previous.as_ref(), leaving, retired);
         self.publish();
@@ -152,6 +166,7 @@ impl Supervisor {
             },
         );
         let id = self.next_generation;
+        self.watch = None;
         let mut leaving = Leaving::default();
         if let Some(crew) = self.crew.clone() {
             (_, leaving) = self

@@ -4,14 +4,17 @@
 //! serves another identity; a pool lives as long as a generation that speaks so. HTTP/1 connections are here while they
 //! are idle, HTTP/2 connections as long as they take streams. Sizes and timeouts are not kept here: they come with each request from its generation, so they may change freely.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{Connection, Slot, State};
+use super::health::{self, Health, Passive};
 use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
 use super::resolve::Names;
@@ -34,6 +37,7 @@ pub struct Target {
     /// By worker.
     rounds: Box<[Arc<Round>]>,
     names: Option<Arc<Names>>,
+    health: Arc<Health>,
     pub(super) latency: Latency,
 }
 
@@ -93,7 +97,12 @@ struct Idle {
 
 impl Target {
     /// For each worker there is one of `rounds`.
-    pub(super) fn new(key: TargetKey, rounds: &[Arc<Round>], names: Option<Arc<Names>>) -> Target {
+    pub(super) fn new(
+        key: TargetKey,
+        rounds: &[Arc<Round>],
+        names: Option<Arc<Names>>,
+        health: Arc<Health>,
+    ) -> Target {
         Target {
             open: Arc::default(),
             counts: rounds.iter().map(|_| Count::default()).collect(),
@@ -101,6 +110,7 @@ impl Target {
             rounds: rounds.into(),
             key,
             names,
+            health,
             latency: Latency::default(),
         }
     }
@@ -150,9 +160,32 @@ impl Target {
         shards.map(|shard| shard.held.lock().idle()).sum()
     }
 
-    /// False while its name does not resolve.
+    /// False while its name does not resolve, its checks fail, or it is ejected.
     pub fn is_up(&self) -> bool {
+        self.health.is_up() && self.is_resolved()
+    }
+
+    /// False while its name has not been found.
+    pub(super) fn is_resolved(&self) -> bool {
         self.names.as_ref().is_none_or(|names| names.is_up())
+    }
+
+    pub(super) fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    /// In one word.
+    pub fn state(&self) -> health::State {
+        if self.is_resolved() {
+            self.health.state()
+        } else {
+            health::State::Unresolved
+        }
+    }
+
+    /// What is known of its health.
+    pub fn report(&self) -> health::Report {
+        self.health.report()
     }
 
     pub fn key(&self) -> &TargetKey {
@@ -403,6 +436,10 @@ pub struct InFlight {
     pub target: Arc<Target>,
     worker: usize,
     ended: bool,
+    /// The target goes down; `None`: that is no matter.
+    pub(super) cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Told when the answer breaks.
+    pub(super) passive: Option<Arc<Passive>>,
 }
 
 impl InFlight {
@@ -414,6 +451,8 @@ impl InFlight {
             target: target.clone(),
             worker,
             ended: false,
+            cut: None,
+            passive: None,
         }
     }
 
@@ -469,6 +508,10 @@ mod tests {
             ("api".into(), TargetAddr::Unix("/x".into())),
             &[Arc::default()],
             None,
+            Arc::new(Health::new(
+                ("api".into(), TargetAddr::Unix("/x".into())),
+                Arc::default(),
+            )),
         );
         let first = target.slot(Some(2));
         let second = target.slot(Some(2));

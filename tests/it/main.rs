@@ -23,6 +23,7 @@ mod files;
 mod filters;
 mod gates;
 mod headers;
+mod health;
 mod held_back;
 mod limits;
 mod metrics;

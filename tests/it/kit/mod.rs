@@ -10,6 +10,7 @@ pub(crate) mod contract;
 pub(crate) mod h2c;
 pub(crate) mod h2origin;
 pub(crate) mod load;
+pub(crate) mod mortal;
 pub(crate) mod origin;
 pub(crate) mod port;
 pub(crate) mod process;
