@@ -136,7 +136,9 @@ pub struct Passed {
     /// that is set in the request itself is taken for the client's.
     pub request: Vec<Edit>,
     /// To the fields of the response: those with variables, in their order.
-    response: Vec<Option<Edit>>,
+    response: Vec<headers::Waiting>,
+    /// When it came, if a field of the response tells its time.
+    began: Option<std::time::Instant>,
     cors: cors::Asked,
     compress: compress::Wanted,
 }
@@ -262,8 +264,8 @@ impl Filters {
     /// The way back, for answers of the action and of filters alike.
     pub fn back(&self, mut passed: Passed, response: &mut Response<ResponseBody>) {
         if let Some(headers) = &self.headers {
-            let rendered = std::mem::take(&mut passed.response);
-            headers.back(rendered, response.headers_mut());
+            let waiting = std::mem::take(&mut passed.response);
+            headers.back(waiting, passed.began, response);
         }
         if let Some(cors) = &self.cors {
             cors.back(&mut passed.cors, response.headers_mut());
