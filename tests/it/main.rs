@@ -10,6 +10,7 @@ mod kit;
 
 mod access_log;
 mod admin;
+mod auth;
 mod balance;
 mod certificates;
 mod cli;
@@ -20,6 +21,7 @@ mod drain;
 mod edits;
 mod files;
 mod filters;
+mod gates;
 mod headers;
 mod health;
 mod held_back;
