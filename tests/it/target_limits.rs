@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::kit::h2origin::{H2Origin, Ways};
 use crate::kit::{Conn, Gate, Origin, count, free_port, until};
 
 fn config(to: SocketAddr, origins: &[&Origin], limits: &str) -> String {
@@ -171,4 +172,55 @@ fn connections_are_waited_for() {
     let status = gate.status();
     let open = &status["upstreams"][0]["targets"][0]["connections"];
     assert!(open.as_u64().unwrap() <= 2, "{open}");
+}
+
+#[test]
+fn over_http2_requests_and_connections_are_waited_for_too() {
+    let origin = H2Origin::start(Ways {
+        streams: Some(2),
+        ..Ways::default()
+    });
+    let to = place();
+    let document = |limits: &str| {
+        format!(
+            "[http.web]\nlisten = \"{to}\"\nproxy = \"app\"\n[upstreams.app]\ntargets = \"{}\"\nprotocol = \"h2c\"\nlimits = {{ {limits}, wait = \"60s\" }}\n",
+            origin.addr
+        )
+    };
+    let hold = || {
+        let mut conn = Conn::open(to).unwrap();
+        conn.send(ask("/hold")).unwrap();
+        conn
+    };
+    let in_flight = |gate: &Gate, wanted: u64| {
+        let what = format!("{wanted} requests in flight");
+        gate.wait_status(&what, |s| {
+            s["upstreams"][0]["targets"][0]["in_flight"] == wanted
+        });
+    };
+    let gate = Gate::start(&document("connections = 1, requests = 2"));
+    let mut held = vec![hold(), hold()];
+    in_flight(&gate, 2);
+    held.push(hold());
+    queued(&gate, 1);
+    in_flight(&gate, 2);
+    // One connection with two streams: the next one waits for a stream.
+    gate.reload_ok(&document("connections = 1, requests = 10"));
+    in_flight(&gate, 2);
+    origin.release();
+    for conn in &mut held {
+        assert_eq!(conn.response().unwrap().status, 200);
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut conn = Conn::open(to).unwrap();
+                for _ in 0..20 {
+                    assert_eq!(conn.exchange(ask("/x")).unwrap().status, 200);
+                }
+            });
+        }
+    });
+    let status = gate.status();
+    assert_eq!(status["upstreams"][0]["targets"][0]["connections"], 1);
 }
