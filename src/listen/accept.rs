@@ -16,11 +16,12 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::http::{self, Listener};
-use super::tls;
+use super::{proxy_protocol, tls};
 use crate::config::http::ConnectionSpec;
 use crate::config::scalar::ListenAddr;
 use crate::generation::EpochGuard;
 use crate::http::Secure;
+use crate::http::client::is_trusted;
 use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net::{self, Peer, Stream};
 
@@ -115,6 +116,20 @@ struct Held {
     binding: Arc<Binding>,
     worker: Arc<WorkerContext>,
     client: Option<IpAddr>,
+}
+
+impl Held {
+    /// Counts the client; false if it has too many connections. Clients of a unix socket cannot be told apart.
+    fn admits(&mut self, peer: Peer, limits: &ConnectionSpec) -> bool {
+        let (Some(max), Some(ip)) = (limits.connections_per_client, peer.ip()) else {
+            return true;
+        };
+        let mut clients = self.binding.clients.lock();
+        let count = clients.entry(ip).or_default();
+        *count += 1;
+        self.client = Some(ip);
+        *count <= max
+    }
 }
 
 impl Drop for Held {
@@ -243,17 +258,12 @@ impl Acceptor {
             client: None,
         };
         let mut admitted = limits.connections.is_none_or(|max| before < max);
-        // Clients of a unix socket cannot be told apart.
-        if admitted
-            && let Some(max) = limits.connections_per_client
-            && let Some(ip) = peer.ip()
-        {
-            let mut clients = self.binding.clients.lock();
-            let count = clients.entry(ip).or_default();
-            *count += 1;
-            held.client = Some(ip);
-            admitted = *count <= max;
-        }
+        // Who the client of a balancer is, is not known yet.
+        let behind = limits.proxy_protocol
+            && peer
+                .ip()
+                .is_some_and(|ip| is_trusted(ip, &limits.trusted_proxies));
+        admitted = admitted && (behind || held.admits(peer, limits));
         if !admitted {
             WorkerCounters::add(&self.binding.refused);
             tracing::debug!(%peer, address = %self.binding.address, "connection limit reached");
@@ -263,10 +273,63 @@ impl Acceptor {
         let secure = serving.entry.secure();
         let spec = limits.clone();
         match stream {
+            Stream::Tcp(stream) if behind => {
+                self.start_behind(stream, peer, secure, spec, guard, held)
+            }
             Stream::Tcp(stream) => self.start(stream, peer, secure, spec, guard, held),
             #[cfg(unix)]
             Stream::Unix(stream) => self.start(stream, peer, secure, spec, guard, held),
         }
+    }
+
+    /// The same once the balancer has said who its client is.
+    fn start_behind(
+        &self,
+        mut stream: tokio::net::TcpStream,
+        peer: Peer,
+        secure: Option<Secure>,
+        spec: Arc<ConnectionSpec>,
+        guard: EpochGuard,
+        mut held: Held,
+    ) {
+        let (listener, local) = (self.listener.clone(), self.binding.address.tcp());
+        tokio::spawn(async move {
+            let reading = proxy_protocol::read(&mut stream, spec.header_timeout);
+            let reading = AssertUnwindSafe(guard.epoch.cut.run_until_cancelled(reading));
+            let told = match reading.catch_unwind().await {
+                Ok(Some(told)) => told,
+                Ok(None) => return,
+                Err(_) => {
+                    WorkerCounters::add(&held.worker.counters.panics);
+                    tracing::error!(%peer, "reading a PROXY header panicked; only that connection ended");
+                    return;
+                }
+            };
+            let admitted = match told {
+                Ok(Some((source, destination))) => Some((source.into(), Some(destination))),
+                Ok(None) => Some((peer, local)),
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "no PROXY header, and one was due");
+                    None
+                }
+            };
+            let Some((peer, local)) = admitted.filter(|(peer, _)| held.admits(*peer, &spec)) else {
+                WorkerCounters::add(&held.binding.refused);
+                return;
+            };
+            match secure {
+                Some(secure) => spawn(
+                    tls::serve(stream, peer, local, listener, secure, guard),
+                    peer,
+                    held,
+                ),
+                None => spawn(
+                    http::serve(stream, peer, local, listener, spec, guard),
+                    peer,
+                    held,
+                ),
+            }
+        });
     }
 
     fn start<S>(

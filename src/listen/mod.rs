@@ -3,6 +3,7 @@ pub mod accept;
 pub mod framing;
 pub mod http;
 pub mod io;
+mod proxy_protocol;
 pub mod streams;
 pub mod timers;
 pub mod tls;

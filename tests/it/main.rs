@@ -28,6 +28,7 @@ mod held_back;
 mod limits;
 mod metrics;
 mod proxy;
+mod proxy_protocol;
 mod quick;
 mod refused;
 mod reload;
