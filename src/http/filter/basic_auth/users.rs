@@ -15,7 +15,8 @@ const REMEMBERED: usize = 4_096;
 #[derive(Debug)]
 pub(in crate::http::filter) struct Users {
     by_name: HashMap<Arc<str>, HashedPassword>,
-    /// What an unknown name's password is held against, so that it takes as long as a known one's.
+    /// What an unknown name's password is held against, so that it takes as long as a known one's: the dearest of
+    /// all. A user with a cheaper hash can be told by the time it takes; to have all hashes of one kind and cost helps.
     dummy: Option<HashedPassword>,
     /// Goes into every digest: one that leaks tells nothing without it. `None`: the system has none, nothing is remembered.
     key: Option<[u8; 32]>,
@@ -60,7 +61,10 @@ impl Users {
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         let filled = provider.secure_random.fill(&mut key).is_ok();
         Users {
-            dummy: users.first().map(|(_, hash)| hash.clone()),
+            dummy: users
+                .iter()
+                .max_by_key(|(_, hash)| hash.cost)
+                .map(|(_, hash)| hash.clone()),
             by_name: users
                 .into_iter()
                 .map(|(name, hash)| (name.into(), hash))
@@ -139,6 +143,23 @@ mod tests {
             Users::new(vec![]).find("a".into(), vec![]),
             Found::Nobody
         ));
+    }
+
+    #[test]
+    fn an_unknown_name_is_as_dear_as_the_dearest() {
+        let cheap = "$2b$04$EGdrhbKUv8Oc9vGiXX0HQOxSg445d458Muh7DAHskb6QbtCvdxcie";
+        let dear = cheap.replacen("$04$", "$12$", 1);
+        let argon = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$\
+                     Zm9vYmFyZm9vYmFyZm9vYmFyZm9vYmFyZm9vYmFyZm8";
+        let dummy = |texts: &[&str]| {
+            let users = texts.iter().enumerate();
+            let users =
+                users.map(|(n, text)| (n.to_string(), HashedPassword::parse(text).unwrap()));
+            Users::new(users.collect()).dummy.unwrap()
+        };
+        assert_eq!(dummy(&[cheap, &dear, argon]).expose(), dear);
+        assert_eq!(dummy(&[cheap, argon]).expose(), argon);
+        assert_eq!(dummy(&[argon, cheap]).expose(), argon);
     }
 
     #[test]
