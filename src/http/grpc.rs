@@ -7,7 +7,7 @@
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-use super::body::{Content, ResponseBody};
+use super::body::ResponseBody;
 use crate::upstream::error::Kind;
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -39,7 +39,8 @@ pub fn is_call(headers: &HeaderMap) -> bool {
 pub fn in_words(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();
-    if !is_error || matches!(response.body().content(), Content::Upstream(_)) {
+    // Not by its content: an origin's may have been compressed.
+    if !is_error || response.body().target().is_some() {
         return response;
     }
     let kind = response.extensions().get::<Kind>().copied();
@@ -82,6 +83,7 @@ fn code(status: StatusCode, kind: Option<Kind>) -> Code {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::http::body::Content;
     use crate::http::error;
     use crate::upstream::error::Error;
 
