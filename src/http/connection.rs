@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::client;
 use super::progress::Progress;
 use super::record::Record;
-use super::tunnel::Tunnel;
+use super::tunnel::{Switch, Tunnel};
 use crate::config::http::{ConnectionSpec, Scheme};
 use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net::Peer;
@@ -317,37 +317,29 @@ impl Connection {
         }
     }
 
-    /// HTTP/1: the connection switches protocols with the answer in progress, and is this from then on.
-    pub fn switch(&self, tunnel: Tunnel) {
-        self.state.lock().tunnel = Some(Box::new(tunnel));
-    }
-
-    /// The record of a request that has switched protocols goes on with the tunnel. Back, if there is none.
-    pub fn follow(&self, mut record: Record) -> Option<Record> {
-        let mut state = self.state.lock();
-        let Some(tunnel) = &mut state.tunnel else {
-            return Some(record);
-        };
+    /// The answer in progress agrees to a websocket: the connection, or one stream of it, is that once the answer has left.
+    /// The request's record goes on with it. A stream counts as a request in progress, which whoever takes it ends.
+    pub fn switch(&self, switch: Box<Switch>, mut record: Record) {
+        let Switch { mut tunnel, stream } = *switch;
         record.given_by(&tunnel.in_flight.target);
         tunnel.record = Some(record);
         WorkerCounters::add(&self.worker.counters.websockets);
-        None
+        let tunnel = Box::new(tunnel);
+        let mut state = self.state.lock();
+        let Some(stream) = stream else {
+            state.tunnel = Some(tunnel);
+            return;
+        };
+        state.open += 1;
+        state.streams.push((tunnel, stream));
+        drop(state);
+        self.switching.store(true, Ordering::Release);
+        self.driver.wake();
     }
 
     /// What it became.
     pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
         self.state.lock().tunnel.take()
-    }
-
-    /// HTTP/2: `stream` is this once the answer in progress has left. It counts as a request in progress, which whoever
-    /// takes it ends.
-    pub fn switch_stream(&self, tunnel: Tunnel, stream: OnUpgrade) {
-        let mut state = self.state.lock();
-        state.open += 1;
-        state.streams.push((Box::new(tunnel), stream));
-        drop(state);
-        self.switching.store(true, Ordering::Release);
-        self.driver.wake();
     }
 
     /// HTTP/2: the streams that became something since the last look.

@@ -29,6 +29,7 @@ use super::grpc;
 use super::record::Record;
 use super::record::id::X_REQUEST_ID;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
+use super::tunnel::Switch;
 use super::vars::Vars;
 use crate::generation::Serving;
 use crate::metrics::WorkerCounters;
@@ -47,6 +48,8 @@ struct Handled {
     close: bool,
     /// What must be read away first, if the connection is to go on.
     unread: Option<Incoming>,
+    /// What the connection, or the stream, becomes with it.
+    switch: Option<Box<Switch>>,
 }
 
 impl Handled {
@@ -55,6 +58,7 @@ impl Handled {
             response,
             close,
             unread: None,
+            switch: None,
         }
     }
 
@@ -89,6 +93,7 @@ pub async fn serve(
         mut response,
         close,
         unread,
+        switch,
     } = handled.unwrap_or_else(|_| {
         WorkerCounters::add(&counters.panics);
         Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true)
@@ -121,8 +126,10 @@ pub async fn serve(
     }
     // An answer that comes before all of the body was read ends the connection: nobody will read the rest.
     let half_read = || has_body && !connection.is_body_read();
-    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if http1 && !switches && (close || begun.last || connection.is_finishing() || half_read()) {
+    if http1
+        && switch.is_none()
+        && (close || begun.last || connection.is_finishing() || half_read())
+    {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -130,10 +137,13 @@ pub async fn serve(
     }
     response.headers_mut().insert(&X_REQUEST_ID, record.id());
     record.answered(&response);
-    let record = if switches {
-        connection.follow(record)
-    } else {
-        Some(record)
+    // Only here is the answer certain: before, whatever failed would have left a tunnel behind that nobody agreed to.
+    let record = match switch {
+        Some(switch) => {
+            connection.switch(switch, record);
+            None
+        }
+        None => Some(record),
     };
     response.body_mut().hold(exchange, record);
     Ok(response)
@@ -149,18 +159,19 @@ async fn handle(
     let connection = &*exchange.connection;
     let generation = serving.generation.id;
     let (mut parts, body) = request.into_parts();
-    let handshake = match extended::take(&mut parts) {
-        Ok(handshake) => handshake,
-        Err(error) => return Handled::failed(&error, true),
-    };
+    let handshake = extended::take(&mut parts);
     // hyper's offer to upgrade: whoever drives the connection takes it apart by hand.
     parts.extensions.clear();
     let uri = std::mem::take(&mut parts.uri);
     let http1 = parts.version < Version::HTTP_2;
 
     // Admission.
-    let mut context = match RequestContext::admit(connection, &mut parts, &uri, begun.head) {
-        Ok(context) => context,
+    let admitted = handshake.and_then(|handshake| {
+        let context = RequestContext::admit(connection, &mut parts, &uri, begun.head)?;
+        Ok((handshake, context))
+    });
+    let (handshake, mut context) = match admitted {
+        Ok(admitted) => admitted,
         Err(error) => {
             let watch = &serving.entry.watch;
             record.place_stranger(watch, connection, (&parts, &uri), generation);
@@ -393,7 +404,10 @@ async fn act(
                 .forward(context, inbound, progress, action.definition, chosen)
                 .await
             {
-                Ok(response) => Handled::answered(response, false),
+                Ok((response, switch)) => Handled {
+                    switch,
+                    ..Handled::answered(response, false)
+                },
                 Err(error) => Handled::failed(&error, false),
             }
         }
@@ -418,6 +432,7 @@ fn local(
         response,
         close: false,
         unread: wanted.then_some(body),
+        switch: None,
     }
 }
 

@@ -13,6 +13,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::Entry;
@@ -45,6 +46,14 @@ pub struct Tunnel {
     /// How long both sides may be silent.
     pub idle: Option<Duration>,
     pub on_change: OnChange,
+}
+
+/// An agreed websocket on its way to the client's connection, which takes it when the answer is certain.
+#[derive(Debug)]
+pub struct Switch {
+    pub tunnel: Tunnel,
+    /// HTTP/2: the stream that becomes one. `None`: the whole connection does.
+    pub stream: Option<OnUpgrade>,
 }
 
 impl Tunnel {

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::kit::h2origin::{H2Origin, Ways};
 use crate::kit::load::{Load, Shape};
-use crate::kit::{Conn, Gate, Origin, free_port, get, until};
+use crate::kit::{Call, Conn, Gate, Origin, free_port, get, until};
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -43,6 +44,78 @@ fn in_folder(gate: &Gate, name: &str) -> PathBuf {
 fn count(gate: &Gate, names: &[&str]) -> usize {
     let text = |name: &&str| std::fs::read_to_string(in_folder(gate, name)).unwrap_or_default();
     names.iter().map(|name| text(name).lines().count()).sum()
+}
+
+/// Over HTTP/2 its answer ends long before it does.
+#[test]
+fn a_websocket_on_a_stream_has_its_line_at_its_end() {
+    let origin = H2Origin::start(Ways {
+        websockets: true,
+        ..Ways::default()
+    });
+    let to = local(free_port());
+    let server = format!(
+        "respond = \"x\"\n[[http.web.routes]]\nname = \"ws\"\nmatch.path = \"/ws\"\nproxy = \"o\"\n\
+         [upstreams.o]\ntargets = \"{}\"\nprotocol = \"h2c\"",
+        origin.addr
+    );
+    let log = "path = \"a.log\"\nformat = \"json\"";
+    let gate = Gate::start(&document(log, to, &server));
+    let log = in_folder(&gate, "a.log");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(to).await.unwrap();
+        let (client, connection) = h2::client::handshake(stream).await.unwrap();
+        let driver = tokio::spawn(connection);
+        let mut client = client.ready().await.unwrap();
+        let plain = || http::Request::get("http://a.test/").body(()).unwrap();
+        let connect = |protocol: &'static str| {
+            let request = http::Request::builder()
+                .method("CONNECT")
+                .uri("http://a.test/ws")
+                .header("sec-websocket-version", "13");
+            let protocol = h2::ext::Protocol::from_static(protocol);
+            request.extension(protocol).body(()).unwrap()
+        };
+        client.send_request(plain(), true).unwrap().0.await.unwrap();
+        let (answer, mut send) = client.send_request(connect("websocket"), false).unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let mut body = answer.into_body();
+        let frame = bytes::Bytes::from_static(b"\x01\x02abc");
+        send.send_data(frame.slice(..4), false).unwrap();
+        let mut back = 0;
+        while back < 4 {
+            back += body.data().await.unwrap().unwrap().len();
+        }
+        // Others come to their end before it.
+        client.send_request(plain(), true).unwrap().0.await.unwrap();
+        let (other, _) = client.send_request(connect("connect-udp"), false).unwrap();
+        assert_eq!(other.await.unwrap().status(), 501);
+        let lines = objects(&log, 3);
+        let methods: Vec<_> = lines.iter().map(|line| &line["method"]).collect();
+        assert_eq!(methods, ["GET", "GET", "CONNECT"]);
+        assert_eq!(lines[2]["status"], 501);
+        send.send_data(bytes::Bytes::new(), true).unwrap();
+        while let Some(piece) = body.data().await {
+            assert!(piece.unwrap().is_empty());
+        }
+        driver.abort();
+    });
+    let line = objects(&log, 4).pop().unwrap();
+    assert_eq!(line["route"], "ws", "{line}");
+    assert_eq!(line["status"], 200, "{line}");
+    assert_eq!(line["bytes_sent"], 4, "{line}");
+    assert_eq!(line["target"], origin.addr.to_string(), "{line}");
+    let labels = format!("upstream=\"o\",target=\"{}\"", origin.addr);
+    let page = gate.call(Call::get("/metrics")).0.text();
+    for line in [
+        "evergate_websockets_opened_total 1".to_owned(),
+        format!("evergate_target_responses_total{{{labels},code=\"2xx\"}} 1"),
+        format!("evergate_target_unanswered_total{{{labels}}} 0"),
+    ] {
+        assert!(page.contains(&format!("{line}\n")), "{line}: {page}");
+    }
 }
 
 #[test]

@@ -31,6 +31,7 @@ use crate::http::progress::Progress;
 use crate::http::record::id::X_REQUEST_ID;
 use crate::http::request::{Expectation, RequestContext};
 use crate::http::text;
+use crate::http::tunnel::Switch;
 use crate::http::vars::Vars;
 use crate::http::websocket;
 use crate::metrics::cell::Cell;
@@ -73,6 +74,9 @@ pub struct Inbound {
     /// As the server says.
     pub on_change: OnChange,
 }
+
+/// An origin's answer; with one that agrees to a websocket, what comes of it.
+pub(in crate::http) type Answered = (Response<ResponseBody>, Option<Box<Switch>>);
 
 /// Where a request goes, and what keeps it there.
 #[derive(Debug)]
@@ -164,7 +168,7 @@ impl Proxy {
         progress: &Arc<Progress>,
         definition: u64,
         chosen: Chosen<'_>,
-    ) -> Result<Response<ResponseBody>, Error> {
+    ) -> Result<Answered, Error> {
         let upstream = chosen.upstream;
         let switching = Switching {
             idle: inbound.upgraded_timeout,
@@ -204,7 +208,8 @@ impl Proxy {
         flight.define(with_target(definition, &in_flight.target.key().1));
         let mut response = inbound_response(response);
         chosen.stick(&mut response, &in_flight.target, context);
-        Ok(response.map(|body| ResponseBody::streamed(body, in_flight)))
+        let response = response.map(|body| ResponseBody::streamed(body, in_flight));
+        Ok((response, None))
     }
 
     fn outbound(

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT};
-use http::{Request, Response, StatusCode};
+use http::{Request, StatusCode};
 
-use super::proxy::{Chosen, inbound_response};
+use super::proxy::{Answered, Chosen, inbound_response};
 use super::with_target;
 use crate::config::runtime::OnChange;
 use crate::http::body::{Content, ResponseBody};
 use crate::http::extended::{Agreed, Handshake};
 use crate::http::progress::Progress;
 use crate::http::request::RequestContext;
-use crate::http::tunnel::Tunnel;
+use crate::http::tunnel::{Switch, Tunnel};
 use crate::http::websocket;
 use crate::upstream::body::RequestBody;
 use crate::upstream::error::{Error, Kind};
@@ -36,7 +36,7 @@ pub(super) struct Switching {
     pub(super) on_change: OnChange,
 }
 
-/// Sends the handshake; hands the tunnel to the client's connection if the origin agreed.
+/// Sends the handshake; with the answer there is a tunnel if the origin agreed.
 pub(super) async fn run(
     chosen: Chosen<'_>,
     context: &RequestContext<'_>,
@@ -44,7 +44,7 @@ pub(super) async fn run(
     progress: &Arc<Progress>,
     definition: u64,
     switching: Switching,
-) -> Result<Response<ResponseBody>, Error> {
+) -> Result<Answered, Error> {
     let Outbound {
         mut request,
         options,
@@ -66,7 +66,8 @@ pub(super) async fn run(
                 return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
             }
             chosen.stick(&mut response, &in_flight.target, context);
-            return Ok(response.map(|body| ResponseBody::streamed(body, in_flight)));
+            let response = response.map(|body| ResponseBody::streamed(body, in_flight));
+            return Ok((response, None));
         }
         Answer::Switched(response, switched) => (response, switched),
     };
@@ -91,19 +92,16 @@ pub(super) async fn run(
         idle: switching.idle,
         on_change: switching.on_change,
     };
-    match handshake {
-        None => {
-            context.connection.switch(tunnel);
-            websocket::set_upgrade(response.headers_mut());
-        }
-        Some(Handshake(stream)) => {
-            context.connection.switch_stream(tunnel, stream);
-            // There is no other way to agree on a stream (RFC 8441 section 5).
-            *response.status_mut() = StatusCode::OK;
-            response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
-            response.headers_mut().remove(CONTENT_LENGTH);
-            response.extensions_mut().insert(Agreed);
-        }
+    let stream = handshake.map(|Handshake(stream)| stream);
+    if stream.is_some() {
+        // There is no other way to agree on a stream (RFC 8441 section 5).
+        *response.status_mut() = StatusCode::OK;
+        response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+        response.headers_mut().remove(CONTENT_LENGTH);
+        response.extensions_mut().insert(Agreed);
+    } else {
+        websocket::set_upgrade(response.headers_mut());
     }
-    Ok(response.map(|()| ResponseBody::new(Content::Empty)))
+    let response = response.map(|()| ResponseBody::new(Content::Empty));
+    Ok((response, Some(Box::new(Switch { tunnel, stream }))))
 }
