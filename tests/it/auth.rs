@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
@@ -205,6 +207,7 @@ fn a_limit_by_user_counts_whom_the_password_let_in() {
 struct Judge {
     addr: SocketAddr,
     asked: Arc<Mutex<Vec<Head>>>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Judge {
@@ -213,14 +216,18 @@ impl Judge {
         let addr = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let kept: Arc<Mutex<Vec<Head>>> = asked.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let opened = connections.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let kept = kept.clone();
+                opened.fetch_add(1, SeqCst);
                 std::thread::spawn(move || {
                     let mut conn = Conn::over(stream).unwrap();
                     while let Ok(Some(head)) = conn.head() {
                         let answer = if head.get("cookie") == Some("ok=1") {
-                            "HTTP/1.1 204 No Content\r\nremote-user: alice\r\nremote-groups: a\r\nremote-groups: b\r\n\r\n"
+                            "HTTP/1.1 200 OK\r\nremote-user: alice\r\nremote-groups: a\r\nremote-groups: b\r\n\
+                             x-real-ip: 192.0.2.9\r\nx-forwarded-email: alice@x\r\ncontent-length: 7\r\n\r\nwelcome"
                         } else {
                             "HTTP/1.1 302 Found\r\nlocation: https://login/\r\nset-cookie: s=1\r\nset-cookie: t=2\r\n\
                              content-length: 5\r\n\r\nlogin"
@@ -233,7 +240,11 @@ impl Judge {
                 });
             }
         });
-        Judge { addr, asked }
+        Judge {
+            addr,
+            asked,
+            connections,
+        }
     }
 
     fn last(&self) -> Head {
@@ -282,6 +293,68 @@ fn another_server_lets_in_and_says_who_it_is() {
         assert_eq!(asked.all(name), [value], "{name}");
     }
     assert!(asked.get("content-length").is_none() && asked.get("if-none-match").is_none());
+}
+
+#[test]
+fn what_it_says_arrives_and_its_connection_stays() {
+    let (judge, origin) = (Judge::start(), Origin::start("A"));
+    let lines = format!(
+        "proxy = \"http://{}\"\nforward_auth = {{ url = \"judge\", \
+         copy_headers = [\"remote-user\", \"x-real-ip\", \"x-forwarded-email\", \"x-forwarded-groups\"] }}\n\
+         rate_limit = {{ rate = \"5/h\", key = \"{{user}}\" }}\n\
+         headers.request.set = {{ x-who = \"{{user}}\" }}",
+        origin.addr
+    );
+    let rest = format!("[upstreams.judge]\ntargets = \"{}\"\n", judge.addr);
+    let (gate, to) = gate(&lines, &rest);
+    let mut conn = Conn::open(to).unwrap();
+    let request = "GET /head HTTP/1.1\r\nhost: x\r\ncookie: ok=1\r\nx-real-ip: 192.0.2.1\r\n\
+                   x-forwarded-groups: root\r\nconnection: x-real-ip\r\n\r\n";
+    for _ in 0..5 {
+        let answer = conn.exchange(request).unwrap();
+        assert_eq!(answer.status, 200);
+        let sent = answer.text().to_ascii_lowercase();
+        for line in [
+            "x-real-ip: 192.0.2.9",
+            "x-forwarded-email: alice@x",
+            "x-who: alice",
+        ] {
+            assert!(sent.contains(&format!("{line}\r\n")), "{line}: {sent}");
+        }
+        assert!(!sent.contains("192.0.2.1\r\n") && !sent.contains("root"));
+    }
+    // Counted by who it said it is.
+    assert_eq!(conn.exchange(request).unwrap().status, 429);
+    // A refusal to HEAD has a body on our side.
+    conn.send("HEAD / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    assert_eq!(conn.response_to("HEAD").unwrap().status, 302);
+    assert_eq!(conn.exchange(request).unwrap().status, 429);
+    assert_eq!(judge.connections.load(SeqCst), 1);
+    let page = gate.call(Call::get("/metrics")).0.text();
+    let labels = format!("upstream=\"judge\",target=\"{}\"", judge.addr);
+    for line in [
+        format!("evergate_target_responses_total{{{labels},code=\"2xx\"}} 7"),
+        format!("evergate_target_unanswered_total{{{labels}}} 0"),
+    ] {
+        assert!(page.contains(&format!("{line}\n")), "{line}: {page}");
+    }
+}
+
+#[test]
+fn fields_of_hops_are_not_copied() {
+    let copied = "[\"x-forwarded-user\", \"x-forwarded-for\", \"via\", \"remote-user\"]";
+    let document = format!(
+        "[http.web]\nlisten = \"127.0.0.1:{}\"\nrespond = \"x\"\n\
+         forward_auth = {{ url = \"http://127.0.0.1:9/\", copy_headers = {copied} }}\n",
+        free_port()
+    );
+    let gate = Gate::start("");
+    let refused = gate.reload(&document);
+    let folder = "/http/web/forward_auth/copy_headers";
+    assert_eq!(
+        refused.pointers(),
+        [format!("{folder}/1"), format!("{folder}/2")]
+    );
 }
 
 #[test]

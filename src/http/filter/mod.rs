@@ -242,7 +242,7 @@ impl Filters {
         }
         if let Some(auth) = &self.forward_auth {
             let flight = asking.flight;
-            Box::pin(unless_cut(auth.ask(asking), flight)).await??;
+            Box::pin(unless_cut(auth.ask(asking, passed), flight)).await??;
         }
         if let Some(limits) = &self.user_limits {
             limits.admit(asking)?;

@@ -20,7 +20,8 @@ section! {
         url: String,
         /// Path and query to ask for, where `url` has none.
         path: String,
-        /// Fields of a 2xx answer that the request gets; what the client sent under these names is taken away first.
+        /// Fields of a 2xx answer that the request gets; what the client sent under these names is taken away first. The
+        /// first of `remote-user`, `x-auth-request-user` and `x-forwarded-user` that is listed here and has a name is `{user}`.
         copy_headers: List<String> = [],
         /// How long the answer may take.
         timeout: Span = "5s",
@@ -39,8 +40,8 @@ pub struct ForwardAuthSpec {
     pub timeout: Duration,
 }
 
-/// Fields that describe the message itself or are set by us.
-const OURS: [&str; 8] = [
+/// Fields that describe the message or its hop, or are set by us.
+const OURS: [&str; 16] = [
     "host",
     "connection",
     "content-length",
@@ -49,6 +50,23 @@ const OURS: [&str; 8] = [
     "transfer-encoding",
     "upgrade",
     "expect",
+    "via",
+    "forwarded",
+    "keep-alive",
+    "proxy",
+    "proxy-authorization",
+    "proxy-connection",
+    "http2-settings",
+    "x-request-id",
+];
+
+/// Of `X-Forwarded-*` those that say who asks (oauth2-proxy); the others say over which hops, which we know.
+const FORWARDED: [&str; 5] = [
+    "x-forwarded-user",
+    "x-forwarded-email",
+    "x-forwarded-groups",
+    "x-forwarded-preferred-username",
+    "x-forwarded-access-token",
 ];
 
 impl ForwardAuthSpec {
@@ -112,7 +130,8 @@ impl ForwardAuthSpec {
 fn field_name(text: &str) -> Result<HeaderName, Wrong> {
     let wrong = |what: &str| Wrong::new(format!("`{}` {what}", shorten(text)));
     let name = HeaderName::try_from(text).map_err(|_| wrong("is not the name of a header"))?;
-    if OURS.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-") {
+    let of_hops = name.as_str().starts_with("x-forwarded-") && !FORWARDED.contains(&name.as_str());
+    if of_hops || OURS.contains(&name.as_str()) {
         return Err(wrong("is set here, not copied"));
     }
     if name.as_str().contains('_') {

@@ -15,7 +15,8 @@ section! {
     /// How many requests are let through, and which are counted together.
     pub struct RateLimitRaw {
         /// What is counted together, with `{variables}`. In `{client_ip}` an IPv6 client is its /64, which is what one
-        /// customer gets; clients of a unix socket have no address and are one. With `{user}` it counts after `basic_auth`.
+        /// customer gets; clients of a unix socket have no address and are one. With `{user}` it counts after
+        /// `basic_auth` and `forward_auth`.
         key: String = "{client_ip}",
         /// So many in a second, minute, hour or day: `100/s`, `30/m`, `1000/h`.
         rate: Rate,
