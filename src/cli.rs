@@ -9,6 +9,7 @@ mod file;
 mod local;
 mod quick;
 mod remote;
+mod secure;
 mod trust;
 
 use std::process::ExitCode;

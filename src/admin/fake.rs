@@ -78,6 +78,7 @@ impl Fake {
             tokens: Default::default(),
             read_tokens: Default::default(),
             monitor: None,
+            tls: None,
             allowed_hosts: vec![],
         };
         let runtime = RuntimeSpec {
@@ -133,6 +134,7 @@ impl Fake {
             generation: 1,
             spec,
             listener,
+            tls: None,
             monitor: None,
         })));
         address
@@ -147,6 +149,7 @@ impl Fake {
             generation: 2,
             spec,
             listener: old.listener.clone(),
+            tls: None,
             monitor: None,
         };
         self.0.binding.send_replace(Some(Arc::new(binding)));

@@ -10,6 +10,7 @@ mod kit;
 
 mod access_log;
 mod admin;
+mod admin_tls;
 mod balance;
 mod certificates;
 mod cli;
