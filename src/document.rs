@@ -300,7 +300,11 @@ impl Document {
         }
         let mut references = References::new(&declared, check.base);
 
-        let mut sets = FilterSets::new(&root.filters.unwrap_or_default().value, check);
+        let mut sets = FilterSets::new(
+            &root.filters.unwrap_or_default().value,
+            &mut references,
+            check,
+        );
         let servers_raw = root.http.unwrap_or_default().value;
         check.names(&servers_raw);
         let mut around = Around {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::http::{ActionSpec, Alpn, HttpSpec, RespondBody, TlsVersion};
+use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, TlsVersion};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::http::record::{self, AccessLog, Recording};
@@ -49,25 +49,31 @@ fn actions_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a ActionSpec
 
 /// Names of the upstreams that the servers of an address use.
 pub fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<str>> {
-    actions_of(specs).filter_map(|action| match action {
+    let proxied = actions_of(specs).filter_map(|action| match action {
         ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
         ActionSpec::Files(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
-    })
+    });
+    proxied.chain(filters_of(specs).flat_map(FiltersSpec::upstreams))
 }
 
-/// Paths of the files that the servers of an address answer with.
+fn filters_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a FiltersSpec> {
+    specs.iter().flat_map(|spec| spec.all_filters())
+}
+
+/// Paths of the files that the servers of an address answer with, or go by.
 fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
     let pages = specs
         .iter()
         .flat_map(|spec| spec.error_pages.files().map(|(_, path)| path));
-    let bodies = actions_of(specs).filter_map(|action| match action {
+    let answered = actions_of(specs).filter_map(|action| match action {
         ActionSpec::Respond(respond) => match &respond.body {
             RespondBody::File(path) => Some(path),
             RespondBody::Template(_) => None,
         },
         ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
     });
-    bodies.chain(pages)
+    let named = filters_of(specs).flat_map(FiltersSpec::files);
+    answered.chain(pages).chain(named.map(|(path, _)| path))
 }
 
 /// What one generation runs. Dropping the last reference lets its leases fall.

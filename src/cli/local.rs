@@ -173,6 +173,7 @@ pub(crate) fn check(check: &Check) -> Exit {
             let mut missing = missing_files(&parsed);
             let mut warnings = parsed.warnings.clone();
             if missing.is_empty() {
+                missing.extend(judge_htpasswd(&parsed));
                 let (errors, more) = judge_certificates(&parsed);
                 missing.extend(errors);
                 missing.extend(judge_targets(&parsed));
@@ -225,6 +226,29 @@ fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
             let message = format!("{}: {why}", path.display());
             Some(parsed.locate(&pointer, message, None))
         })
+        .collect()
+}
+
+/// Errors of the files with users that a document names. One that is no regular file (a FIFO may have no writer yet) is
+/// left to the start.
+fn judge_htpasswd(parsed: &Parsed) -> Vec<Diagnostic> {
+    let document = &parsed.document;
+    let mut files = HashMap::new();
+    for (path, pointer) in document.htpasswd_pointers() {
+        if !std::fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
+            continue;
+        }
+        match std::fs::read(&path) {
+            Ok(text) => drop(files.insert(path, Bytes::from(text))),
+            Err(error) => {
+                let message = format!("{}: {error}", path.display());
+                return vec![parsed.locate(&pointer, message, None)];
+            }
+        }
+    }
+    let faults = document.judge_htpasswd(&files).into_iter();
+    faults
+        .map(|f| parsed.locate(&f.pointer, f.message, f.help))
         .collect()
 }
 

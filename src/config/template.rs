@@ -205,6 +205,25 @@ impl Template {
         }
     }
 
+    /// The same with what a request knows put in; what only its response will know stays.
+    pub fn resolved(&self, source: &impl Source) -> Template {
+        let resolve = |part: &Part| match part {
+            Part::Var(var) if var.since() == Side::Request => {
+                Part::Text(source.var(var).into_owned())
+            }
+            other => other.clone(),
+        };
+        Template {
+            parts: self.parts.iter().map(resolve).collect(),
+        }
+    }
+
+    /// True if a request does not know all of it.
+    pub fn is_late(&self) -> bool {
+        let late = |part: &Part| matches!(part, Part::Var(var) if var.since() > Side::Request);
+        self.parts.iter().any(late)
+    }
+
     pub fn render(&self, source: &impl Source) -> String {
         let mut out = String::new();
         for part in &self.parts {

@@ -253,7 +253,12 @@ impl Server {
         shared: &filter::Shared,
         recording: Recording<'_>,
     ) -> Server {
-        let filters = Arc::new(Filters::build(&spec.filters, shared));
+        let given = filter::Given {
+            upstreams,
+            files,
+            shared,
+        };
+        let filters = Arc::new(Filters::build(&spec.filters, &given));
         let action = |spec_action| Action::build(&spec.name, spec_action, upstreams, files);
         Server {
             name: spec.name.clone(),
@@ -271,7 +276,7 @@ impl Server {
                 .iter()
                 .map(|route| Route {
                     name: route.name.clone(),
-                    filters: filter::shared(&route.filters, (&spec.filters, &filters), shared),
+                    filters: filter::shared(&route.filters, (&spec.filters, &filters), &given),
                     watch: recording.watch(&spec.name, route.name.as_ref(), &route.filters),
                     action: action(&route.action),
                 })

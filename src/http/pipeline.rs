@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, timeout_at};
 
 use super::Entry;
 use super::action::proxy::Inbound;
@@ -22,6 +23,7 @@ use super::body::{Answer, Exchange, ResponseBody};
 use super::connection::Begun;
 use super::error;
 use super::extended;
+use super::filter::pace::over;
 use super::filter::{Asking, Passed};
 use super::grpc;
 use super::record::Record;
@@ -245,40 +247,60 @@ async fn handle(
     record.place(watch, &place.vars(&context, &parts));
     let pages = server.error_pages.as_ref().filter(|_| !is_grpc(&parts));
 
-    // Filters, on the way in.
-    let mut passed = Passed::default();
-    if !filters.is_empty() {
-        let asking = Asking {
-            context: &mut context,
-            parts: &mut parts,
-            server: &server.name,
-            route: route.and_then(|route| route.name.as_deref()),
-            generation: serving.generation.id,
-        };
-        if let Err(refusal) = filters.admit(asking, &mut passed).await {
-            let mut handled = local(*refusal, body, expectation, http1);
-            record.user = context.user;
-            if let Some(pages) = pages {
-                pages.replace(&mut handled.response);
+    let ends = filters.timeout.map(|limit| (Instant::now() + limit, limit));
+    let mut passed = Passed::until(ends);
+    let mut late = false;
+    let mut handled = {
+        let mut work = pin!(async {
+            // Filters, on the way in.
+            if !filters.is_empty() {
+                let asking = Asking {
+                    context: &mut context,
+                    parts: &mut parts,
+                    server: place.server,
+                    route: place.route,
+                    generation: place.generation,
+                    flight: &exchange.progress.flight,
+                };
+                if let Err(refusal) = filters.admit(asking, &mut passed).await {
+                    record.user.clone_from(&context.user);
+                    return local(*refusal, body, expectation, http1);
+                }
+                if let Some(place) = passed.place.take() {
+                    exchange.progress.hold(place);
+                }
             }
-            filters.back(passed, &mut handled.response);
-            return handled;
+            let inbound = Inbound {
+                parts,
+                body,
+                expectation,
+                handshake,
+                limit: filters.body_limit,
+                edits: std::mem::take(&mut passed.request),
+                cell: record.cell(),
+                upgraded_timeout: server.upgraded_timeout,
+                on_change: server.on_change,
+            };
+            record.user.clone_from(&context.user);
+            record.heads_for(action.and_then(Action::upstream));
+            act(exchange, &context, action, inbound, &place).await
+        });
+        match ends {
+            None => work.await,
+            // Boxed: few have one, and every request's future would carry its timer.
+            Some((at, limit)) => match Box::pin(timeout_at(at, work.as_mut())).await {
+                Ok(handled) => handled,
+                Err(_) => {
+                    late = true;
+                    Handled::failed(&over(limit), false)
+                }
+            },
         }
-    }
-    let inbound = Inbound {
-        parts,
-        body,
-        expectation,
-        handshake,
-        limit: filters.body_limit,
-        edits: std::mem::take(&mut passed.request),
-        cell: record.cell(),
-        upgraded_timeout: server.upgraded_timeout,
-        on_change: server.on_change,
     };
-    record.user.clone_from(&context.user);
-    record.heads_for(action.and_then(Action::upstream));
-    let mut handled = act(exchange, &context, action, inbound, &place).await;
+    if late {
+        // What says so is not held to it.
+        passed.ends = None;
+    }
     if let Some(pages) = pages {
         pages.replace(&mut handled.response);
     }

@@ -2,11 +2,13 @@
 //! takes nothing. hyper does not poll a body that can't be sent, so a body can't tell either by itself; the task that
 //! owns the connection (HTTP/1) or the stream (HTTP/2) asks here.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::filter::Place;
 use crate::generation::Flight;
 
 /// A request's place in its generation, and how its response fares.
@@ -17,6 +19,8 @@ pub struct Progress {
     base: Option<Instant>,
     /// Milliseconds after `base`, plus one, since when a piece waits to be taken; 0: it waits for us or the origin.
     since: AtomicU64,
+    /// Among those that `concurrency` counts: free again when the request, or the websocket that came of it, has ended.
+    place: OnceLock<Place>,
 }
 
 impl Progress {
@@ -26,7 +30,14 @@ impl Progress {
             flight,
             base: timed.then(Instant::now),
             since: AtomicU64::new(0),
+            place: OnceLock::new(),
         }
+    }
+
+    /// Keeps its place until the request has ended.
+    pub(super) fn hold(&self, place: Place) {
+        // A request passes its filters once; a second place would be free at once.
+        drop(self.place.set(place));
     }
 
     /// The body was asked for a piece and had one (`true`), or has none yet.

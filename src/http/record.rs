@@ -167,7 +167,7 @@ pub struct Record {
     began: Instant,
     id: Option<HeaderValue>,
     /// Whom authentication found.
-    pub user: Option<Box<str>>,
+    pub user: Option<Arc<str>>,
     /// 0: there is no answer yet.
     status: u16,
     sent: u64,

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::header::{EXPECT, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
 use http::request::Parts;
@@ -42,7 +43,7 @@ pub struct RequestContext<'a> {
     /// See [`id`].
     pub request_id: HeaderValue,
     /// Whom authentication found; `None`: nobody was asked.
-    pub user: Option<Box<str>>,
+    pub user: Option<Arc<str>>,
 }
 
 /// What an `Expect` field asks for.

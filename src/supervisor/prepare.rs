@@ -633,6 +633,10 @@ async fn load(
     named.retain(|(path, _)| seen.insert(path.clone()));
     let (mut files, more) = read_all(parsed, named, deadline, timeout).await;
     errors.extend(more);
+    if errors.is_empty() {
+        let faults = parsed.document.judge_htpasswd(&files).into_iter();
+        errors.extend(faults.map(|f| parsed.locate(&f.pointer, f.message, f.help)));
+    }
     if !errors.is_empty() {
         return Err(Rejection::with(409, "not-prepared", errors));
     }

@@ -272,7 +272,7 @@ impl Proxy {
 }
 
 /// An origin's answer as it goes on to the client.
-pub(super) fn inbound_response<B>(response: Response<B>) -> Response<B> {
+pub(in crate::http) fn inbound_response<B>(response: Response<B>) -> Response<B> {
     let (mut parts, body) = response.into_parts();
     parts.version = Version::HTTP_11;
     let reason = parts.extensions.remove::<ReasonPhrase>();
