@@ -20,6 +20,7 @@ mod compress;
 mod contract;
 mod drain;
 mod edits;
+mod examples;
 mod files;
 mod filters;
 mod gates;
