@@ -24,6 +24,7 @@ const SITE: &str = include_str!("examples/site.toml");
 const GATEWAY: &str = include_str!("examples/gateway.toml");
 const SHOP: &str = include_str!("examples/tenants/shop.toml");
 const CHAT: &str = include_str!("examples/chat.toml");
+const CANARY: &str = include_str!("examples/canary.toml");
 const GRPC: &str = include_str!("examples/grpc.toml");
 const MAINTENANCE: &str = include_str!("examples/maintenance.toml");
 
@@ -489,7 +490,73 @@ fn chats_behind_the_gateway() {
     assert!(echoes(&mut late));
 }
 
-/// A call with `content-type: application/grpc`: its messages as far as `wanted`, and the trailers if it has ended.
+#[test]
+fn blue_green_and_canary_behind_the_gateway() {
+    let nodes = ["blue one", "blue two", "green one", "green two"].map(Mortal::start);
+    let document = format!("{GATEWAY}\n{CANARY}");
+    let app = Example::start(
+        &document,
+        &["app.example.com"],
+        &[
+            ("10.5.0.1:8080", nodes[0].addr),
+            ("10.5.0.2:8080", nodes[1].addr),
+            ("10.5.1.1:8080", nodes[2].addr),
+            ("10.5.1.2:8080", nodes[3].addr),
+        ],
+        &[(
+            "staging.htpasswd",
+            &format!("tester:{}\n", bcrypt_of("secret")),
+        )],
+    );
+    let host = "app.example.com";
+    let colour = |answer: &Response| answer.text().split(' ').next().unwrap().to_owned();
+    let share = |green: u32| {
+        let split = format!("blue = {}, green = {green}", 100 - green);
+        let text = document.replace("blue = 100, green = 0", &split);
+        assert!(green == 0 || text != document);
+        app.reload("", &text);
+    };
+    // Nobody gets it, but those who ask for it by name.
+    for _ in 0..20 {
+        assert_eq!(colour(&app.get(host, "/", "")), "blue");
+    }
+    assert_eq!(
+        colour(&app.get(host, "/", "x-revision: green\r\n")),
+        "green"
+    );
+
+    // A share of those who come, each of whom stays where he is.
+    share(30);
+    let mut seen = BTreeMap::new();
+    for _ in 0..100 {
+        let answer = app.get(host, "/", "");
+        let cookie = answer.header("set-cookie").unwrap();
+        let cookie = cookie.split(';').next().unwrap().to_owned();
+        assert!(cookie.starts_with("revision="), "{cookie}");
+        seen.entry(colour(&answer)).or_insert((0, cookie)).0 += 1;
+    }
+    assert!((20..=40).contains(&seen["green"].0), "{seen:?}");
+    let stays = |colour: &str| format!("cookie: {}\r\n", seen[colour].1);
+    share(5);
+    for _ in 0..20 {
+        for name in ["blue", "green"] {
+            assert_eq!(colour(&app.get(host, "/", &stays(name))), name);
+        }
+    }
+
+    // Back: nobody is left there.
+    share(0);
+    for _ in 0..20 {
+        assert_eq!(colour(&app.get(host, "/", &stays("green"))), "blue");
+    }
+    // And on: all.
+    share(100);
+    for fields in [String::new(), stays("blue")] {
+        assert_eq!(colour(&app.get(host, "/", &fields)), "green");
+    }
+}
+
+/// A gRPC call that is answered.
 struct Running {
     body: h2::RecvStream,
 }
