@@ -84,7 +84,10 @@ pub(super) fn own_origin(
     let Some(origin) = origins.next() else {
         return Ok(());
     };
-    let own = origins.next().is_none() && origin.to_str().is_ok_and(|origin| is_own(origin, host, secure));
+    let own = origins.next().is_none()
+        && origin
+            .to_str()
+            .is_ok_and(|origin| is_own(origin, host, secure));
     if own { Ok(()) } else { Err(foreign_origin()) }
 }
 
@@ -100,7 +103,7 @@ pub(super) fn is_own(origin: &str, host: &Authority, secure: bool) -> bool {
         tokens: Default::default(),
         read_tokens: Default::default(),
         monitor: None,
-            tls: None,
+        tls: None,
         allowed_hosts: Vec::new(),
     };
     let default = match scheme {
@@ -164,12 +167,28 @@ mod tests {
     #[test]
     fn origins_that_can_be_ours() {
         let host = |text: &str| text.parse::<Authority>().unwrap();
-        assert!(is_own("http://127.0.0.1:8837", &host("127.0.0.1:8837"), false));
+        assert!(is_own(
+            "http://127.0.0.1:8837",
+            &host("127.0.0.1:8837"),
+            false
+        ));
         assert!(is_own("http://localhost", &host("localhost:80"), false));
-        assert!(is_own("https://admin.example", &host("admin.example"), false));
-        assert!(is_own("https://127.0.0.1:8837", &host("127.0.0.1:8837"), true));
+        assert!(is_own(
+            "https://admin.example",
+            &host("admin.example"),
+            false
+        ));
+        assert!(is_own(
+            "https://127.0.0.1:8837",
+            &host("127.0.0.1:8837"),
+            true
+        ));
         assert!(is_own("https://localhost", &host("localhost:443"), true));
-        assert!(!is_own("http://127.0.0.1:8837", &host("127.0.0.1:8837"), true));
+        assert!(!is_own(
+            "http://127.0.0.1:8837",
+            &host("127.0.0.1:8837"),
+            true
+        ));
         for (origin, at) in [
             ("null", "127.0.0.1:8837"),
             ("http://127.0.0.1:8838", "127.0.0.1:8837"),

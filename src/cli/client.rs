@@ -50,7 +50,9 @@ impl FromStr for Address {
             {
                 Ok(of(authority.to_owned()))
             }
-            _ => Err("expected HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH".to_owned()),
+            _ => Err(
+                "expected HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH".to_owned(),
+            ),
         }
     }
 }
@@ -107,9 +109,7 @@ pub(crate) async fn send(
                 std::io::Result::Ok(Socket::Tcp(stream))
             }
             #[cfg(unix)]
-            Address::Unix(path) => {
-                Ok(Socket::Unix(tokio::net::UnixStream::connect(path).await?))
-            }
+            Address::Unix(path) => Ok(Socket::Unix(tokio::net::UnixStream::connect(path).await?)),
             #[cfg(not(unix))]
             Address::Unix(_) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
         }

@@ -104,9 +104,8 @@ impl AdminRaw {
             }
             spec
         });
-        let asks = |tls: &Loc<AdminTlsRaw>| {
-            tls.client_ca.is_some() || tls.spoiled.contains(&"client_ca")
-        };
+        let asks =
+            |tls: &Loc<AdminTlsRaw>| tls.client_ca.is_some() || tls.spoiled.contains(&"client_ca");
         let asks_for_certificates = self.tls.as_ref().is_some_and(asks) || written("tls");
         let guarded = may_change
             || !read_tokens.is_empty()
