@@ -136,6 +136,15 @@ fn it_comes_and_goes_with_a_swap_and_whoever_asked_for_it_is_answered() {
     }
     assert_eq!(status(token(Call::get("/now"))), 200);
 
+    // What is wrong without a look at any file.
+    let open = document(&gate, PAIR).replacen("127.0.0.1", "0.0.0.0", 1);
+    let bare = document(&gate, "tls = { cert = \"admin.crt\" }");
+    for (text, pointer) in [(open, "/admin/listen"), (bare, "/admin/tls")] {
+        let refused = over(&client, to, &token(Call::post("/adapt").toml(&text))).unwrap();
+        assert_eq!(refused.status, 422, "{}", refused.text());
+        assert_eq!(refused.json()["errors"][0]["pointer"], pointer);
+    }
+
     // Back to cleartext, asked for over TLS.
     let mut conn = client.open(to, "127.0.0.1").unwrap();
     let call = token(Call::post("/reload").toml(&document(&gate, "")));
