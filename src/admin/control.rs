@@ -34,7 +34,7 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
         &self,
         request: RefreshRequest,
     ) -> impl Future<Output = Result<CertificateList, RefreshRefused>> + Send;
-    fn ready(&self) -> bool;
+    fn ready(&self) -> Result<(), &'static str>;
 }
 
 /// The events of one swap.
@@ -78,7 +78,7 @@ impl Control for Handle {
     ) -> Result<CertificateList, RefreshRefused> {
         Handle::refresh_certificates(self, request).await
     }
-    fn ready(&self) -> bool {
+    fn ready(&self) -> Result<(), &'static str> {
         Handle::ready(self)
     }
 }

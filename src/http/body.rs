@@ -122,6 +122,9 @@ impl ResponseBody {
 
     /// Ties the request's end to this body's.
     pub fn hold(&mut self, exchange: Exchange) {
+        if exchange.progress.is_stream() && self.is_end_stream() {
+            exchange.progress.set_answered();
+        }
         self.exchange = Some(exchange);
     }
 
@@ -132,6 +135,15 @@ impl ResponseBody {
             Ok(compressed) => Content::Compressed(Box::new(compressed)),
             Err(content) => content,
         };
+    }
+
+    /// Nothing follows this.
+    fn ends_with(&self, polled: &Poll<Option<Result<Frame<Bytes>, Error>>>) -> bool {
+        match polled {
+            Poll::Pending => false,
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || self.is_end_stream(),
+            Poll::Ready(None | Some(Err(_))) => true,
+        }
     }
 
     pub fn content(&self) -> &Content {
@@ -189,6 +201,9 @@ impl Body for ResponseBody {
         let polled = this.content.poll_frame(cx);
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
+            if exchange.progress.is_stream() && this.ends_with(&polled) {
+                exchange.progress.set_answered();
+            }
         }
         polled
     }

@@ -2,7 +2,7 @@
 //! takes nothing. hyper does not poll a body that can't be sent, so a body can't tell either by itself; the task that
 //! owns the connection (HTTP/1) or the stream (HTTP/2) asks here.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -17,6 +17,8 @@ pub struct Progress {
     base: Option<Instant>,
     /// Milliseconds after `base`, plus one, since when a piece waits to be taken; 0: it waits for us or the origin.
     since: AtomicU64,
+    /// HTTP/2: the last of the response was handed over.
+    answered: AtomicBool,
 }
 
 impl Progress {
@@ -26,6 +28,7 @@ impl Progress {
             flight,
             base: timed.then(Instant::now),
             since: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
         }
     }
 
@@ -38,6 +41,21 @@ impl Progress {
             0
         };
         self.since.store(since, Ordering::Release);
+    }
+
+    /// It is a stream of HTTP/2.
+    pub(super) fn is_stream(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// The response has come to its end, a good or a bad one.
+    pub(super) fn set_answered(&self) {
+        self.answered.store(true, Ordering::Release);
+    }
+
+    /// False for a stream whose client did not wait for the end of the response.
+    pub fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Acquire)
     }
 
     /// Since when the last piece of the body waits for the client.

@@ -89,6 +89,13 @@ impl View {
         }
     }
 
+    /// Accepting pauses somewhere for want of descriptors.
+    pub(super) fn is_starved(&self) -> bool {
+        self.crew
+            .as_ref()
+            .is_some_and(|crew| crew.limit.is_starved())
+    }
+
     pub(super) fn status(&self, generation: u64) -> Status {
         let CertificateList {
             certificates,
