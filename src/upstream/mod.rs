@@ -19,6 +19,7 @@ pub mod error;
 mod exchange;
 pub mod handshake;
 pub mod hash;
+mod interim;
 mod latency;
 mod multiplex;
 mod outgoing;
