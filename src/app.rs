@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::config::Format;
+use crate::log::sink::Writers;
 use crate::net;
 use crate::supervisor::event::Kind;
 use crate::supervisor::{self, Handle, Source, SubmitError, SwapRecord, SwapRequest};
@@ -20,6 +21,8 @@ pub const WELCOME: &str = include_str!("../config/welcome.toml");
 
 /// How long the admin API may take to give its last answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
+/// How long the access logs may take to be written to their ends.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Within this time a signal that comes twice is one: `timeout` and terminals send it to the process and to its group.
 #[cfg(unix)]
@@ -36,7 +39,7 @@ pub struct Options {
     pub embedded: Bytes,
     /// The search, asked again by a reload without body when the start found nothing.
     pub search: Search,
-    /// Takes SIGTERM, SIGINT and SIGHUP (off when several run in one process).
+    /// Takes SIGTERM, SIGINT, SIGHUP and SIGUSR1 (off when several run in one process).
     pub signals: bool,
     /// Accepting waits while this says false: tests fill an accept queue with it.
     pub gate: Option<watch::Receiver<bool>>,
@@ -66,6 +69,7 @@ pub struct App {
     admin: std::thread::JoinHandle<()>,
     /// Cancelled: the admin thread ends after its last answers.
     admin_stop: CancellationToken,
+    writers: Arc<Writers>,
     fatal: mpsc::Receiver<String>,
 }
 
@@ -93,6 +97,7 @@ impl App {
             .thread_name("compiler")
             .build()
             .map_err(|error| StartError::System("the compiler's runtime", error))?;
+        let writers = Arc::new(Writers::default());
         let (fatal_in, fatal) = mpsc::channel(8);
         let source = match &options.config {
             Some(_) => Source::File,
@@ -107,6 +112,7 @@ impl App {
             gate: options.gate,
             compiler: compiler.handle().clone(),
             runtimes: vec![control.handle().clone(), admin_runtime.handle().clone()],
+            writers: writers.clone(),
             fatal: fatal_in.clone(),
         };
         let (handle, supervisor) =
@@ -139,6 +145,7 @@ impl App {
             supervisor,
             admin,
             admin_stop,
+            writers,
             fatal,
         };
         if let Err(error) = app
@@ -156,7 +163,8 @@ impl App {
         if wanted {
             let _context = self.control.enter();
             let signals = Signals::new().map_err(|error| StartError::System("signals", error))?;
-            self.control.spawn(signals.run(self.handle.clone()));
+            self.control
+                .spawn(signals.run(self.handle.clone(), self.writers.clone()));
         }
         Ok(())
     }
@@ -221,6 +229,7 @@ impl App {
         self.supervisor.abort();
         self.compiler.shutdown_timeout(LAST_ANSWERS);
         self.control.shutdown_timeout(LAST_ANSWERS);
+        self.writers.end(LAST_LINES);
     }
 }
 
@@ -236,12 +245,13 @@ fn request(kind: Kind, source: Source, actor: &str) -> SwapRequest {
     }
 }
 
-/// SIGHUP reads the file again; SIGTERM and SIGINT stop, a second one exits at once.
+/// SIGHUP reads the file again; SIGUSR1 opens the access logs again; SIGTERM and SIGINT stop, a second one exits at once.
 #[cfg(unix)]
 struct Signals {
     hangup: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    user1: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
@@ -252,15 +262,21 @@ impl Signals {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            user1: signal(SignalKind::user_defined1())?,
         })
     }
 
-    async fn run(mut self, handle: Handle) {
+    async fn run(mut self, handle: Handle, writers: Arc<Writers>) {
         let mut first: Option<std::time::Instant> = None;
         loop {
             let (name, gently) = tokio::select! {
                 Some(()) = self.hangup.recv() => {
                     report(handle.submit(request(Kind::Reload, Source::File, "SIGHUP")));
+                    continue;
+                }
+                Some(()) = self.user1.recv() => {
+                    tracing::info!("SIGUSR1: access logs are opened again");
+                    writers.reopen();
                     continue;
                 }
                 Some(()) = self.terminate.recv() => ("SIGTERM", true),
@@ -299,7 +315,7 @@ impl Signals {
         Ok(Signals)
     }
 
-    async fn run(self, handle: Handle) {
+    async fn run(self, handle: Handle, _writers: Arc<Writers>) {
         let mut stopping = false;
         while tokio::signal::ctrl_c().await.is_ok() {
             if stopping {

@@ -1,4 +1,5 @@
-//! The command line: `run` and the quick modes start the process, `check`, `trust` and `schema` need none, and `adapt`,
+//! The command line: `run` and the quick modes start the process, `check`, `trust`, `schema` and `hash-password`
+//! need none, and `adapt`,
 //! `reload`, `now`, `stop` and `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see
 //! [`Exit`].
 
@@ -7,6 +8,7 @@ mod client;
 mod draw;
 mod file;
 mod local;
+mod password;
 mod quick;
 mod remote;
 mod trust;
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Some(Verb::FileServer(args)) => quick::file_server(&args),
         Some(Verb::Respond(args)) => quick::respond(&args),
         Some(Verb::Schema) => local::schema(),
+        Some(Verb::HashPassword) => password::hash_password(),
         Some(Verb::Reload(reload)) => remote::block_on(remote::reload(reload)),
         Some(Verb::Adapt(adapt)) => remote::block_on(remote::adapt(adapt)),
         Some(Verb::Now(now)) => remote::block_on(remote::now(now)),

@@ -10,6 +10,7 @@ mod reach;
 mod said_once;
 mod schema;
 mod shown;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -20,11 +21,12 @@ use std::sync::Arc;
 
 use crate::config::admin::{AdminRaw, AdminSpec};
 use crate::config::check::Checker;
-use crate::config::decode::{Decode, List, Map, section};
+use crate::config::decode::{Decode, List, Map, Switch, section};
 use crate::config::defaults::{DefaultsRaw, lay_under};
 use crate::config::environment::{self, Environment, Lookup};
 use crate::config::findings::{Findings, Kind};
 use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
+use crate::config::log::{self, AccessLogRaw, AccessLogSpec, LogRaw, LogSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
 use crate::config::scalar::{REDACTED, Secret, has_ipv6};
 use crate::config::texts::Texts;
@@ -34,6 +36,7 @@ use crate::config::{Diagnostic, Format, format, render};
 
 pub use include::{Included, Sources};
 pub use locator::Locator;
+pub use targets::targets;
 
 use shown::Behind;
 
@@ -49,6 +52,10 @@ section! {
         admin: AdminRaw = {},
         /// The process as a whole.
         runtime: RuntimeRaw = {},
+        /// What the process says of itself, on standard error.
+        log: LogRaw = {},
+        /// A line for each request; left out or `false`: none.
+        access_log: Switch<AccessLogRaw>,
         /// HTTP servers by name.
         http: Map<HttpRaw> = {},
         /// Filters that servers and routes take with `use`, by name.
@@ -58,7 +65,7 @@ section! {
         /// What lies under every table of a kind.
         defaults: DefaultsRaw,
     }
-    later = [&["log", "access_log", "forward", "tcp", "udp", "tunnels", "agents"]];
+    later = [&["forward", "tcp", "udp", "tunnels", "agents"]];
 }
 
 /// A checked configuration: every reference resolved, every default in, nothing left to parse.
@@ -66,6 +73,9 @@ section! {
 pub struct Document {
     pub admin: AdminSpec,
     pub runtime: RuntimeSpec,
+    pub log: LogSpec,
+    /// `None`: no line is written for a request.
+    pub access_log: Option<AccessLogSpec>,
     /// By name; only enabled servers.
     pub http: BTreeMap<Arc<str>, HttpSpec>,
     /// By name; those of `[upstreams]` and those that a URL or address in an action stands for.
@@ -277,6 +287,9 @@ impl Document {
         let admin_raw = root.admin.unwrap_or_default();
         let admin = admin_raw.spec(check, running.map(|r| &r.admin));
 
+        let log = root.log.unwrap_or_default().spec();
+        let access_log = log::access_log(root.access_log.as_ref(), check);
+
         let declared = root.upstreams.unwrap_or_default().value;
         check.names(&declared);
         let mut upstreams: BTreeMap<Arc<str>, UpstreamSpec> = BTreeMap::new();
@@ -287,7 +300,11 @@ impl Document {
         }
         let mut references = References::new(&declared, check.base);
 
-        let mut sets = FilterSets::new(&root.filters.unwrap_or_default().value, check);
+        let mut sets = FilterSets::new(
+            &root.filters.unwrap_or_default().value,
+            &mut references,
+            check,
+        );
         let servers_raw = root.http.unwrap_or_default().value;
         check.names(&servers_raw);
         let mut around = Around {
@@ -318,6 +335,8 @@ impl Document {
         Document {
             admin,
             runtime,
+            log,
+            access_log,
             http,
             upstreams,
             normal,

@@ -1,6 +1,11 @@
 //! Where log lines go: one writer thread behind a bounded queue. A worker that has something to say never waits for
 //! whoever reads our standard error; what does not fit is counted, and the count is said.
 
+pub mod escape;
+pub mod sink;
+pub mod stamp;
+pub mod switch;
+
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +21,15 @@ const QUEUE: usize = 4096;
 pub struct Lines {
     queue: SyncSender<Message>,
     dropped: Arc<AtomicU64>,
+    /// Escape sequences in lines are ours.
+    colour: bool,
+}
+
+impl Lines {
+    /// The same for lines that may be in colour.
+    pub fn coloured(self, colour: bool) -> Lines {
+        Lines { colour, ..self }
+    }
 }
 
 #[derive(Debug)]
@@ -46,6 +60,7 @@ pub fn to(sink: impl Write + Send + 'static) -> io::Result<(Lines, Flush)> {
         Lines {
             queue: queue.clone(),
             dropped,
+            colour: false,
         },
         Flush {
             queue,
@@ -103,6 +118,7 @@ impl Drop for Line<'_> {
         if self.text.is_empty() {
             return;
         }
+        escape::one_line(&mut self.text, self.lines.colour);
         let line = Message::Line(std::mem::take(&mut self.text));
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
             self.lines.queue.try_send(line)

@@ -1,5 +1,7 @@
 //! Counters of one worker, summed when read: no shared cache line on the request path.
 
+pub mod cell;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What one worker counts.
@@ -11,6 +13,10 @@ pub struct WorkerCounters {
     pub requests: AtomicU64,
     /// Panics caught in a connection or request since start.
     pub panics: AtomicU64,
+    /// Client connections accepted since start.
+    pub accepted: AtomicU64,
+    /// Websockets begun since start.
+    pub websockets: AtomicU64,
 }
 
 impl WorkerCounters {

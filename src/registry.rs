@@ -37,6 +37,11 @@ impl<K: Hash + Eq + Clone, V> Registry<K, V> {
         made
     }
 
+    /// The living entry.
+    pub fn get(&self, key: &K) -> Option<Arc<V>> {
+        self.entries.lock().get(key).and_then(Weak::upgrade)
+    }
+
     /// Every living entry.
     pub fn alive(&self) -> Vec<(K, Arc<V>)> {
         let mut entries = self.entries.lock();

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::http::{ActionSpec, HttpSpec, RespondBody};
+use crate::config::http::{ActionSpec, FiltersSpec, HttpSpec, RespondBody};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
+use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{Entry, Files, filter};
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
@@ -48,25 +49,31 @@ fn actions_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a ActionSpec
 
 /// Names of the upstreams that the servers of an address use.
 pub fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<str>> {
-    actions_of(specs).filter_map(|action| match action {
+    let proxied = actions_of(specs).filter_map(|action| match action {
         ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
         ActionSpec::Files(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
-    })
+    });
+    proxied.chain(filters_of(specs).flat_map(FiltersSpec::upstreams))
 }
 
-/// Paths of the files that the servers of an address answer with.
+fn filters_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a FiltersSpec> {
+    specs.iter().flat_map(|spec| spec.all_filters())
+}
+
+/// Paths of the files that the servers of an address answer with, or go by.
 fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
     let pages = specs
         .iter()
         .flat_map(|spec| spec.error_pages.files().map(|(_, path)| path));
-    let bodies = actions_of(specs).filter_map(|action| match action {
+    let answered = actions_of(specs).filter_map(|action| match action {
         ActionSpec::Respond(respond) => match &respond.body {
             RespondBody::File(path) => Some(path),
             RespondBody::Template(_) => None,
         },
         ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
     });
-    bodies.chain(pages)
+    let named = filters_of(specs).flat_map(FiltersSpec::files);
+    answered.chain(pages).chain(named.map(|(path, _)| path))
 }
 
 /// What one generation runs. Dropping the last reference lets its leases fall.
@@ -79,6 +86,7 @@ pub struct Snapshot {
     pub certificates: Material,
     /// How upstreams are spoken to.
     pub clients: Clients,
+    pub access_log: Option<Arc<AccessLog>>,
 }
 
 /// What the files of a document hold.
@@ -97,6 +105,15 @@ pub struct Pems {
     pub stamps: Arc<Stamps>,
 }
 
+/// What outlives generations, as far as compiling one takes leases on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Lasting<'a> {
+    pub upstreams: &'a Arc<Shared>,
+    pub tls: &'a tls::Shared,
+    pub filters: &'a filter::Shared,
+    pub records: &'a record::Shared,
+}
+
 impl Snapshot {
     /// Compiles `document`. `before` is what runs, with the document it was made of; `certificates` those that the
     /// document names, made of the PEM files among `contents`.
@@ -104,15 +121,30 @@ impl Snapshot {
         document: &Document,
         contents: Contents,
         (certificates, clients): (Material, Clients),
-        shared: &Arc<Shared>,
-        tls: &tls::Shared,
-        filters: &filter::Shared,
+        access_log: Option<Arc<AccessLog>>,
+        lasting: Lasting<'_>,
         before: Option<(&Document, &Snapshot)>,
     ) -> Snapshot {
         let Contents {
             answers: files,
             pems,
         } = contents;
+        let Lasting {
+            upstreams: shared,
+            tls,
+            filters,
+            records,
+        } = lasting;
+        // One that changed is another for every entry.
+        let same_log = before.is_none_or(|(old, _)| old.access_log == document.access_log);
+        let access_log = match before {
+            Some((_, snapshot)) if same_log => snapshot.access_log.clone(),
+            _ => access_log,
+        };
+        let recording = Recording {
+            shared: records,
+            log: access_log.as_ref(),
+        };
         let upstreams: BTreeMap<_, _> = document
             .upstreams
             .iter()
@@ -137,7 +169,8 @@ impl Snapshot {
             .into_iter()
             .map(|(key, specs)| {
                 let kept = before.and_then(|(_, snapshot)| {
-                    let same = old_bindings.get(&key) == Some(&specs)
+                    let same = same_log
+                        && old_bindings.get(&key) == Some(&specs)
                         && specs
                             .iter()
                             .all(|s| certificates.same(&snapshot.certificates, &s.name))
@@ -151,7 +184,7 @@ impl Snapshot {
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
                 let entry = kept.unwrap_or_else(|| {
-                    let entry = Entry::build(&specs, &upstreams, &files, filters);
+                    let entry = Entry::build(&specs, &upstreams, &files, filters, recording);
                     Arc::new(entry.over_tls(presented(&specs, &certificates, tls)))
                 });
                 (key, entry)
@@ -164,6 +197,7 @@ impl Snapshot {
             pems,
             certificates,
             clients,
+            access_log,
         }
     }
 
@@ -188,6 +222,19 @@ impl Snapshot {
             pems,
             certificates,
             ..self.clone()
+        }
+    }
+}
+
+impl Snapshot {
+    /// It is committed, in the place of `before`: its upstreams' checks take charge of their targets.
+    pub fn begin(&self, before: Option<&Snapshot>) {
+        for (name, upstream) in &self.upstreams {
+            let old = before.and_then(|before| before.upstreams.get(name));
+            // One that is taken over has begun.
+            if old.is_none_or(|old| !Arc::ptr_eq(old, upstream)) {
+                upstream.begin(old.is_some());
+            }
         }
     }
 }
@@ -254,9 +301,13 @@ mod tests {
                 &document,
                 contents,
                 (certificates, Clients::default()),
-                &shared,
-                &tls,
-                &filters,
+                None,
+                Lasting {
+                    upstreams: &shared,
+                    tls: &tls,
+                    filters: &filters,
+                    records: &record::Shared::new(Arc::default(), 1),
+                },
                 before,
             )
         };

@@ -36,6 +36,7 @@ fn operation_id(operation: Operation) -> &'static str {
         Operation::RefreshCertificates => "refreshCertificates",
         Operation::Livez => "livez",
         Operation::Readyz => "readyz",
+        Operation::Metrics => "metrics",
         Operation::Openapi => "openapi",
         Operation::Schema => "schema",
     }

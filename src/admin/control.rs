@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 use crate::supervisor::event::Event;
 use crate::supervisor::{
-    AdminBinding, CertificateList, EventReader, Handle, RefreshRefused, RefreshRequest, Running,
-    Status, SubmitError, SwapRecord, SwapRequest,
+    AdminBinding, CertificateList, EventReader, Figures, Handle, RefreshRefused, RefreshRequest,
+    Running, Status, SubmitError, SwapRecord, SwapRequest,
 };
 
 /// The supervisor as seen from here. Same meaning as the methods of [`Handle`].
@@ -34,6 +34,7 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
         &self,
         request: RefreshRequest,
     ) -> impl Future<Output = Result<CertificateList, RefreshRefused>> + Send;
+    fn figures(&self) -> Figures;
     fn ready(&self) -> Result<(), &'static str>;
 }
 
@@ -77,6 +78,9 @@ impl Control for Handle {
         request: RefreshRequest,
     ) -> Result<CertificateList, RefreshRefused> {
         Handle::refresh_certificates(self, request).await
+    }
+    fn figures(&self) -> Figures {
+        Handle::figures(self)
     }
     fn ready(&self) -> Result<(), &'static str> {
         Handle::ready(self)

@@ -15,8 +15,8 @@ use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::supervisor::event::{Event, Kind, Outcome, Phase};
 use crate::supervisor::{
-    AdminBinding, AdminListener, CertificateList, RefreshRefused, RefreshRequest, Running, Source,
-    Status, SubmitError, SwapRecord, SwapRequest,
+    AdminBinding, AdminListener, CertificateList, Figures, RefreshRefused, RefreshRequest, Running,
+    Source, Status, SubmitError, SwapRecord, SwapRequest,
 };
 
 pub(crate) const ETAG: &str = "\"e1\"";
@@ -77,6 +77,7 @@ impl Fake {
             token: None,
             tokens: Default::default(),
             read_tokens: Default::default(),
+            monitor: None,
             allowed_hosts: vec![],
         };
         let runtime = RuntimeSpec {
@@ -97,6 +98,8 @@ impl Fake {
         let document = Document {
             admin: spec.clone(),
             runtime,
+            log: Default::default(),
+            access_log: None,
             http: Default::default(),
             upstreams: Default::default(),
             normal,
@@ -130,6 +133,7 @@ impl Fake {
             generation: 1,
             spec,
             listener,
+            monitor: None,
         })));
         address
     }
@@ -143,6 +147,7 @@ impl Fake {
             generation: 2,
             spec,
             listener: old.listener.clone(),
+            monitor: None,
         };
         self.0.binding.send_replace(Some(Arc::new(binding)));
     }
@@ -281,6 +286,9 @@ impl Control for Fake {
                 errors: vec![],
             }),
         }
+    }
+    fn figures(&self) -> Figures {
+        Figures::default()
     }
     fn ready(&self) -> Result<(), &'static str> {
         let go = *self.0.go.borrow();

@@ -20,6 +20,8 @@ mod guard;
 mod idempotency;
 mod incoming;
 mod media;
+mod metrics;
+mod monitor;
 mod now;
 mod origin;
 mod problem;
@@ -79,6 +81,7 @@ pub(crate) enum Operation {
     RefreshCertificates,
     Livez,
     Readyz,
+    Metrics,
     Openapi,
     Schema,
 }
@@ -108,6 +111,7 @@ pub(crate) const ROUTES: &[(&str, &str, Operation)] = &[
     ),
     ("GET", "/livez", Operation::Livez),
     ("GET", "/readyz", Operation::Readyz),
+    ("GET", "/metrics", Operation::Metrics),
     ("GET", "/openapi.yaml", Operation::Openapi),
     ("GET", "/schema.json", Operation::Schema),
 ];
@@ -189,6 +193,7 @@ fn endpoint<C: Control>(operation: Operation) -> MethodRouter<App<C>> {
         Operation::RefreshCertificates => post(certificates::refresh::<C>),
         Operation::Livez => get(status::livez),
         Operation::Readyz => get(status::readyz::<C>),
+        Operation::Metrics => get(metrics::metrics::<C>),
         Operation::Openapi => get(assets::openapi),
         Operation::Schema => get(assets::schema),
     }

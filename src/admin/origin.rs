@@ -95,6 +95,7 @@ pub(super) fn is_own(origin: &str, host: &Authority) -> bool {
         token: None,
         tokens: Default::default(),
         read_tokens: Default::default(),
+        monitor: None,
         allowed_hosts: Vec::new(),
     };
     let default = match scheme {
@@ -121,6 +122,7 @@ mod tests {
             token: None,
             tokens: Default::default(),
             read_tokens: Default::default(),
+            monitor: None,
             allowed_hosts: hosts.iter().map(|host| host.to_string()).collect(),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::Router;
 use tokio::net::TcpListener;
 #[cfg(unix)]
 use tokio::net::UnixListener;
@@ -17,8 +18,8 @@ use super::connection::{Wire, connection};
 use super::control::Control;
 use super::guard::Peer;
 use super::seats::{Seat, Seats};
-use super::{App, Context};
-use crate::supervisor::{AdminListener, Handle};
+use super::{App, Context, monitor};
+use crate::supervisor::{AdminBinding, AdminListener, Handle};
 
 /// Open connections. Beyond, an idle one makes room; when none is idle, more wait in the kernel's queue.
 const CONNECTIONS: usize = 256;
@@ -34,18 +35,40 @@ pub async fn serve(handle: Handle, context: Context) {
 }
 
 pub(crate) async fn run<C: Control>(control: C, context: Context) {
-    let stop = context.stop.clone();
     let app = App::new(control, context);
-    let router = super::router(app.clone());
+    let api = Face {
+        router: super::router(app.clone()),
+        listener: |binding| Some(&binding.listener),
+        connections: CONNECTIONS,
+    };
+    tokio::join!(follow(&app, api), follow(&app, monitor::face(&app)));
+    app.0.ended.cancel();
+    app.0.observers.close();
+    app.0.observers.wait().await;
+}
+
+/// What one address serves.
+pub(super) struct Face {
+    pub(super) router: Router,
+    /// Which of the addresses it is.
+    pub(super) listener: fn(&AdminBinding) -> Option<&Arc<AdminListener>>,
+    /// Open connections.
+    pub(super) connections: usize,
+}
+
+/// Serves one address for the life of the process, wherever swaps move it.
+async fn follow<C: Control>(app: &App<C>, face: Face) {
+    let stop = app.0.context.stop.clone();
+    let router = face.router;
     let mut binding = app.0.binding.clone();
-    let seats = Seats::new(CONNECTIONS);
+    let seats = Seats::new(face.connections);
     let mut connections = JoinSet::new();
     let mut open: Option<Open> = None;
     loop {
         let wanted = binding
             .borrow_and_update()
             .as_ref()
-            .map(|binding| binding.listener.clone());
+            .and_then(|binding| (face.listener)(binding).cloned());
         if !same(open.as_ref().map(|open| &open.origin), wanted.as_ref()) {
             // Dropping the old one tells its connections to finish what they are at.
             open = wanted.and_then(|listener| match Open::new(listener) {
@@ -59,7 +82,7 @@ pub(crate) async fn run<C: Control>(control: C, context: Context) {
         tokio::select! {
             () = stop.cancelled() => break,
             changed = binding.changed() => if changed.is_err() { break },
-            Some(ended) = connections.join_next() => note(&app, ended),
+            Some(ended) = connections.join_next() => note(app, ended),
             (stream, peer, seat) = accept(open.as_mut(), &seats) => {
                 let leave = open.as_ref().map(|open| open.leave.child_token()).unwrap_or_default();
                 connections.spawn(connection(stream, peer, router.clone(), leave, seat));
@@ -70,16 +93,13 @@ pub(crate) async fn run<C: Control>(control: C, context: Context) {
     seats.end();
     let last = async {
         while let Some(ended) = connections.join_next().await {
-            note(&app, ended);
+            note(app, ended);
         }
     };
     if tokio::time::timeout(LAST_ANSWERS, last).await.is_err() {
         tracing::warn!("admin connections were closed with answers unread");
         connections.shutdown().await;
     }
-    app.0.ended.cancel();
-    app.0.observers.close();
-    app.0.observers.wait().await;
 }
 
 fn same(a: Option<&Arc<AdminListener>>, b: Option<&Arc<AdminListener>>) -> bool {

@@ -67,6 +67,10 @@ pub(crate) enum Verb {
     Trust(Trust),
     /// Print the JSON Schema of the configuration
     Schema,
+    /// Print the hash of a password, for `basic_auth`
+    ///
+    /// The password is asked for at the terminal, else read from the first line of standard input.
+    HashPassword,
 }
 
 #[derive(Debug, Default, ClapArgs)]

@@ -130,17 +130,15 @@ fn refused(start: &Start<'_>, record: &SwapRecord) -> Exit {
     Exit::of_status(record.status.unwrap_or(500))
 }
 
-/// Log lines go to standard error: `RUST_LOG`, else info (warnings with `--quiet`). What is returned writes the last ones.
+/// Log lines go to standard error: `RUST_LOG`, else warnings with `--quiet`, else what `[log]` says. What is returned
+/// writes the last ones.
 fn log(quiet: bool) -> Option<log::Flush> {
-    let level = if quiet { "warn" } else { "info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let fixed = match EnvFilter::try_from_default_env() {
+        Ok(filter) => Some(filter),
+        Err(_) => quiet.then(|| EnvFilter::new("warn")),
+    };
     let (lines, flush) = log::to(std::io::stderr()).ok()?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(lines)
-        .with_ansi(std::io::stderr().is_terminal());
-    // Set already: then whoever embeds us has a log of their own.
-    let _ = log.try_init();
+    log::switch::install(lines, fixed, std::io::stderr().is_terminal());
     Some(flush)
 }
 
@@ -172,8 +170,10 @@ pub(crate) fn check(check: &Check) -> Exit {
             let mut missing = missing_files(&parsed);
             let mut warnings = parsed.warnings.clone();
             if missing.is_empty() {
+                missing.extend(judge_htpasswd(&parsed));
                 let (errors, more) = judge_certificates(&parsed);
                 missing.extend(errors);
+                missing.extend(judge_targets(&parsed));
                 warnings.extend(more);
             }
             let refused = check.strict && !warnings.is_empty();
@@ -209,6 +209,7 @@ fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
         all.map(move |(path, pointer)| (path, pointer, folder))
     };
     of(document.file_pointers(), false)
+        .chain(of(document.target_files(), false))
         .chain(of(document.folder_pointers(), true))
         .chain(of(document.certificate_folders(), true))
         .filter(|(path, _, _)| seen.insert(path.clone()))
@@ -223,6 +224,52 @@ fn missing_files(parsed: &Parsed) -> Vec<Diagnostic> {
             Some(parsed.locate(&pointer, message, None))
         })
         .collect()
+}
+
+/// Errors of the files with users that a document names. One that is no regular file (a FIFO may have no writer yet) is
+/// left to the start.
+fn judge_htpasswd(parsed: &Parsed) -> Vec<Diagnostic> {
+    let document = &parsed.document;
+    let mut files = HashMap::new();
+    for (path, pointer) in document.htpasswd_pointers() {
+        if !std::fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
+            continue;
+        }
+        match std::fs::read(&path) {
+            Ok(text) => drop(files.insert(path, Bytes::from(text))),
+            Err(error) => {
+                let message = format!("{}: {error}", path.display());
+                return vec![parsed.locate(&pointer, message, None)];
+            }
+        }
+    }
+    let faults = document.judge_htpasswd(&files).into_iter();
+    faults
+        .map(|f| parsed.locate(&f.pointer, f.message, f.help))
+        .collect()
+}
+
+/// Errors of the files of targets. One that is no regular file is left to a start.
+fn judge_targets(parsed: &Parsed) -> Vec<Diagnostic> {
+    let mut document = parsed.document.clone();
+    let mut errors = Vec::new();
+    let mut files: HashMap<PathBuf, Vec<u8>> = HashMap::new();
+    for (path, pointer) in document.target_files() {
+        if !std::fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
+            continue;
+        }
+        match std::fs::read(&path) {
+            Ok(bytes) => drop(files.insert(path, bytes)),
+            Err(error) => {
+                let message = format!("{}: {error}", path.display());
+                errors.push(parsed.locate(&pointer, message, None));
+            }
+        }
+    }
+    let faults = document.take_targets(|path| files.get(path).map(|bytes| &bytes[..]), None);
+    let told = faults.into_iter();
+    errors.extend(told.map(|(pointer, message, _)| parsed.locate(&pointer, message, None)));
+    errors
 }
 
 /// Errors and warnings of the certificates that a document names. Where one of their files is no regular one (a FIFO may

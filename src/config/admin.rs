@@ -19,10 +19,13 @@ section! {
         tokens: Map<SecretRef>,
         /// Bearer tokens for `GET` and `/adapt` only, by name.
         read_tokens: Map<SecretRef>,
+        /// Second address, with `/livez`, `/readyz` and `/metrics` only, for which no token is asked: for whatever restarts,
+        /// routes or graphs.
+        monitor: String,
         /// Accepted values of `Host`, without port; left out: the loopback names.
         allowed_hosts: List<String>,
     }
-    later = [&["monitor", "tls"]];
+    later = [&["tls"]];
 }
 
 /// Checked `[admin]`.
@@ -35,6 +38,8 @@ pub struct AdminSpec {
     pub tokens: BTreeMap<String, Secret>,
     /// Those for `GET` and `/adapt` only, by name; no name is in `tokens` too.
     pub read_tokens: BTreeMap<String, Secret>,
+    /// Second address: `/livez`, `/readyz` and `/metrics` only, without token.
+    pub monitor: Option<ListenAddr>,
     /// `Host` values accepted, lower case, without port; empty stands for the loopback names.
     pub allowed_hosts: Vec<String>,
 }
@@ -87,6 +92,18 @@ impl AdminRaw {
                 .error(at, format!("the admin API on {listen} can be reached from other machines and has no `token`"))
                 .help("set `token`, or listen on `127.0.0.1` or a `unix:` socket");
         }
+        let monitor = self.monitor.as_ref().and_then(|address| {
+            let parsed = one_address(address, check.base);
+            let parsed = check.take(address.at, parsed)?;
+            let any_port = matches!(&parsed, ListenAddr::Tcp(a) if a.port() == 0);
+            if parsed == listen && !any_port {
+                check.findings.error(
+                    address.at,
+                    format!("{parsed} is the address of the admin API itself"),
+                );
+            }
+            Some(parsed)
+        });
         let host = |text: &str| match HostPattern::parse(text)? {
             HostPattern::Exact(name) => Ok(name),
             _ => {
@@ -103,6 +120,7 @@ impl AdminRaw {
             token,
             tokens,
             read_tokens,
+            monitor,
             allowed_hosts,
         }
     }

@@ -26,9 +26,11 @@ pub use check::{Around, Checked, RouteAt};
 pub use error_pages::{ErrorPagesSpec, PageFor};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
 pub use filters::{
-    AccessSpec, CompressSpec, CorsRaw, CorsSpec, EditSpec, FilterSets, FiltersRaw, FiltersSpec,
-    HeadersRaw, HeadersSetting, HeadersSpec, OriginPattern, Piece, RewriteRaw, RewriteSpec,
-    Setting,
+    AccessSpec, BasicAuthRaw, BasicAuthSpec, CompressSpec, ConcurrencyRaw, ConcurrencySpec,
+    CorsRaw, CorsSpec, EditSpec, FilterSets, FiltersRaw, FiltersSpec, ForwardAuthRaw,
+    ForwardAuthSpec, HashKind, HashedPassword, HeadersRaw, HeadersSetting, HeadersSpec,
+    MOST_LIMITS, OriginPattern, Piece, RateLimitRaw, RateLimitSpec, RewriteRaw, RewriteSpec,
+    Setting, htpasswd,
 };
 pub use raw::{HttpRaw, RouteRaw};
 pub use retries::{MAX_ATTEMPTS, RetriesRaw, RetrySpec};
@@ -60,6 +62,14 @@ pub struct HttpSpec {
     /// The action for what no route takes.
     pub fallback: Option<ActionSpec>,
     pub on_change: OnChange,
+}
+
+impl HttpSpec {
+    /// The filters of the server and of each of its routes.
+    pub fn all_filters(&self) -> impl Iterator<Item = &FiltersSpec> {
+        let routes = self.routes.iter().map(|route| &route.filters);
+        std::iter::once(&self.filters).chain(routes)
+    }
 }
 
 /// The part of a server that every server on the same address must agree on.

@@ -11,6 +11,7 @@ pub mod environment;
 pub mod findings;
 pub mod format;
 pub mod http;
+pub mod log;
 pub mod render;
 pub mod runtime;
 pub mod scalar;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 pub use pattern::{HostPattern, Pattern, cidr};
 pub use secret::{REDACTED, Secret, SecretRef};
-pub use unit::{Size, Span};
+pub use unit::{Rate, Size, Span, Speed};
 
 use pattern::host_name;
 

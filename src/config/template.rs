@@ -38,6 +38,16 @@ pub enum Var {
     TlsVersion,
     Sni,
     ClientCert(ClientCertPart),
+    RequestId,
+    /// Whom authentication found.
+    User,
+    /// Of the response, as are the four below: see [`Var::since`].
+    Upstream,
+    Target,
+    Status,
+    /// Milliseconds since the request began, with three decimals.
+    DurationMs,
+    BytesSent,
     Header(::http::HeaderName),
     Cookie(String),
     QueryKey(String),
@@ -54,6 +64,28 @@ pub enum ClientCertPart {
     San,
 }
 
+/// Where a template stands, which is what may be known there. Each side knows what those before it do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// It is rendered before there is a response.
+    Request,
+    /// It is rendered with the head of the response: a field of it.
+    Response,
+    /// It is rendered when the response has ended.
+    Log,
+}
+
+impl Var {
+    /// The first side that knows it.
+    pub fn since(&self) -> Side {
+        match self {
+            Var::Upstream | Var::Target | Var::Status | Var::DurationMs => Side::Response,
+            Var::BytesSent => Side::Log,
+            _ => Side::Request,
+        }
+    }
+}
+
 /// What renders a variable.
 pub trait Source {
     /// The variable's text; empty where the request has none.
@@ -61,7 +93,7 @@ pub trait Source {
 }
 
 /// The variables without a name of their own.
-const VARIABLES: [(&str, Var); 18] = [
+const VARIABLES: [(&str, Var); 25] = [
     ("client_ip", Var::ClientIp),
     ("client_port", Var::ClientPort),
     ("scheme", Var::Scheme),
@@ -86,25 +118,29 @@ const VARIABLES: [(&str, Var); 18] = [
         Var::ClientCert(ClientCertPart::Fingerprint),
     ),
     ("client_cert.san", Var::ClientCert(ClientCertPart::San)),
-];
-
-/// Variables of features that are not built.
-const LATER: [&str; 7] = [
-    "request_id",
-    "upstream",
-    "target",
-    "status",
-    "duration_ms",
-    "bytes_sent",
-    "user",
+    ("request_id", Var::RequestId),
+    ("user", Var::User),
+    ("upstream", Var::Upstream),
+    ("target", Var::Target),
+    ("status", Var::Status),
+    ("duration_ms", Var::DurationMs),
+    ("bytes_sent", Var::BytesSent),
 ];
 
 impl Template {
-    /// Parses a text with `{variables}`.
+    /// Parses a text with `{variables}` that is rendered before there is a response.
     ///
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(text: &str) -> Result<Template, Vec<Wrong>> {
+        Template::parse_for(text, Side::Request)
+    }
+
+    /// The same for one that is rendered on `side`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it; variables that are not known there too.
+    pub fn parse_for(text: &str, side: Side) -> Result<Template, Vec<Wrong>> {
         let mut parts = Vec::new();
         let mut wrong = Vec::new();
         let mut literal = String::new();
@@ -133,7 +169,7 @@ impl Template {
             {
                 Some(end) => {
                     rest = &after[end + 1..];
-                    match variable(&after[..end]) {
+                    match variable(&after[..end], side) {
                         Ok(var) => {
                             if !literal.is_empty() {
                                 parts.push(Part::Text(std::mem::take(&mut literal)));
@@ -169,6 +205,25 @@ impl Template {
         }
     }
 
+    /// The same with what a request knows put in; what only its response will know stays.
+    pub fn resolved(&self, source: &impl Source) -> Template {
+        let resolve = |part: &Part| match part {
+            Part::Var(var) if var.since() == Side::Request => {
+                Part::Text(source.var(var).into_owned())
+            }
+            other => other.clone(),
+        };
+        Template {
+            parts: self.parts.iter().map(resolve).collect(),
+        }
+    }
+
+    /// True if a request does not know all of it.
+    pub fn is_late(&self) -> bool {
+        let late = |part: &Part| matches!(part, Part::Var(var) if var.since() > Side::Request);
+        self.parts.iter().any(late)
+    }
+
     pub fn render(&self, source: &impl Source) -> String {
         let mut out = String::new();
         for part in &self.parts {
@@ -181,15 +236,18 @@ impl Template {
     }
 }
 
-fn variable(text: &str) -> Result<Var, Wrong> {
+fn variable(text: &str, side: Side) -> Result<Var, Wrong> {
     if let Some((_, var)) = VARIABLES.iter().find(|(name, _)| *name == text) {
-        return Ok(var.clone());
-    }
-    if LATER.contains(&text) {
-        return Err(Wrong::new(format!(
-            "`{{{}}}` is not supported yet",
-            shorten(text)
-        )));
+        let wrong = Wrong::new(format!("`{{{text}}}` is not known here yet"));
+        return match var.since() {
+            since if since <= side => Ok(var.clone()),
+            Side::Log => {
+                Err(wrong.help("only the access log can tell it: the response has ended then"))
+            }
+            _ => Err(wrong.help(
+                "it belongs to the response: header fields of it may name it, and the access log",
+            )),
+        };
     }
     let unnamed = |kind: &str| {
         Wrong::new(format!("`{{{kind}.}}` needs a name")).help(format!("such as `{{{kind}.x}}`"))
@@ -233,19 +291,33 @@ mod tests {
 
     #[test]
     fn all_mistakes_of_a_template_are_told() {
-        let wrong = Template::parse("{hots} } {request_id} {header.} {").unwrap_err();
+        let wrong = Template::parse("{hots} } {status} {header.} {").unwrap_err();
         let messages: Vec<_> = wrong.iter().map(|w| w.message.as_str()).collect();
         assert_eq!(
             messages,
             [
                 "there is no variable `{hots}`",
                 "a `}` without a `{` before it",
-                "`{request_id}` is not supported yet",
+                "`{status}` is not known here yet",
                 "`{header.}` needs a name",
                 "a `{` that is not closed"
             ]
         );
         assert_eq!(wrong[0].help.as_deref(), Some("did you mean `host`?"));
+    }
+
+    #[test]
+    fn each_side_knows_what_is_known_by_then() {
+        let fits = |text: &str, side| Template::parse_for(text, side).is_ok();
+        for (text, first) in [
+            ("{request_id} {user} {host}", Side::Request),
+            ("{status} {upstream} {target} {duration_ms}", Side::Response),
+            ("{bytes_sent}", Side::Log),
+        ] {
+            for side in [Side::Request, Side::Response, Side::Log] {
+                assert_eq!(fits(text, side), side >= first, "{text} {side:?}");
+            }
+        }
     }
 
     proptest! {

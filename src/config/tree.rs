@@ -40,8 +40,8 @@ pub enum Value<'a> {
     Null,
     Bool(bool),
     Int(i64),
-    /// A number that is not an integer of 64 bits; the language has no use for its value.
-    Float,
+    /// A number that is not an integer of 64 bits; `None`: not finite either.
+    Float(Option<f64>),
     /// A TOML date or time; the language has no use for its value.
     Date,
     Text(Cow<'a, str>),
@@ -53,13 +53,18 @@ pub enum Value<'a> {
 }
 
 impl Value<'_> {
+    /// A number that is not an integer of 64 bits.
+    pub fn float(text: &str) -> Self {
+        Value::Float(text.parse().ok().filter(|n: &f64| n.is_finite()))
+    }
+
     /// What a sentence calls a value of this kind.
     pub fn kind(&self) -> &'static str {
         match self {
             Value::Null => "nothing",
             Value::Bool(_) => "a boolean",
             Value::Int(_) => "an integer",
-            Value::Float => "a number that is no integer of 64 bits",
+            Value::Float(_) => "a number that is no integer of 64 bits",
             Value::Date => "a date or time",
             Value::Text(_) | Value::Unset(_) => "a string",
             Value::List(_) => "a list",
@@ -83,7 +88,7 @@ impl<'a> Node<'a> {
         let value = match value {
             Json::Null => Value::Null,
             Json::Bool(b) => Value::Bool(*b),
-            Json::Number(n) => n.as_i64().map_or(Value::Float, Value::Int),
+            Json::Number(n) => n.as_i64().map_or(Value::Float(n.as_f64()), Value::Int),
             Json::String(s) => Value::Text(Cow::Borrowed(s)),
             Json::Array(items) => Value::List(items.iter().map(Node::nowhere).collect()),
             Json::Object(map) => Value::Table(

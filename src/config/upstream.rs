@@ -1,23 +1,30 @@
 //! `[upstreams.NAME]`: where requests go.
 mod balance;
+mod health;
+mod passive;
 mod protocol;
 mod reference;
 mod sticky;
+mod targets_file;
 mod tls;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, section};
+use super::decode::{Limit, List, Switch, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
 pub use balance::{Balance, BalanceRaw};
+pub use health::{HealthRaw, HealthSpec, OnDown, ProbeSpec, StatusRange};
+pub use passive::{PassiveRaw, PassiveSpec};
 pub use protocol::Protocol;
 pub use reference::{Reference, References, base_path};
 pub use sticky::{SameSite, StickyRaw, StickySpec};
+pub use targets_file::{Fault, parse as parse_targets};
 pub use tls::{UpstreamTlsRaw, UpstreamTlsSpec};
 
 section! {
@@ -25,6 +32,8 @@ section! {
     pub struct UpstreamRaw {
         /// Where the requests go, at least one.
         targets: List<TargetRaw>,
+        /// A file of targets instead, one a line: `ADDRESS [weight=N] [backup]`; read again when it changes.
+        targets_file: String,
         /// How a target is chosen.
         balance: BalanceRaw = "round_robin",
         /// A cookie that keeps a client with its target; left out: none.
@@ -39,9 +48,15 @@ section! {
         timeouts: UpstreamTimeoutsRaw = {},
         /// How names of targets are looked up.
         resolve: ResolveRaw = {},
+        /// Active checks of each target; `false`, or left out: none.
+        health: Switch<HealthRaw>,
+        /// Ejection of targets that fail requests; `false`, or left out: none.
+        passive: Switch<PassiveRaw>,
+        /// How long a target that comes, or comes back, takes to get its whole share.
+        slow_start: Span = "0s",
     }
     later = [&[
-        "health", "passive", "limits", "slow_start", "via", "proxy_protocol", "targets_file", "split",
+        "limits", "via", "proxy_protocol", "split",
     ]];
 }
 
@@ -110,8 +125,10 @@ pub struct TargetSpec {
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamSpec {
     pub name: Arc<str>,
-    /// Never empty.
+    /// Never empty, but while `targets_file` has not been read.
     pub targets: Vec<TargetSpec>,
+    /// Where they come from.
+    pub targets_file: Option<PathBuf>,
     pub balance: Balance,
     pub sticky: Option<StickySpec>,
     /// [`Protocol::H2`] only with `tls`, [`Protocol::H2c`] only without.
@@ -121,6 +138,10 @@ pub struct UpstreamSpec {
     pub pool: PoolSpec,
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
+    pub health: Option<HealthSpec>,
+    pub passive: Option<PassiveSpec>,
+    /// 0: at once.
+    pub slow_start: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,6 +179,17 @@ impl UpstreamRaw {
         check: &mut Checker<'_>,
     ) -> UpstreamSpec {
         let targets = self.targets(at, check);
+        let targets_file = self.targets_file(check);
+        let health = self.health.as_ref().and_then(|h| h.on());
+        if let Some(port) = health.and_then(|h| h.port.as_ref())
+            && let Some(unix) = targets
+                .iter()
+                .find(|t| matches!(t.address, TargetAddr::Unix(_)))
+        {
+            let error = format!("the target `{}` has no port", unix.address);
+            check.findings.error(port.at, error);
+        }
+        let passive = self.passive.as_ref().and_then(|p| p.on());
         let (protocol, protocol_at) = self
             .protocol
             .as_ref()
@@ -177,6 +209,13 @@ impl UpstreamRaw {
         UpstreamSpec {
             name: name.into(),
             targets,
+            targets_file,
+            health: health.map(|h| h.spec(check)),
+            passive: passive.map(|p| p.spec(check)),
+            slow_start: self
+                .slow_start
+                .as_ref()
+                .map_or(Duration::ZERO, |s| s.value.0),
             balance: balance::balance(self.balance.as_ref(), check),
             sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             protocol,
@@ -204,7 +243,8 @@ impl UpstreamRaw {
 
     fn targets(&self, at: At, check: &mut Checker<'_>) -> Vec<TargetSpec> {
         let Some(list) = &self.targets else {
-            if !self.spoiled.contains(&"targets") {
+            let file = self.targets_file.is_some() || self.spoiled.contains(&"targets_file");
+            if !file && !self.spoiled.contains(&"targets") {
                 check
                     .findings
                     .error(at, "an upstream needs `targets`")

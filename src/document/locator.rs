@@ -1,16 +1,31 @@
 //! Places in the text for what goes wrong after parsing: an address in use, a file that cannot be read.
 
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
 
 use super::Document;
 use super::include::{self, Sources};
 use crate::config::environment::filled;
 use crate::config::findings::Findings;
 use crate::config::http::{
-    ActionSpec, CertificateSpec, HttpSpec, PemSource, RespondBody, redirects_to,
+    ActionSpec, CertificateSpec, FiltersSpec, HttpSpec, PemSource, RespondBody, htpasswd,
+    redirects_to,
 };
 use crate::config::scalar::ListenAddr;
 use crate::config::{Diagnostic, format};
+
+/// What is wrong with a file, at the place that names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    pub pointer: String,
+    pub message: String,
+    pub help: Option<String>,
+}
+
+/// More of them help nobody.
+const MOST_FAULTS: usize = 20;
 
 /// Keeps a document's texts and parses them again when a place is asked for, which is rare.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,6 +154,7 @@ impl Document {
                 pages.map(|(key, path)| (path.clone(), format!("/http/{name}/error_pages/{key}"))),
             );
         }
+        out.extend(self.htpasswd_pointers());
         out.extend(self.upstream_pointers());
         out
     }
@@ -161,6 +177,37 @@ impl Document {
             }
         }
         out
+    }
+
+    /// Those of them that hold users. A file that several places take from `[filters]` is here once.
+    pub fn htpasswd_pointers(&self) -> Vec<(PathBuf, String)> {
+        let all = self.http.values().flat_map(HttpSpec::all_filters);
+        let files = all.flat_map(FiltersSpec::files);
+        let once: BTreeSet<_> = files
+            .map(|(path, at)| (path.clone(), at.to_owned()))
+            .collect();
+        once.into_iter().collect()
+    }
+
+    /// What is wrong with the users' files among `files`, each line at its place.
+    pub fn judge_htpasswd(&self, files: &HashMap<PathBuf, Bytes>) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for (path, pointer) in self.htpasswd_pointers() {
+            let read = files
+                .get(&path)
+                .map_or(Ok(Vec::new()), |text| htpasswd(text));
+            for (line, wrong) in read.err().unwrap_or_default() {
+                let message = format!("{}:{line}: {}", path.display(), wrong.message);
+                faults.push(Fault {
+                    pointer: pointer.clone(),
+                    message,
+                    help: wrong.help,
+                });
+            }
+        }
+        // A file of another kind is wrong in every line.
+        faults.truncate(MOST_FAULTS);
+        faults
     }
 
     /// The folders that are served, each with the JSON Pointer of its path.

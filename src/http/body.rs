@@ -13,10 +13,12 @@ use http_body::{Body, Frame, SizeHint};
 use super::action::files::body::FileBody;
 use super::compressed::Compressed;
 use super::connection::Connection;
+use super::filter::pace::{Deadline, Pace};
 use super::progress::Progress;
+use super::record::Record;
 use crate::config::http::FileCoding;
 use crate::upstream::error::{Error, Kind};
-use crate::upstream::{InFlight, UpstreamBody};
+use crate::upstream::{InFlight, Target, UpstreamBody};
 
 /// A request in progress: one place in its generation and one on its connection. Dropping it ends the request.
 #[derive(Debug)]
@@ -36,8 +38,28 @@ impl Drop for Exchange {
 pub struct ResponseBody {
     content: Content,
     exchange: Option<Exchange>,
+    /// What few responses have; boxed, for every response would carry its room.
+    extras: Option<Box<Extras>>,
+    record: Option<Record>,
     /// Holds the target's in-flight count.
-    _in_flight: Option<InFlight>,
+    in_flight: Option<InFlight>,
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(outcome) = self.record.as_mut().and_then(Record::finish)
+            && let Some(in_flight) = &mut self.in_flight
+        {
+            in_flight.end(outcome);
+        }
+    }
+}
+
+/// What holds a body back or ends it.
+#[derive(Debug)]
+struct Extras {
+    pace: Option<Pace>,
+    deadline: Option<Deadline>,
 }
 
 /// Bytes of a fixed body that are handed over at a time: what HTTP/2 is given is queued whatever the client's window, so
@@ -107,7 +129,9 @@ impl ResponseBody {
         ResponseBody {
             content,
             exchange: None,
-            _in_flight: None,
+            extras: None,
+            record: None,
+            in_flight: None,
         }
     }
 
@@ -116,16 +140,74 @@ impl ResponseBody {
         ResponseBody {
             content: Content::Upstream(body),
             exchange: None,
-            _in_flight: Some(in_flight),
+            extras: None,
+            record: None,
+            in_flight: Some(in_flight),
         }
     }
 
-    /// Ties the request's end to this body's.
-    pub fn hold(&mut self, exchange: Exchange) {
+    /// Ties the request's end to this body's. `record`: unless something else keeps it.
+    pub fn hold(&mut self, exchange: Exchange, record: Option<Record>) {
         if exchange.progress.is_stream() && self.is_end_stream() {
             exchange.progress.set_answered();
         }
         self.exchange = Some(exchange);
+        self.record = record;
+    }
+
+    /// Who gave it.
+    pub fn target(&self) -> Option<&Arc<Target>> {
+        self.in_flight.as_ref().map(|in_flight| &in_flight.target)
+    }
+
+    /// Sends it no faster than `pace`, and not beyond `deadline`. One that has no content has neither.
+    pub fn limit(&mut self, pace: Option<Pace>, deadline: Option<Deadline>) {
+        // One at hand is sent at once, unless it is paced.
+        let lasts = matches!(
+            self.content,
+            Content::Upstream(_) | Content::File(_) | Content::Compressed(_)
+        );
+        let deadline = deadline.filter(|_| lasts || pace.is_some());
+        if (pace.is_some() || deadline.is_some()) && !matches!(self.content, Content::Empty) {
+            self.extras = Some(Box::new(Extras { pace, deadline }));
+        }
+    }
+
+    /// What its limits have to say before the content is asked.
+    fn poll_limits(&mut self, cx: &mut Context<'_>) -> Option<Poll<Result<Bytes, Error>>> {
+        let extras = self.extras.as_mut()?;
+        if let Some(deadline) = &mut extras.deadline
+            && let Poll::Ready(over) = deadline.poll_over(cx)
+        {
+            return Some(Poll::Ready(Err(over)));
+        }
+        let pace = extras.pace.as_mut()?;
+        if pace.poll_ready(cx).is_pending() {
+            return Some(Poll::Pending);
+        }
+        let rest = pace.rest()?;
+        Some(Poll::Ready(Ok(pace.take(rest))))
+    }
+
+    /// The next of the content, no more of it than the pace allows.
+    fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let polled = self.content.poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = &polled
+            && let Some(in_flight) = &self.in_flight
+        {
+            in_flight.broken(error);
+        }
+        let Some(pace) = self.extras.as_mut().and_then(|extras| extras.pace.as_mut()) else {
+            return polled;
+        };
+        polled.map_ok(|frame| match frame.into_data() {
+            Ok(piece) => Frame::data(pace.take(piece)),
+            Err(trailers) => trailers,
+        })
+    }
+
+    fn pace(&self) -> Option<&Pace> {
+        self.extras.as_ref()?.pace.as_ref()
     }
 
     /// Sends what it has compressed from here on. Its length is not known any more.
@@ -188,7 +270,11 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        if let Content::Upstream(_) | Content::File(_) | Content::Compressed(_) = this.content
+        let lasts = matches!(
+            this.content,
+            Content::Upstream(_) | Content::File(_) | Content::Compressed(_)
+        );
+        if (lasts || this.extras.is_some())
             && let Some(exchange) = &this.exchange
             && exchange.progress.flight.poll_cut(cx).is_ready()
         {
@@ -198,17 +284,34 @@ impl Body for ResponseBody {
             );
             return Poll::Ready(Some(Err(cut)));
         }
-        let polled = this.content.poll_frame(cx);
+        if let Some(in_flight) = &mut this.in_flight
+            && in_flight.poll_cut(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(in_flight.cut_error())));
+        }
+        let polled = match this.poll_limits(cx) {
+            Some(limited) => limited.map(|piece| Some(piece.map(Frame::data))),
+            None => this.poll_content(cx),
+        };
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
             if exchange.progress.is_stream() && this.ends_with(&polled) {
                 exchange.progress.set_answered();
             }
         }
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+            && let Some(record) = &mut this.record
+        {
+            record.add_sent(data.len() as u64);
+        }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.pace().is_some_and(|pace| pace.left() > 0) {
+            return false;
+        }
         match &self.content {
             Content::Empty => true,
             Content::Full(_) => false,
@@ -219,7 +322,14 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.content.size_hint()
+        let mut size = self.content.size_hint();
+        if let Some(left) = self.pace().map(Pace::left).filter(|left| *left > 0) {
+            if let Some(upper) = size.upper() {
+                size.set_upper(upper + left);
+            }
+            size.set_lower(size.lower() + left);
+        }
+        size
     }
 }
 

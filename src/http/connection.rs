@@ -18,9 +18,10 @@ use tokio::time::Instant;
 
 use super::client;
 use super::progress::Progress;
+use super::record::Record;
 use super::tunnel::Tunnel;
 use crate::config::http::{ConnectionSpec, Scheme};
-use crate::metrics::WorkerContext;
+use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net::Peer;
 use crate::tls::Session;
 
@@ -321,6 +322,18 @@ impl Connection {
     /// HTTP/1: the connection switches protocols with the answer in progress, and is this from then on.
     pub fn switch(&self, tunnel: Tunnel) {
         self.state.lock().tunnel = Some(Box::new(tunnel));
+    }
+
+    /// The record of a request that has switched protocols goes on with the tunnel. Back, if there is none.
+    pub fn follow(&self, mut record: Record) -> Option<Record> {
+        let mut state = self.state.lock();
+        let Some(tunnel) = &mut state.tunnel else {
+            return Some(record);
+        };
+        record.given_by(&tunnel.in_flight.target);
+        tunnel.record = Some(record);
+        WorkerCounters::add(&self.worker.counters.websockets);
+        None
     }
 
     /// What it became.

@@ -16,6 +16,7 @@ pub mod host;
 pub mod path;
 pub mod pipeline;
 pub mod progress;
+pub mod record;
 pub mod request;
 pub mod route;
 pub mod text;
@@ -30,7 +31,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::http::{ClientAuthSpec, ConnectionSpec, HttpSpec};
+use crate::config::http::{ClientAuthSpec, ConnectionSpec, FiltersSpec, HttpSpec};
 use crate::config::runtime::OnChange;
 use crate::config::scalar::HostPattern;
 use crate::tls;
@@ -38,6 +39,7 @@ use crate::upstream::Upstream;
 use action::Action;
 use error_pages::ErrorPages;
 use filter::Filters;
+use record::{Recording, Watch};
 use route::{Head, Routes, domains_above};
 
 /// Contents of the files a document names, read at prepare.
@@ -62,6 +64,8 @@ pub struct Entry {
     /// The server without `hosts`.
     default: Option<usize>,
     definitions: OnceLock<HashSet<u64>>,
+    /// For requests that no server takes, or that are none.
+    pub watch: Watch,
 }
 
 /// What a handshake needs: what the address presents, and the settings its connections live under.
@@ -85,6 +89,8 @@ pub struct Server {
     pub error_pages: Option<ErrorPages>,
     /// What it asks of its clients at their handshake; `None`: nothing.
     pub client_auth: Option<Arc<ClientAuthSpec>>,
+    /// For what no route takes.
+    pub watch: Watch,
     matchers: Routes,
     routes: Vec<Route>,
     fallback: Option<Action>,
@@ -96,6 +102,7 @@ pub struct Route {
     pub name: Option<Arc<str>>,
     /// Its own, or the server's.
     pub filters: Arc<Filters>,
+    pub watch: Watch,
     action: Action,
 }
 
@@ -107,6 +114,7 @@ impl Entry {
         upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
         files: &Files,
         shared: &filter::Shared,
+        recording: Recording<'_>,
     ) -> Entry {
         let mut entry = Entry {
             connection: Arc::new(
@@ -120,11 +128,12 @@ impl Entry {
             below: ByName::default(),
             default: None,
             definitions: OnceLock::new(),
+            watch: recording.watch(&"".into(), None, &FiltersSpec::default()),
         };
         for (number, spec) in specs.iter().enumerate() {
             entry
                 .servers
-                .push(Server::build(spec, upstreams, files, shared));
+                .push(Server::build(spec, upstreams, files, shared, recording));
             for host in &spec.hosts {
                 match host {
                     HostPattern::Exact(name) => {
@@ -242,8 +251,14 @@ impl Server {
         upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
         files: &Files,
         shared: &filter::Shared,
+        recording: Recording<'_>,
     ) -> Server {
-        let filters = Arc::new(Filters::build(&spec.filters, shared));
+        let given = filter::Given {
+            upstreams,
+            files,
+            shared,
+        };
+        let filters = Arc::new(Filters::build(&spec.filters, &given));
         let action = |spec_action| Action::build(&spec.name, spec_action, upstreams, files);
         Server {
             name: spec.name.clone(),
@@ -261,12 +276,14 @@ impl Server {
                 .iter()
                 .map(|route| Route {
                     name: route.name.clone(),
-                    filters: filter::shared(&route.filters, (&spec.filters, &filters), shared),
+                    filters: filter::shared(&route.filters, (&spec.filters, &filters), &given),
+                    watch: recording.watch(&spec.name, route.name.as_ref(), &route.filters),
                     action: action(&route.action),
                 })
                 .collect(),
             fallback: spec.fallback.as_ref().map(action),
             error_pages: ErrorPages::build(&spec.error_pages, files),
+            watch: recording.watch(&spec.name, None, &spec.filters),
             filters,
         }
     }
@@ -334,6 +351,11 @@ pub(crate) mod test_kit {
         })
     }
 
+    /// A record of nothing that lasts.
+    pub(crate) fn records() -> record::Shared {
+        record::Shared::new(Arc::default(), 1)
+    }
+
     pub(crate) fn connection(spec: ConnectionSpec) -> Connection {
         let peer: std::net::SocketAddr = "192.0.2.1:50000".parse().unwrap();
         let local = "192.0.2.2:80".parse().unwrap();
@@ -390,6 +412,10 @@ mod tests {
             &BTreeMap::new(),
             &Files::new(),
             &filter::Shared::default(),
+            Recording {
+                shared: &test_kit::records(),
+                log: None,
+            },
         )
     }
 

@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, timeout_at};
 
 use super::Entry;
 use super::action::proxy::Inbound;
@@ -22,8 +23,11 @@ use super::body::{Answer, Exchange, ResponseBody};
 use super::connection::Begun;
 use super::error;
 use super::extended;
+use super::filter::pace::over;
 use super::filter::{Asking, Passed};
 use super::grpc;
+use super::record::Record;
+use super::record::id::X_REQUEST_ID;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
 use super::vars::Vars;
 use crate::generation::Serving;
@@ -75,7 +79,8 @@ pub async fn serve(
     let connects = !http1 && request.method() == Method::CONNECT;
     let counters = &exchange.connection.worker.counters;
     WorkerCounters::add(&counters.requests);
-    let handled = contain(handle(&exchange, begun, &serving, request)).await;
+    let mut record = Record::new();
+    let handled = contain(handle(&exchange, begun, &serving, request, &mut record)).await;
     // What is left needs no routes: a slow client must not keep those of an old generation in memory.
     drop(serving);
     let Handled {
@@ -124,7 +129,14 @@ pub async fn serve(
     if http10 && !is_head && response.body().size_hint().exact().is_none() {
         connection.leave_open_ended();
     }
-    response.body_mut().hold(exchange);
+    response.headers_mut().insert(&X_REQUEST_ID, record.id());
+    record.answered(&response);
+    let record = if switches {
+        connection.follow(record)
+    } else {
+        Some(record)
+    };
+    response.body_mut().hold(exchange, record);
     Ok(response)
 }
 
@@ -140,8 +152,10 @@ async fn handle(
     begun: Begun,
     serving: &Serving<Entry>,
     request: Request<Incoming>,
+    record: &mut Record,
 ) -> Handled {
     let connection = &*exchange.connection;
+    let generation = serving.generation.id;
     let (mut parts, body) = request.into_parts();
     let handshake = match extended::take(&mut parts) {
         Ok(handshake) => handshake,
@@ -155,15 +169,33 @@ async fn handle(
     // Admission.
     let mut context = match RequestContext::admit(connection, &mut parts, &uri, begun.head) {
         Ok(context) => context,
-        Err(error) => return Handled::failed(&error, true),
+        Err(error) => {
+            let watch = &serving.entry.watch;
+            record.place_stranger(watch, connection, (&parts, &uri), generation);
+            return Handled::failed(&error, true);
+        }
+    };
+    let nowhere = |record: &mut Record, parts: &Parts| {
+        let vars = Vars {
+            context: &context,
+            parts,
+            server: "",
+            route: None,
+            generation,
+        };
+        record.place(&serving.entry.watch, &vars);
     };
     let expectation = match expectation(&mut parts) {
         Ok(expectation) => expectation,
-        Err(error) => return Handled::failed(&error, true),
+        Err(error) => {
+            nowhere(record, &parts);
+            return Handled::failed(&error, true);
+        }
     };
     match last_forward(&mut parts) {
         Ok(false) => {}
         Ok(true) => {
+            nowhere(record, &parts);
             // What is left of OPTIONS here says nothing; TRACE would only show the client its own fields.
             let is_options = parts.method == Method::OPTIONS;
             let status = if is_options {
@@ -178,12 +210,16 @@ async fn handle(
             }
             return Handled::answered(response, false);
         }
-        Err(error) => return Handled::failed(&error, true),
+        Err(error) => {
+            nowhere(record, &parts);
+            return Handled::failed(&error, true);
+        }
     }
 
     // Routing.
     let entry = &*serving.entry;
     let Some(server) = entry.server(context.host_name()) else {
+        nowhere(record, &parts);
         return local(
             error::plain(StatusCode::NOT_FOUND),
             body,
@@ -192,6 +228,7 @@ async fn handle(
         );
     };
     if entry.misdirected(connection.tls.as_ref(), context.host_name(), server) {
+        nowhere(record, &parts);
         return local(
             error::plain(StatusCode::MISDIRECTED_REQUEST),
             body,
@@ -209,43 +246,69 @@ async fn handle(
         exchange.progress.flight.define(action.definition);
     }
 
-    let pages = server.error_pages.as_ref().filter(|_| !is_grpc(&parts));
-
-    // Filters, on the way in.
-    let mut passed = Passed::default();
-    if !filters.is_empty() {
-        let asking = Asking {
-            context: &mut context,
-            parts: &mut parts,
-            server: &server.name,
-            route: route.and_then(|route| route.name.as_deref()),
-            generation: serving.generation.id,
-        };
-        if let Err(refusal) = filters.admit(asking, &mut passed).await {
-            let mut handled = local(*refusal, body, expectation, http1);
-            if let Some(pages) = pages {
-                pages.replace(&mut handled.response);
-            }
-            filters.back(passed, &mut handled.response);
-            return handled;
-        }
-    }
-    let inbound = Inbound {
-        parts,
-        body,
-        expectation,
-        handshake,
-        limit: filters.body_limit,
-        edits: std::mem::take(&mut passed.request),
-        upgraded_timeout: server.upgraded_timeout,
-        on_change: server.on_change,
-    };
     let place = Place {
         server: &server.name,
         route: route.and_then(|route| route.name.as_deref()),
-        generation: serving.generation.id,
+        generation,
     };
-    let mut handled = act(exchange, &context, action, inbound, &place).await;
+    let watch = route.map_or(&server.watch, |route| &route.watch);
+    record.place(watch, &place.vars(&context, &parts));
+    let pages = server.error_pages.as_ref().filter(|_| !is_grpc(&parts));
+
+    let ends = filters.timeout.map(|limit| (Instant::now() + limit, limit));
+    let mut passed = Passed::until(ends);
+    let mut late = false;
+    let mut handled = {
+        let mut work = pin!(async {
+            // Filters, on the way in.
+            if !filters.is_empty() {
+                let asking = Asking {
+                    context: &mut context,
+                    parts: &mut parts,
+                    server: place.server,
+                    route: place.route,
+                    generation: place.generation,
+                    flight: &exchange.progress.flight,
+                };
+                if let Err(refusal) = filters.admit(asking, &mut passed).await {
+                    record.user.clone_from(&context.user);
+                    return local(*refusal, body, expectation, http1);
+                }
+                if let Some(place) = passed.place.take() {
+                    exchange.progress.hold(place);
+                }
+            }
+            let inbound = Inbound {
+                parts,
+                body,
+                expectation,
+                handshake,
+                limit: filters.body_limit,
+                edits: std::mem::take(&mut passed.request),
+                cell: record.cell(),
+                upgraded_timeout: server.upgraded_timeout,
+                on_change: server.on_change,
+            };
+            record.user.clone_from(&context.user);
+            record.heads_for(action.and_then(Action::upstream));
+            act(exchange, &context, action, inbound, &place).await
+        });
+        match ends {
+            None => work.await,
+            // Boxed: few have one, and every request's future would carry its timer.
+            Some((at, limit)) => match Box::pin(timeout_at(at, work.as_mut())).await {
+                Ok(handled) => handled,
+                Err(_) => {
+                    late = true;
+                    Handled::failed(&over(limit), false)
+                }
+            },
+        }
+    };
+    if late {
+        // What says so is not held to it.
+        passed.ends = None;
+    }
     if let Some(pages) = pages {
         pages.replace(&mut handled.response);
     }
@@ -266,6 +329,18 @@ struct Place<'a> {
     server: &'a str,
     route: Option<&'a str>,
     generation: u64,
+}
+
+impl Place<'_> {
+    fn vars<'v>(&'v self, context: &'v RequestContext<'v>, parts: &'v Parts) -> Vars<'v> {
+        Vars {
+            context,
+            parts,
+            server: self.server,
+            route: self.route,
+            generation: self.generation,
+        }
+    }
 }
 
 /// The action, for what the filters let through.
@@ -296,26 +371,28 @@ async fn act(
     let Some(action) = action else {
         return answer(error::plain(StatusCode::NOT_FOUND), inbound);
     };
-    let vars = |parts| Vars {
-        context,
-        parts,
-        server: place.server,
-        route: place.route,
-        generation: place.generation,
-    };
     match &action.kind {
-        Kind::Respond(respond) => answer(respond.respond(&vars(&inbound.parts)), inbound),
-        Kind::Redirect(redirect) => answer(redirect.respond(&vars(&inbound.parts)), inbound),
+        Kind::Respond(respond) => {
+            let response = respond.respond(&place.vars(context, &inbound.parts));
+            answer(response, inbound)
+        }
+        Kind::Redirect(redirect) => {
+            let response = redirect.respond(&place.vars(context, &inbound.parts));
+            answer(response, inbound)
+        }
         Kind::Files(files) => {
             let flight = &exchange.progress.flight;
-            let response = match files.respond(&vars(&inbound.parts), flight).await {
+            let response = match files
+                .respond(&place.vars(context, &inbound.parts), flight)
+                .await
+            {
                 Ok(response) => response,
                 Err(error) => error::respond(&error),
             };
             answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
-            let key = proxy.key(&vars(&inbound.parts));
+            let key = proxy.key(&place.vars(context, &inbound.parts));
             match proxy
                 .forward(context, inbound, &exchange.progress, action.definition, key)
                 .await

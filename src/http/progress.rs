@@ -2,11 +2,13 @@
 //! takes nothing. hyper does not poll a body that can't be sent, so a body can't tell either by itself; the task that
 //! owns the connection (HTTP/1) or the stream (HTTP/2) asks here.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::filter::Place;
 use crate::generation::Flight;
 
 /// A request's place in its generation, and how its response fares.
@@ -19,6 +21,8 @@ pub struct Progress {
     since: AtomicU64,
     /// HTTP/2: the last of the response was handed over.
     answered: AtomicBool,
+    /// Among those that `concurrency` counts: free again when the request, or the websocket that came of it, has ended.
+    place: OnceLock<Place>,
 }
 
 impl Progress {
@@ -29,7 +33,14 @@ impl Progress {
             base: timed.then(Instant::now),
             since: AtomicU64::new(0),
             answered: AtomicBool::new(false),
+            place: OnceLock::new(),
         }
+    }
+
+    /// Keeps its place until the request has ended.
+    pub(super) fn hold(&self, place: Place) {
+        // A request passes its filters once; a second place would be free at once.
+        drop(self.place.set(place));
     }
 
     /// The body was asked for a piece and had one (`true`), or has none yet.

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::header::{EXPECT, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
 use http::request::Parts;
@@ -13,6 +14,7 @@ use super::client;
 use super::connection::{Connection, HeadMarks};
 use super::host::Host;
 use super::path::Path;
+use super::record::id;
 use super::route::Head;
 use crate::config::http::Scheme;
 use crate::tls::ClientCert;
@@ -38,6 +40,10 @@ pub struct RequestContext<'a> {
     pub version: Version,
     /// The client's certificate, if the server it asks wants one.
     pub client_cert: Option<&'a ClientCert>,
+    /// See [`id`].
+    pub request_id: HeaderValue,
+    /// Whom authentication found; `None`: nobody was asked.
+    pub user: Option<Arc<str>>,
 }
 
 /// What an `Expect` field asks for.
@@ -99,6 +105,8 @@ impl<'a> RequestContext<'a> {
             uri,
             version: parts.version,
             client_cert: None,
+            request_id: id::of(&parts.headers, connection.trusted),
+            user: None,
         })
     }
 

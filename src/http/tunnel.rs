@@ -1,5 +1,6 @@
 //! A client and an origin after both have switched to websocket: bytes are copied until one of four things ends it: both
-//! sides are done, one breaks, both are silent for too long, or a swap took its definition away.
+//! sides are done, one breaks, both are silent for too long, or it is cut: a swap took its definition away, or its target
+//! went down and `on_down` says so.
 //!
 //! In the last two cases it says goodbye: each direction runs on to the end of the frame that is passing and then ends
 //! with a Close 1001, so that the client knows that it may come back. A direction that does not get there in time, or is no
@@ -16,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::Entry;
 use super::progress::Progress;
+use super::record::Record;
 use super::websocket::{Frames, going_away, going_away_masked};
 use crate::config::runtime::OnChange;
 use crate::generation::{Serving, Verdict};
@@ -38,6 +40,8 @@ pub struct Tunnel {
     /// Holds its place in its generation. It outlives the request.
     pub progress: Arc<Progress>,
     pub in_flight: InFlight,
+    /// Of the request that it was.
+    pub record: Option<Record>,
     /// How long both sides may be silent.
     pub idle: Option<Duration>,
     pub on_change: OnChange,
@@ -69,7 +73,8 @@ impl Tunnel {
             origin,
             first,
             progress,
-            in_flight: _in_flight,
+            mut in_flight,
+            record,
             idle,
             on_change: _,
         } = self;
@@ -79,6 +84,7 @@ impl Tunnel {
         let mut pair = Pair::new(client, origin, forth, back, idle);
         let mut ended = poll_fn(|cx| match pair.poll(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
+            Poll::Pending if in_flight.poll_cut(cx).is_ready() => Poll::Ready(None),
             Poll::Pending => flight.poll_cut(cx).map(|()| None),
         })
         .await;
@@ -93,6 +99,12 @@ impl Tunnel {
         }
         let (sent, received) = (pair.forth.bytes, pair.back.bytes);
         tracing::debug!(?ended, sent, received, "websocket ended");
+        if let Some(mut record) = record {
+            record.tunnelled(sent, received);
+            if let Some(outcome) = record.finish() {
+                in_flight.end(outcome);
+            }
+        }
         match ended {
             Some(Err(_)) | Some(Ok(crate::net::copy::End::Closed)) => {}
             Some(Ok(crate::net::copy::End::Idle)) | None => say_goodbye(pair).await,

@@ -49,6 +49,12 @@ impl Source for Vars<'_> {
                 .as_ref()
                 .map_or("", |t| t.version)
                 .into(),
+            Var::RequestId => String::from_utf8_lossy(context.request_id.as_bytes()),
+            Var::User => context.user.as_deref().unwrap_or("").into(),
+            // Not known yet: see `Var::since`.
+            Var::Upstream | Var::Target | Var::Status | Var::DurationMs | Var::BytesSent => {
+                "".into()
+            }
             Var::Sni => {
                 let session = context.connection.tls.as_ref();
                 session.and_then(|t| t.sni.as_deref()).unwrap_or("").into()
@@ -77,12 +83,12 @@ impl Source for Vars<'_> {
 }
 
 /// A unix socket has neither addresses nor ports.
-fn or_empty(value: Option<impl ToString>) -> Cow<'static, str> {
+pub(super) fn or_empty(value: Option<impl ToString>) -> Cow<'static, str> {
     value.map_or(Cow::Borrowed(""), |value| value.to_string().into())
 }
 
 /// All lines of a field, joined as a list.
-fn header<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Cow<'a, str> {
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Cow<'a, str> {
     let mut lines = headers
         .get_all(name)
         .iter()

@@ -288,6 +288,7 @@ impl Acceptor {
         let before = self.binding.connections.fetch_add(1, Ordering::Relaxed);
         self.limit.now.fetch_add(1, Ordering::Relaxed);
         WorkerCounters::add(&self.listener.worker.counters.connections);
+        WorkerCounters::add(&self.listener.worker.counters.accepted);
         let mut held = Held {
             limit: self.limit.clone(),
             binding: self.binding.clone(),

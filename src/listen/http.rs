@@ -11,7 +11,7 @@ use std::task::{Poll, Wake as _};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -298,6 +298,7 @@ where
             Err(Event::Expired(Expired::Header { partial: true }))
                 if connection.may_refuse_head() =>
             {
+                refused(&listener, &connection, StatusCode::REQUEST_TIMEOUT);
                 let io = serving.into_parts().io.into_inner();
                 watch
                     .epoch
@@ -333,6 +334,15 @@ where
         Ok(()) => false,
         Err(error) => {
             tracing::debug!(peer = %connection.peer, %error, "HTTP/1 connection ended");
+            if error.is_parse() {
+                // What hyper has answered by itself.
+                let status = if error.is_parse_too_large() {
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+                } else {
+                    StatusCode::BAD_REQUEST
+                };
+                refused(&listener, &connection, status);
+            }
             error.is_parse()
         }
     };
@@ -350,6 +360,16 @@ fn give_up<S: Sever>(io: &Watched<S>) {
     if io.connection().is_open_ended() {
         io.sever();
     }
+}
+
+/// What could not be read as a request is counted and written down like one.
+fn refused(listener: &Listener, connection: &Connection, status: StatusCode) {
+    let serving = listener.slot.pin();
+    let generation = serving.generation.id;
+    serving
+        .entry
+        .watch
+        .refused(connection, generation, status.as_u16());
 }
 
 /// `408` by hand, since no request came that hyper could answer.

@@ -22,11 +22,13 @@ use super::handle::{Handle, Inner, Queued};
 use super::log::Log;
 use super::prepare::Table;
 use super::state_dir::StateLock;
+use super::targets::Watch;
 use super::view::View;
 use crate::document::Document;
 use crate::generation::Generation;
-use crate::http::filter;
+use crate::http::{filter, record};
 use crate::listen::accept::ConnectionLimit;
+use crate::log::sink::Writers;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, store::Fault};
 use crate::upstream::Shared;
@@ -45,6 +47,8 @@ pub struct Options {
     pub compiler: tokio::runtime::Handle,
     /// Runtimes besides the workers', counted in `/status`.
     pub runtimes: Vec<tokio::runtime::Handle>,
+    /// Owns the threads that write access logs.
+    pub writers: Arc<Writers>,
     /// Told when the process cannot go on.
     pub fatal: mpsc::Sender<String>,
 }
@@ -72,6 +76,7 @@ pub fn start(options: Options) -> (Handle, tokio::task::JoinHandle<()>) {
         current: None,
         table: Table::default(),
         admin: None,
+        monitor: None,
         drains: JoinSet::new(),
         asked,
         said: Vec::new(),
@@ -80,6 +85,7 @@ pub fn start(options: Options) -> (Handle, tokio::task::JoinHandle<()>) {
         nonce: fastrand::u64(..),
         state_lock: None,
         posted: false,
+        watch: None,
     };
     let task = tokio::spawn(supervisor.run());
     (Handle { inner }, task)
@@ -93,6 +99,7 @@ pub(super) struct Supervisor {
     pub(super) current: Option<Current>,
     pub(super) table: Table,
     pub(super) admin: Option<AdminSocket>,
+    pub(super) monitor: Option<AdminSocket>,
     pub(super) drains: JoinSet<()>,
     /// Questions about certificates, which are answered between two swaps.
     asked: mpsc::Receiver<Ask>,
@@ -105,6 +112,8 @@ pub(super) struct Supervisor {
     pub(super) state_lock: Option<StateLock>,
     /// What runs was posted, not read from the file.
     pub(super) posted: bool,
+    /// Looks at the files of targets that what runs names.
+    pub(super) watch: Option<Watch>,
 }
 
 /// What outlives every generation: the workers and what they share.
@@ -113,6 +122,7 @@ pub(super) struct Crew {
     pub(super) shared: Arc<Shared>,
     pub(super) tls: Arc<tls::Shared>,
     pub(super) filters: filter::Shared,
+    pub(super) records: record::Shared,
     pub(super) limit: Arc<ConnectionLimit>,
     pub(super) model: crate::config::runtime::Model,
 }
@@ -204,6 +214,7 @@ impl Supervisor {
                 self.inner.reject(&state, rejection);
             }
             Ok(None) => {
+                self.options.writers.reopen();
                 let generation = self.current.as_ref().map_or(0, |current| current.id);
                 let etag = self
                     .inner

@@ -19,6 +19,8 @@ pub struct AdminBinding {
     /// Listening, non-blocking. The supervisor keeps the original: take a `try_clone`. The same `Arc` as in the
     /// binding before when the address did not change: then go on accepting from it without a break.
     pub listener: Arc<AdminListener>,
+    /// Of `monitor`; the same rules hold for it.
+    pub monitor: Option<Arc<AdminListener>>,
 }
 
 #[derive(Debug)]
@@ -38,6 +40,24 @@ impl AdminListener {
             #[cfg(unix)]
             AdminListener::Unix(listener) => format!("unix:{}", listener.path().display()),
         }
+    }
+}
+
+/// The admin address and that of `monitor`, as far as they are new.
+#[derive(Default)]
+pub(super) struct AdminSockets<T> {
+    pub(super) api: Option<T>,
+    pub(super) monitor: Option<T>,
+}
+
+impl AdminSockets<AdminReserved> {
+    pub(super) fn listen(self) -> Result<AdminSockets<AdminListener>, String> {
+        let listen =
+            |reserved: Option<AdminReserved>| reserved.map(AdminReserved::listen).transpose();
+        Ok(AdminSockets {
+            api: listen(self.api)?,
+            monitor: listen(self.monitor)?,
+        })
     }
 }
 

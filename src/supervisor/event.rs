@@ -87,7 +87,8 @@ pub struct Event {
     pub phase: Phase,
     /// Microseconds since the swap's turn began (for `received`: 0).
     pub elapsed_us: u64,
-    /// `received`: where the document came from: `body`, a file's path, or `none`.
+    /// `received`: where the document came from: `body`, a file's path, `running` (a
+    /// `targets_file` changed), or `none`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source: Option<String>,
     /// `received`: size of the document.

@@ -15,6 +15,7 @@ use super::Rejection;
 use super::admin_socket::AdminBinding;
 use super::certificates::Ask;
 use super::event::{Kind, Outcome, Phase};
+use super::figures::Figures;
 use super::log::{EventReader, Log, SwapState};
 use super::request::{Source, SubmitError, SwapRecord, SwapRequest};
 use super::status::Status;
@@ -162,6 +163,7 @@ impl Handle {
                     event.source = Some("embedded".into());
                     event.bytes = Some(bytes.len() as u64);
                 }
+                Source::Running => event.source = Some("running".into()),
                 Source::File => {
                     let known = self.inner.file.lock();
                     let path = known
@@ -221,6 +223,13 @@ impl Handle {
     /// Alive generations, listeners, workers, counts: `/status`.
     pub fn status(&self) -> Status {
         self.inner.view.load_full().status(self.generation())
+    }
+
+    /// Everything that is counted: `/metrics`.
+    pub fn figures(&self) -> Figures {
+        let inner = &self.inner;
+        let view = inner.view.load_full();
+        view.figures(self.generation(), &inner.log.counts)
     }
 
     /// Whether new clients are served (`/readyz`).

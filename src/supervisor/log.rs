@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::SwapRecord;
 use super::event::{Event, Kind, Phase};
+use super::figures::SwapCounts;
 
 /// Draining ticks kept of one swap; later ones replace the last.
 const TICKS: usize = 128;
@@ -24,6 +25,7 @@ pub(super) struct Log {
     next_seq: AtomicU64,
     keep: AtomicUsize,
     swaps: Mutex<VecDeque<Arc<SwapState>>>,
+    pub(super) counts: SwapCounts,
 }
 
 /// One swap: what it has said so far.
@@ -52,6 +54,7 @@ impl Log {
             next_seq: AtomicU64::new(1),
             keep: AtomicUsize::new(32),
             swaps: Mutex::default(),
+            counts: SwapCounts::default(),
         }
     }
 
@@ -129,7 +132,10 @@ impl Log {
         );
         fill(&mut event, &mut body.record);
         body.record.phase = phase;
-        if event.outcome.is_some() {
+        if let Some(outcome) = event.outcome {
+            if body.record.outcome.is_none() {
+                self.counts.count(outcome, Duration::from_micros(elapsed));
+            }
             body.record.outcome = event.outcome;
             body.record.status = event.status;
         }

@@ -9,6 +9,7 @@ mod admin_socket;
 mod certificates;
 mod drain;
 pub mod event;
+mod figures;
 mod files;
 mod handle;
 mod log;
@@ -18,17 +19,21 @@ mod request;
 mod state_dir;
 mod status;
 mod swap;
+mod targets;
 mod view;
 mod watch;
 
 pub use actor::{Options, start};
 pub use admin_socket::{AdminBinding, AdminListener};
 pub use certificates::{CertificateList, CertificateStatus, RefreshRefused, RefreshRequest};
+pub use figures::{Figures, ListenerFigures, RouteFigures, TargetFigures};
 pub use handle::{Handle, Running};
 pub use log::EventReader;
 pub use request::{Source, SubmitError, SwapRecord, SwapRequest};
 pub use state_dir::folder as state_folder;
-pub use status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
+pub use status::{
+    CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
+};
 
 use crate::config::Diagnostic;
 

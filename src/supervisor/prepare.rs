@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Rejection;
 use super::actor::{Crew, Supervisor};
-use super::admin_socket::AdminReserved;
+use super::admin_socket::{AdminReserved, AdminSocket, AdminSockets};
 use super::certificates::{self, Watched};
 use super::event::{Kind, Phase};
 use super::files;
@@ -21,13 +21,15 @@ use super::log::SwapState;
 use super::plan::{self, Change, Step};
 use super::request::{Source, SwapRequest};
 use super::state_dir::{self, LockError, StateLock};
+use super::targets::TargetLists;
+use crate::config::log::LogPath;
 use crate::config::scalar::ListenAddr;
 use crate::config::{Diagnostic, Format};
 use crate::document::{Context, Document, Parsed, Refused};
-use crate::http::{Files, filter};
+use crate::http::{Files, filter, record};
 use crate::listen::accept::{Binding, ConnectionLimit};
 use crate::net;
-use crate::snapshot::{BindingKey, Contents, Pems, Snapshot};
+use crate::snapshot::{BindingKey, Contents, Lasting, Pems, Snapshot};
 use crate::tls;
 use crate::tls::stamp::Stamps;
 use crate::tls::store::Fault;
@@ -45,12 +47,14 @@ pub(super) struct Prepared {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) steps: Vec<Step>,
     pub(super) opened: Vec<(BindingKey, net::Reservation)>,
-    /// A new admin address.
-    pub(super) admin: Option<AdminReserved>,
+    /// New admin addresses.
+    pub(super) admin: AdminSockets<AdminReserved>,
     pub(super) crew: Arc<Crew>,
     pub(super) state_lock: Option<StateLock>,
     /// The file the document was read from.
     pub(super) file: Option<PathBuf>,
+    /// What its files of targets said.
+    pub(super) targets: TargetLists,
 }
 
 /// A document as it came.
@@ -118,18 +122,8 @@ impl Supervisor {
     ) -> Result<Option<Box<Prepared>>, Rejection> {
         self.inner.check_if_match(request.if_match.as_deref())?;
         let generation = self.current.as_ref().map_or(0, |current| current.id);
-        let Read {
-            bytes,
-            format,
-            base,
-            file,
-        } = self.read(&request.source).await?;
-        let running = self
-            .current
-            .as_ref()
-            .map(|current| current.document.clone());
-        let parsed = parse(&self.options.compiler, bytes, format, base, running).await?;
-        let document = Arc::new(parsed.document.clone());
+        let (parsed, file) = self.parsed(&request.source).await?;
+        let mut document = parsed.document.clone();
         let mut warnings = parsed.warnings.clone();
         if let Some(current) = &self.current {
             let changed = plan::boot_only(&current.document, &document).into_iter();
@@ -150,9 +144,32 @@ impl Supervisor {
 
         let timeout = document.runtime.prepare_timeout;
         let deadline = Instant::now() + timeout;
-        let stamps = Arc::new(Watched::of(&document).stamps(deadline).await);
-        let contents = load(&parsed, stamps, deadline, timeout).await?;
-        look_for_folders(&parsed, deadline, timeout).await?;
+        let again = self
+            .current
+            .as_ref()
+            .filter(|_| matches!(request.source, Source::Running));
+        let contents = match again {
+            // Nobody asked to read anything but targets.
+            Some(current) => Contents {
+                answers: current.snapshot.files.clone(),
+                pems: current.snapshot.pems.clone(),
+            },
+            None => {
+                look_for_folders(&parsed, deadline, timeout).await?;
+                let stamps = Arc::new(Watched::of(&document).stamps(deadline).await);
+                load(&parsed, stamps, deadline, timeout).await?
+            }
+        };
+        let targets = self
+            .take_targets(
+                &parsed,
+                &mut document,
+                again.is_some(),
+                deadline,
+                &mut warnings,
+            )
+            .await?;
+        let document = Arc::new(document);
         if request.kind == Kind::Reload
             && let Some(current) = &self.current
             && *current.document == *document
@@ -209,7 +226,58 @@ impl Supervisor {
             crew,
             state_lock,
             file,
+            targets,
         })))
+    }
+
+    /// The document that a swap is to, and the file that it was read from.
+    async fn parsed(&self, source: &Source) -> Result<(Parsed, Option<PathBuf>), Rejection> {
+        if let (Source::Running, Some(current)) = (source, &self.current) {
+            return Ok((current.document.again(), None));
+        }
+        let Read {
+            bytes,
+            format,
+            base,
+            file,
+        } = self.read(source).await?;
+        let running = self
+            .current
+            .as_ref()
+            .map(|current| current.document.clone());
+        let parsed = parse(&self.options.compiler, bytes, format, base, running).await?;
+        Ok((parsed, file))
+    }
+
+    /// Puts in the targets that stand in files, and returns what the files said. `lenient`: of a file that is wrong, the
+    /// running targets stay.
+    async fn take_targets(
+        &self,
+        parsed: &Parsed,
+        document: &mut Document,
+        lenient: bool,
+        deadline: Instant,
+        warnings: &mut Vec<Diagnostic>,
+    ) -> Result<TargetLists, Rejection> {
+        let timeout = document.runtime.prepare_timeout;
+        let named = document.target_files();
+        let (contents, mut errors) = read_all(parsed, named, deadline, timeout).await;
+        let running = self.current.as_ref().map(|current| &*current.document);
+        let read = |path: &Path| contents.get(path).map(|bytes| &bytes[..]);
+        let faults = document.take_targets(read, running.filter(|_| lenient));
+        if lenient {
+            warnings.append(&mut errors);
+        }
+        for (pointer, message, kept) in faults {
+            let help = kept.then(|| "the targets that it named before stay".to_owned());
+            let list = if kept { &mut *warnings } else { &mut errors };
+            list.push(parsed.locate(&pointer, message, help));
+        }
+        if errors.is_empty() {
+            Ok(contents)
+        } else {
+            Err(Rejection::with(409, "not-prepared", errors))
+        }
     }
 
     async fn read(&self, source: &Source) -> Result<Read, Rejection> {
@@ -226,6 +294,8 @@ impl Supervisor {
                     .map_or_else(|| folder(Path::new("x")), folder);
                 Ok(Read::new(bytes.clone(), *format, base))
             }
+            // Nothing runs, so nothing runs again.
+            Source::Running => Err(Rejection::new(409, "no-file", "nothing runs")),
             Source::Embedded { bytes, format } => {
                 Ok(Read::new(bytes.clone(), *format, folder(Path::new("x"))))
             }
@@ -327,6 +397,7 @@ impl Supervisor {
             shared,
             tls: Arc::new(tls.with_state_folder(state_folder)),
             filters: filter::Shared::default(),
+            records: record::Shared::new(self.options.writers.clone(), count),
             limit,
             model: runtime.model,
         })
@@ -355,13 +426,23 @@ impl Supervisor {
             let (pems, answers) = (&contents.pems.files, &contents.answers);
             let loaded = tls::store::load(&document, pems, answers, running, &crew.tls);
             let (certificates, clients, warnings) = loaded?;
+            let log = document.access_log.as_ref().map(|spec| {
+                let fault = |error| vec![unwritable(&spec.path, &error)];
+                crew.records.access_log(spec).map(Arc::new).map_err(fault)
+            });
+            let lasting = Lasting {
+                upstreams: &crew.shared,
+                tls: &crew.tls,
+                filters: &crew.filters,
+                records: &crew.records,
+            };
+            let log = log.transpose()?;
             let snapshot = Snapshot::build(
                 &document,
                 contents,
                 (certificates, clients),
-                &crew.shared,
-                &crew.tls,
-                &crew.filters,
+                log,
+                lasting,
                 before,
             );
             Ok((Arc::new(snapshot), warnings))
@@ -389,7 +470,13 @@ impl Supervisor {
         parsed: &Parsed,
         steps: &[Step],
         deadline: Instant,
-    ) -> Result<(Vec<(BindingKey, net::Reservation)>, Option<AdminReserved>), Rejection> {
+    ) -> Result<
+        (
+            Vec<(BindingKey, net::Reservation)>,
+            AdminSockets<AdminReserved>,
+        ),
+        Rejection,
+    > {
         let count = if net::balances() {
             self.shards(&parsed.document)
         } else {
@@ -412,18 +499,23 @@ impl Supervisor {
                 Err(error) => errors.push(parsed.locate(&pointer, error.message, error.help)),
             }
         }
-        let wanted = &parsed.document.admin.listen;
-        let mut admin = None;
-        if self
-            .admin
-            .as_ref()
-            .is_none_or(|socket| socket.address != *wanted)
-        {
-            match AdminReserved::reserve(wanted) {
-                Ok(reserved) => admin = Some(reserved),
-                Err((message, help)) => errors.push(parsed.locate("/admin/listen", message, help)),
+        let spec = &parsed.document.admin;
+        let mut take = |wanted: &ListenAddr, has: &Option<AdminSocket>, pointer| {
+            if has.as_ref().is_some_and(|socket| socket.address == *wanted) {
+                return None;
             }
-        }
+            let reserved = AdminReserved::reserve(wanted);
+            reserved
+                .map_err(|(message, help)| errors.push(parsed.locate(pointer, message, help)))
+                .ok()
+        };
+        let admin = AdminSockets {
+            api: take(&spec.listen, &self.admin, "/admin/listen"),
+            monitor: spec
+                .monitor
+                .as_ref()
+                .and_then(|wanted| take(wanted, &self.monitor, "/admin/monitor")),
+        };
         if errors.is_empty() {
             Ok((opened, admin))
         } else {
@@ -539,24 +631,11 @@ async fn load(
     // What `[defaults]` name is named by every server, and read once.
     let mut seen = HashSet::new();
     named.retain(|(path, _)| seen.insert(path.clone()));
-    let reads = named.into_iter().map(|(path, pointer)| async move {
-        let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
-        let error = match read {
-            Ok(Ok(bytes)) => return Ok((path, bytes)),
-            Ok(Err(error)) => format!("{}: {error}", path.display()),
-            Err(_) => format!(
-                "{}: could not be read within `prepare_timeout` ({timeout:?})",
-                path.display()
-            ),
-        };
-        Err(parsed.locate(&pointer, error, None))
-    });
-    let mut files = Files::new();
-    for read in join_all(reads).await {
-        match read {
-            Ok((path, bytes)) => drop(files.insert(path, bytes)),
-            Err(error) => errors.push(error),
-        }
+    let (mut files, more) = read_all(parsed, named, deadline, timeout).await;
+    errors.extend(more);
+    if errors.is_empty() {
+        let faults = parsed.document.judge_htpasswd(&files).into_iter();
+        errors.extend(faults.map(|f| parsed.locate(&f.pointer, f.message, f.help)));
     }
     if !errors.is_empty() {
         return Err(Rejection::with(409, "not-prepared", errors));
@@ -577,6 +656,35 @@ async fn load(
             stamps,
         },
     })
+}
+
+/// Reads files at once. Returns what they say, and what could not be read.
+async fn read_all(
+    parsed: &Parsed,
+    named: Vec<(PathBuf, String)>,
+    deadline: Instant,
+    timeout: Duration,
+) -> (Files, Vec<Diagnostic>) {
+    let reads = named.into_iter().map(|(path, pointer)| async move {
+        let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
+        let error = match read {
+            Ok(Ok(bytes)) => return Ok((path, bytes)),
+            Ok(Err(error)) => format!("{}: {error}", path.display()),
+            Err(_) => format!(
+                "{}: could not be read within `prepare_timeout` ({timeout:?})",
+                path.display()
+            ),
+        };
+        Err(parsed.locate(&pointer, error, None))
+    });
+    let (mut files, mut errors) = (Files::new(), Vec::new());
+    for read in join_all(reads).await {
+        match read {
+            Ok((path, bytes)) => drop(files.insert(path, bytes)),
+            Err(error) => errors.push(error),
+        }
+    }
+    (files, errors)
 }
 
 /// Sees that every folder to be served is one.
@@ -622,6 +730,14 @@ async fn resolve(parsed: &Parsed, snapshot: &Snapshot, deadline: Instant) -> Vec
             })
         });
     join_all(lookups).await.into_iter().flatten().collect()
+}
+
+fn unwritable(path: &LogPath, error: &std::io::Error) -> Fault {
+    Fault {
+        pointer: "/access_log/path".into(),
+        message: format!("{path}: {error}"),
+        help: None,
+    }
 }
 
 fn strict(request: &SwapRequest, warnings: &[Diagnostic]) -> Result<(), Rejection> {

@@ -17,6 +17,8 @@ pub enum Source {
     Body { bytes: Bytes, format: Format },
     /// The file the process started with; none: the start's search again (409 when nothing is found).
     File,
+    /// What runs, with the targets that its files name now.
+    Running,
     /// The document in the binary, when the search finds no file.
     Embedded { bytes: Bytes, format: Format },
 }

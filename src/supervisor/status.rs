@@ -85,6 +85,8 @@ pub struct ListenerStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UpstreamStatus {
     pub name: String,
+    /// Every target is down or ejected, so all that resolve are used.
+    pub fail_open: bool,
     pub targets: Vec<TargetStatus>,
 }
 
@@ -92,11 +94,31 @@ pub struct UpstreamStatus {
 pub struct TargetStatus {
     pub address: String,
     pub weight: u32,
-    /// `up`, or `down` while its name does not resolve.
+    /// `up`; `down`: its checks fail; `ejected`: its requests failed; `unresolved`: its name has not been found yet.
     pub health: String,
+    /// Since when (RFC 3339, UTC); for `unresolved`: since it is here.
+    pub since: String,
+    /// Why it is ejected.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ejected: Option<String>,
+    /// The last check (absent: none so far, or no `health`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub check: Option<CheckStatus>,
     /// Requests in flight.
     pub in_flight: u64,
     /// Open connections, idle ones included.
     pub connections: u64,
     pub idle: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CheckStatus {
+    /// When it ended (RFC 3339, UTC).
+    pub at: String,
+    /// `passed` or `failed`.
+    pub result: String,
+    /// What came of it, such as `status 200 OK`.
+    pub reason: String,
+    /// How many checks in a row ended so.
+    pub streak: u64,
 }

@@ -10,14 +10,15 @@ use tokio::sync::oneshot;
 
 use super::Rejection;
 use super::actor::{Crew, Current, Supervisor};
-use super::admin_socket::{AdminBinding, AdminReserved, AdminSocket};
+use super::admin_socket::{AdminBinding, AdminSocket};
 use super::drain::{self, Draining};
 use super::event::{Kind, Outcome, Phase};
-use super::handle::Running;
+use super::handle::{Handle, Running};
 use super::log::SwapState;
 use super::plan::{self, Change, Step};
 use super::prepare::{Bound, Prepared};
 use super::request::{Source, SwapRequest};
+use super::targets::Watch;
 use crate::generation::Generation;
 use crate::listen::accept::Binding;
 use crate::net;
@@ -48,10 +49,10 @@ impl Supervisor {
             crew,
             state_lock,
             file,
+            targets,
         } = prepared;
         // The admin address first: if it cannot be had, no client has queued on a new one.
-        let admin = admin.map(AdminReserved::listen).transpose();
-        let admin = admin.map_err(|error| {
+        let admin = admin.listen().map_err(|error| {
             Rejection::new(409, "not-prepared", format!("the admin address: {error}"))
         })?;
         let opened = self.listen(&crew, opened).await?;
@@ -60,15 +61,22 @@ impl Supervisor {
         self.next_generation += 1;
         self.crew = Some(crew.clone());
         self.state_lock = state_lock.or(self.state_lock.take());
-        self.posted = matches!(request.source, Source::Body { .. });
+        // The same document keeps its author.
+        if !matches!(request.source, Source::Running) {
+            self.posted = matches!(request.source, Source::Body { .. });
+        }
         if file.is_some() {
             *self.inner.file.lock() = file;
         }
         for bound in opened {
             self.table.map.insert(bound.key.clone(), bound);
         }
+        snapshot.begin(self.current.as_ref().map(|current| &*current.snapshot));
         let (generations, leaving) = self.adopt(state, &crew, id, &snapshot, &steps, false).await;
         let retired = self.retire(&steps);
+        // Whoever rotates files may have moved them away.
+        self.options.writers.reopen();
+        crate::log::switch::adopt(&document.log);
         crew.limit.set(document.runtime.max_connections);
         self.inner.log.keep(document.runtime.history);
 
@@ -81,25 +89,42 @@ impl Supervisor {
             snapshot,
             generations,
         });
-        let etag = format!("\"{:016x}-{id}\"", self.nonce);
+        let running = self.inner.running.load_full();
+        let etag = match (&request.source, running) {
+            (Source::Running, Some(running)) => running.etag.clone(),
+            _ => format!("\"{:016x}-{id}\"", self.nonce),
+        };
         self.inner.running.store(Some(Arc::new(Running {
             generation: id,
             etag: etag.clone(),
             document: document.clone(),
         })));
-        if let Some(listener) = admin {
+        if let Some(listener) = admin.api {
             self.admin = Some(AdminSocket {
                 address: document.admin.listen.clone(),
                 listener: Arc::new(listener),
             });
         }
+        self.monitor = match (&document.admin.monitor, admin.monitor) {
+            (None, _) => None,
+            (Some(address), Some(listener)) => Some(AdminSocket {
+                address: address.clone(),
+                listener: Arc::new(listener),
+            }),
+            (Some(_), None) => self.monitor.take(),
+        };
         if let Some(socket) = &self.admin {
             self.inner.admin.send_replace(Some(Arc::new(AdminBinding {
                 generation: id,
                 spec: document.admin.clone(),
                 listener: socket.listener.clone(),
+                monitor: self.monitor.as_ref().map(|socket| socket.listener.clone()),
             })));
         }
+        let handle = Handle {
+            inner: self.inner.clone(),
+        };
+        self.watch = Watch::start(&document, targets, handle);
         let before = previous.as_ref().map(|previous| previous.id);
         let draining = self.begin_drain(previous.as_ref(), leaving, retired);
         self.publish();
@@ -141,6 +166,7 @@ impl Supervisor {
             },
         );
         let id = self.next_generation;
+        self.watch = None;
         let mut leaving = Leaving::default();
         if let Some(crew) = self.crew.clone() {
             (_, leaving) = self

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use jiff::Timestamp;
 
@@ -11,25 +11,28 @@ use super::certificates::{self, CertificateList};
 use super::drain::{self, Draining};
 use super::prepare::Bound;
 use super::status::HandshakeStatus;
-use super::status::{GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus};
+use super::status::{
+    CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
+};
 use crate::config::runtime::Model;
 use crate::document::Document;
 use crate::metrics::WorkerCounters;
 use crate::net;
 use crate::snapshot::{Snapshot, bindings};
 use crate::tls;
+use crate::upstream::health::CheckReport;
 
 /// Version of the admin API: raised by any change that is not an addition.
 const API: u32 = 1;
 
 /// References to everything alive, as of the last change.
 pub(super) struct View {
-    started: Instant,
-    runtimes: Vec<tokio::runtime::Handle>,
-    crew: Option<Arc<Crew>>,
-    serving: Option<Current>,
-    bound: Vec<Arc<Bound>>,
-    draining: Vec<Arc<Draining>>,
+    pub(super) started: Instant,
+    pub(super) runtimes: Vec<tokio::runtime::Handle>,
+    pub(super) crew: Option<Arc<Crew>>,
+    pub(super) serving: Option<Current>,
+    pub(super) bound: Vec<Arc<Bound>>,
+    pub(super) draining: Vec<Arc<Draining>>,
 }
 
 impl View {
@@ -190,18 +193,41 @@ impl View {
         snapshot
             .map(|(name, upstream)| UpstreamStatus {
                 name: name.to_string(),
+                fail_open: upstream.fails_open(),
                 targets: upstream
                     .targets()
-                    .map(|(address, weight, target)| TargetStatus {
-                        address: address.to_string(),
-                        weight,
-                        health: if target.is_up() { "up" } else { "down" }.into(),
-                        in_flight: target.in_flight() as u64,
-                        connections: target.connections() as u64,
-                        idle: target.idle() as u64,
+                    .map(|(address, weight, target)| {
+                        let report = target.report();
+                        TargetStatus {
+                            address: address.to_string(),
+                            weight,
+                            health: target.state().word().into(),
+                            since: at(report.since),
+                            ejected: report.ejected,
+                            check: report.check.map(check),
+                            in_flight: target.in_flight() as u64,
+                            connections: target.connections() as u64,
+                            idle: target.idle() as u64,
+                        }
                     })
                     .collect(),
             })
             .collect()
     }
+}
+
+fn check(report: CheckReport) -> CheckStatus {
+    CheckStatus {
+        at: at(report.at),
+        result: if report.passed { "passed" } else { "failed" }.into(),
+        reason: report.reason,
+        streak: u64::from(report.streak),
+    }
+}
+
+/// RFC 3339, UTC. A clock beyond what a timestamp can hold shows the epoch.
+fn at(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time)
+        .unwrap_or_default()
+        .to_string()
 }

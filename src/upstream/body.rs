@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use super::error::{Error, chain};
 use super::timer::Timer;
+use crate::metrics::cell::Cell;
 
 /// A client need not be kept waiting for `100 Continue` (RFC 9110 section 10.1.1): after this its body is read anyway.
 const EXPECT_WAIT: Duration = Duration::from_secs(1);
@@ -38,6 +39,8 @@ pub struct BodyRules {
     pub expect_continue: bool,
     /// Set once the body was read to its end: then whatever the client sends is not of it.
     pub finished: Option<Arc<AtomicBool>>,
+    /// Where its bytes are counted.
+    pub cell: Option<Arc<Cell>>,
 }
 
 /// The body sent to a target.
@@ -228,6 +231,9 @@ impl Stream {
         self.progress.touch();
         if let Some(data) = frame.data_ref() {
             self.taken += data.len() as u64;
+            if let Some(cell) = &self.rules.cell {
+                cell.receive(data.len() as u64);
+            }
             if let Some(limit) = self.rules.limit.filter(|limit| self.taken > *limit) {
                 let detail = format!("request body over {limit} bytes");
                 return self.fail(Error::client(StatusCode::PAYLOAD_TOO_LARGE, detail));

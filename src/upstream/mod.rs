@@ -19,6 +19,7 @@ pub mod error;
 mod exchange;
 pub mod handshake;
 pub mod hash;
+pub mod health;
 mod interim;
 mod latency;
 mod multiplex;
@@ -45,13 +46,17 @@ use std::time::Duration;
 
 use ::http::HeaderValue;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::config::http::RetrySpec;
 use crate::config::scalar::TargetAddr;
-use crate::config::upstream::{Balance, PoolSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts};
+use crate::config::upstream::{
+    Balance, OnDown, PoolSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
+};
 use crate::registry::Registry;
 use crate::tls::client::Client;
 use error::{Error, Kind};
+use health::{Check, CheckKey, Health, Passive, Ward};
 pub use pool::{InFlight, Target, sweep};
 use pool::{Pool, Round};
 use resolve::{Lookup, LookupKey, Names, Resolver};
@@ -61,6 +66,9 @@ use transport::Transport;
 
 /// Identity of a target: the same address under another upstream is another target.
 pub type TargetKey = (Arc<str>, TargetAddr);
+
+/// Checks that may be under way at once: each takes a descriptor or two.
+const CHECKING: usize = 256;
 
 /// The state of the reach layer that generations lease from. One per process.
 pub struct Shared {
@@ -73,6 +81,10 @@ pub struct Shared {
     rounds: Box<[Arc<Round>]>,
     names: Registry<(Arc<str>, u16), Names>,
     lookups: Registry<LookupKey, Lookup>,
+    wards: Registry<Arc<str>, Ward>,
+    checks: Registry<CheckKey, Check>,
+    /// Checks that are under way at once.
+    checking: Arc<Semaphore>,
     budgets: Registry<Arc<str>, retry::Budget>,
     secret: sticky::Secret,
     resolver: Arc<Resolver>,
@@ -96,6 +108,9 @@ impl Shared {
             rounds: (0..workers.max(1)).map(|_| Arc::default()).collect(),
             names: Registry::default(),
             lookups: Registry::default(),
+            wards: Registry::default(),
+            checks: Registry::default(),
+            checking: Arc::new(Semaphore::new(CHECKING)),
             budgets: Registry::default(),
             secret: sticky::Secret::default(),
             resolver,
@@ -152,6 +167,14 @@ pub struct Upstream {
     pool: PoolSpec,
     timeouts: UpstreamTimeouts,
     resolve_timeout: Duration,
+    ward: Arc<Ward>,
+    passive: Option<Arc<Passive>>,
+    /// 0: none.
+    slow_start: Duration,
+    /// By member, for slow start.
+    whole_weights: Box<[u32]>,
+    /// What a target has in flight ends when it goes down.
+    cuts: bool,
 }
 
 #[derive(Debug)]
@@ -165,6 +188,8 @@ struct Member {
     host: HeaderValue,
     /// Keeps the name's addresses fresh while this generation lives.
     lookup: Option<Arc<Lookup>>,
+    /// Asks it how it is, from this generation's commit on.
+    check: Option<Arc<Check>>,
 }
 
 /// Where one worker stands in the round: on a cache line of its own.
@@ -206,19 +231,30 @@ impl Upstream {
         client: Option<&Arc<Client>>,
         shared: &Arc<Shared>,
     ) -> Upstream {
+        let ward = shared.wards.lease(&spec.name, Ward::default);
         let members: Box<[Member]> = spec
             .targets
             .iter()
-            .map(|t| Member::lease(spec, t, client, shared))
+            .map(|t| Member::lease(spec, t, &ward, client, shared))
             .collect();
+        let passive = spec.passive.clone().map(|rules| {
+            let members = members.iter().map(|m| m.target.health().clone());
+            Arc::new(Passive::new(
+                rules,
+                members.collect(),
+                shared.control.clone(),
+            ))
+        });
         let turns = if members.len() > 1 {
             shared.workers.max(1)
         } else {
             0
         };
+        let weights: Box<[u32]> = spec.targets.iter().map(|t| t.weight).collect();
         Upstream {
             name: spec.name.clone(),
-            weights: spec.targets.iter().map(|t| t.weight).collect(),
+            whole_weights: health::whole(&weights),
+            weights,
             backups: members.iter().any(|m| m.backup),
             seeds: select::seeds(spec),
             sticky: sticky::Sticky::build(spec, shared),
@@ -229,6 +265,13 @@ impl Upstream {
             pool: spec.pool.clone(),
             timeouts: spec.timeouts.clone(),
             resolve_timeout: spec.resolve.timeout,
+            ward,
+            passive,
+            slow_start: spec.slow_start,
+            cuts: spec
+                .health
+                .as_ref()
+                .is_some_and(|h| h.on_down == OnDown::Cut),
         }
     }
 
@@ -242,8 +285,17 @@ impl Upstream {
         };
         // Those that are late are told by their state below.
         let _ = tokio::time::timeout(self.resolve_timeout, all).await;
-        let down = self.members.iter().filter(|m| !m.target.is_up());
-        down.map(|m| m.target.address().to_string()).collect()
+        let missing = self.members.iter().filter(|m| !m.target.is_resolved());
+        missing.map(|m| m.target.address().to_string()).collect()
+    }
+
+    /// The generation is committed: its checks take charge of its targets. `running`: the upstream ran before. Does
+    /// nothing where it has been done.
+    pub fn begin(&self, running: bool) {
+        for member in &self.members {
+            let health = member.target.health();
+            health.begin(member.check.as_deref(), self.passive.is_some(), running);
+        }
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -264,7 +316,7 @@ impl Upstream {
             .members
             .iter()
             .zip(&self.weights)
-            .find(|(m, weight)| **weight > 0 && !m.target.is_up());
+            .find(|(m, weight)| **weight > 0 && !m.target.is_resolved());
         match down.and_then(|(m, _)| m.target.names()) {
             Some(names) => names.error(),
             None => {
@@ -279,6 +331,7 @@ impl Member {
     fn lease(
         spec: &UpstreamSpec,
         target: &TargetSpec,
+        ward: &Arc<Ward>,
         client: Option<&Arc<Client>>,
         shared: &Shared,
     ) -> Member {
@@ -292,9 +345,24 @@ impl Member {
         };
         let key = (spec.name.clone(), address.clone());
         let names = lookup.as_ref().map(|lookup| lookup.names.clone());
-        let target = shared
-            .targets
-            .lease(&key, || Target::new(key.clone(), &shared.rounds, names));
+        let target = shared.targets.lease(&key, || {
+            let health = Arc::new(Health::new(key.clone(), ward.clone()));
+            Target::new(key.clone(), &shared.rounds, names.clone(), health)
+        });
+        let transport = Transport::new(spec, client, address);
+        let check = spec.health.clone().map(|spec| {
+            let key = CheckKey {
+                target: key.clone(),
+                spec,
+                transport: transport.key(),
+            };
+            shared.checks.lease(&key, || {
+                let health = target.health().clone();
+                let (permits, control) = (shared.checking.clone(), shared.control.clone());
+                let transport = transport.clone();
+                Check::new(&key, health, names.clone(), transport, permits, control)
+            })
+        });
         let host = match address {
             // A socket has no authority; this is what clients of unix sockets commonly say.
             TargetAddr::Unix(_) => HeaderValue::from_static("localhost"),
@@ -303,7 +371,6 @@ impl Member {
                 HeaderValue::try_from(named.to_string()).unwrap_or(HeaderValue::from_static(""))
             }
         };
-        let transport = Transport::new(spec, client, address);
         Member {
             pool: target.pool(&transport.key()),
             target,
@@ -311,6 +378,7 @@ impl Member {
             backup,
             host,
             lookup,
+            check,
         }
     }
 

@@ -4,14 +4,17 @@
 //! serves another identity; a pool lives as long as a generation that speaks so. HTTP/1 connections are here while they
 //! are idle, HTTP/2 connections as long as they take streams. Sizes and timeouts are not kept here: they come with each request from its generation, so they may change freely.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{Connection, Slot, State};
+use super::health::{self, Health, Passive};
 use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
 use super::resolve::Names;
@@ -19,6 +22,7 @@ use super::transport::TransportKey;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
+use crate::metrics::cell::{Cell, Outcome, Totals};
 use crate::registry::Registry;
 
 /// A target's lasting part: in-flight count, open connections, pools.
@@ -28,19 +32,24 @@ pub struct Target {
     /// Shared with the connections, which must not keep the target alive.
     open: Arc<AtomicUsize>,
     /// By worker.
-    in_flight: Box<[Count]>,
+    counts: Box<[Count]>,
     pools: Registry<TransportKey, Pool>,
     /// By worker.
     rounds: Box<[Arc<Round>]>,
     names: Option<Arc<Names>>,
+    health: Arc<Health>,
     pub(super) latency: Latency,
 }
 
-/// Requests that one worker has in flight: on cache lines of its own (adjacent lines are fetched in pairs), so that
+/// The requests of one worker: on cache lines of its own (adjacent lines are fetched in pairs), so that
 /// workers do not disturb each other.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Count(AtomicUsize);
+struct Count {
+    in_flight: AtomicUsize,
+    /// What became of those it had.
+    cell: Cell,
+}
 
 /// The connections of a target that are spoken to alike, by worker. Dropping it closes the idle ones, but for those of a
 /// worker where a response is still under way: they close with that.
@@ -88,14 +97,20 @@ struct Idle {
 
 impl Target {
     /// For each worker there is one of `rounds`.
-    pub(super) fn new(key: TargetKey, rounds: &[Arc<Round>], names: Option<Arc<Names>>) -> Target {
+    pub(super) fn new(
+        key: TargetKey,
+        rounds: &[Arc<Round>],
+        names: Option<Arc<Names>>,
+        health: Arc<Health>,
+    ) -> Target {
         Target {
             open: Arc::default(),
-            in_flight: rounds.iter().map(|_| Count::default()).collect(),
+            counts: rounds.iter().map(|_| Count::default()).collect(),
             pools: Registry::default(),
             rounds: rounds.into(),
             key,
             names,
+            health,
             latency: Latency::default(),
         }
     }
@@ -116,12 +131,21 @@ impl Target {
 
     /// Requests in flight, over all generations and workers.
     pub fn in_flight(&self) -> usize {
-        let here = |count: &Count| count.0.load(Ordering::Relaxed);
-        self.in_flight.iter().map(here).sum()
+        let here = |count: &Count| count.in_flight.load(Ordering::Relaxed);
+        self.counts.iter().map(here).sum()
     }
 
-    fn count(&self, worker: usize) -> &AtomicUsize {
-        &self.in_flight.get(worker).unwrap_or(&self.in_flight[0]).0
+    fn count(&self, worker: usize) -> &Count {
+        self.counts.get(worker).unwrap_or(&self.counts[0])
+    }
+
+    /// What became of its requests, over all generations and workers.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for count in &self.counts {
+            count.cell.add_to(&mut totals);
+        }
+        totals
     }
 
     /// Open connections, idle ones included; the whole process.
@@ -136,9 +160,32 @@ impl Target {
         shards.map(|shard| shard.held.lock().idle()).sum()
     }
 
-    /// False while its name does not resolve.
+    /// False while its name does not resolve, its checks fail, or it is ejected.
     pub fn is_up(&self) -> bool {
+        self.health.is_up() && self.is_resolved()
+    }
+
+    /// False while its name has not been found.
+    pub(super) fn is_resolved(&self) -> bool {
         self.names.as_ref().is_none_or(|names| names.is_up())
+    }
+
+    pub(super) fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    /// In one word.
+    pub fn state(&self) -> health::State {
+        if self.is_resolved() {
+            self.health.state()
+        } else {
+            health::State::Unresolved
+        }
+    }
+
+    /// What is known of its health.
+    pub fn report(&self) -> health::Report {
+        self.health.report()
     }
 
     pub fn key(&self) -> &TargetKey {
@@ -388,22 +435,41 @@ impl Lease {
 pub struct InFlight {
     pub target: Arc<Target>,
     worker: usize,
+    ended: bool,
+    /// The target goes down; `None`: that is no matter.
+    pub(super) cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Told when the answer breaks.
+    pub(super) passive: Option<Arc<Passive>>,
 }
 
 impl InFlight {
     pub(super) fn begin(target: &Arc<Target>, worker: usize) -> InFlight {
-        target.count(worker).fetch_add(1, Ordering::Relaxed);
+        let count = target.count(worker);
+        count.in_flight.fetch_add(1, Ordering::Relaxed);
+        count.cell.begin();
         InFlight {
             target: target.clone(),
             worker,
+            ended: false,
+            cut: None,
+            passive: None,
         }
+    }
+
+    /// It was answered, and the answer has ended.
+    pub fn end(&mut self, outcome: Outcome) {
+        self.target.count(self.worker).cell.end(&outcome);
+        self.ended = true;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let count = self.target.count(self.worker);
-        count.fetch_sub(1, Ordering::Relaxed);
+        count.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if !self.ended {
+            count.cell.fail();
+        }
     }
 }
 
@@ -442,6 +508,10 @@ mod tests {
             ("api".into(), TargetAddr::Unix("/x".into())),
             &[Arc::default()],
             None,
+            Arc::new(Health::new(
+                ("api".into(), TargetAddr::Unix("/x".into())),
+                Arc::default(),
+            )),
         );
         let first = target.slot(Some(2));
         let second = target.slot(Some(2));

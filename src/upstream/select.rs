@@ -138,9 +138,26 @@ impl Upstream {
         self.balance == Balance::P2cEwma
     }
 
-    /// The next target by policy among the usable ones; a backup only if there is no other.
+    /// The next target by policy among the usable ones; a backup only if there is no other. When none is up at
+    /// all, any that resolves.
     pub(super) fn pick(&self, worker: usize, key: Option<u64>, tried: &[usize]) -> Option<usize> {
-        let usable = |index: usize| self.members[index].target.is_up() && !tried.contains(&index);
+        let up = |index: usize| self.members[index].target.is_up() && !tried.contains(&index);
+        let found = self.pick_among(worker, key, up);
+        if found.is_some() || !self.fails_open_now() {
+            return found;
+        }
+        let resolved = |index: usize| self.members[index].target.is_resolved();
+        self.choose(worker, key, &|index| {
+            resolved(index) && !tried.contains(&index)
+        })
+    }
+
+    fn pick_among(
+        &self,
+        worker: usize,
+        key: Option<u64>,
+        usable: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
         if !self.backups {
             return self.choose(worker, key, &usable);
         }
@@ -157,7 +174,7 @@ impl Upstream {
         key: Option<u64>,
         usable: &impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        let weights = &*self.weights;
+        let weights = &*self.weights_now();
         let Some(turn) = self.turns.get(worker).or(self.turns.first()) else {
             return (weights.first() > Some(&0) && usable(0)).then_some(0);
         };

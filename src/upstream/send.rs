@@ -85,7 +85,9 @@ impl Upstream {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
             let began = self.watches_latency().then(Instant::now);
-            let outcome = self.try_member(member, &plan, &mut request).await;
+            let trying = self.try_member(member, &plan, &mut request);
+            let mut outcome = self.ending_with_target(member, trying).await;
+            self.note(member, &mut outcome);
             if let Some(began) = began {
                 member.learn(began, outcome.is_ok());
             }

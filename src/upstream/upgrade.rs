@@ -90,7 +90,11 @@ impl Upstream {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
             let asking = self.switch(member, worker, &mut request, limit);
-            match asking.await {
+            let outcome = self.ending_with_target(member, asking).await;
+            if let Err(error) = &outcome {
+                self.note_error(member, error);
+            }
+            match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(error) => tries.failed(member, error)?,
             }

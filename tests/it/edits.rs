@@ -521,3 +521,39 @@ fn swaps_change_filters_under_load_and_nothing_fails() {
     }
     load.finish();
 }
+
+#[test]
+fn a_field_of_a_response_may_tell_what_only_the_response_knows() {
+    let (_gate, origin, to) = before(
+        "proxy = \"app\"\n\
+         headers.response.set = { x-told = \"{status} {upstream} {target} {host}\", x-took = \"{duration_ms}\" }\n\
+         [upstreams.app]\n\
+         targets = \"ORIGIN\"\n\
+         [[http.web.routes]]\n\
+         match.path = \"/own\"\n\
+         respond = { status = 201 }\n",
+    );
+    let told = |path: &str| {
+        let answer = get(to, "x.test", path);
+        let took: f64 = answer.header("x-took").unwrap().parse().unwrap();
+        assert!(took > 0.0);
+        answer.header("x-told").unwrap().to_owned()
+    };
+    let target = origin.addr;
+    assert_eq!(told("/a"), format!("200 app {target} x.test"));
+    assert_eq!(told("/status?code=404"), format!("404 app {target} x.test"));
+    assert_eq!(told("/own"), "201   x.test");
+}
+
+#[test]
+fn a_request_does_not_know_its_response() {
+    let gate = Gate::start("");
+    for lines in [
+        "headers.request.set = { x = \"{status}\" }",
+        "headers.response.set = { x = \"{bytes_sent}\" }",
+        "rewrite.path = \"/{target}\"",
+    ] {
+        let why = refused(&gate, lines);
+        assert!(why.contains("not known here yet"), "{why}");
+    }
+}

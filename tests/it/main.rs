@@ -8,7 +8,9 @@
 
 mod kit;
 
+mod access_log;
 mod admin;
+mod auth;
 mod balance;
 mod certificates;
 mod cli;
@@ -19,14 +21,17 @@ mod drain;
 mod edits;
 mod files;
 mod filters;
+mod gates;
 mod hardening_framing;
 mod hardening_h2;
 mod hardening_origin;
 mod hardening_resources;
 mod hardening_slow;
 mod headers;
+mod health;
 mod held_back;
 mod limits;
+mod metrics;
 mod proxy;
 mod quick;
 mod refused;

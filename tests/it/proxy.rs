@@ -383,7 +383,7 @@ fn a_name_that_does_not_resolve_is_a_warning_and_the_target_down() {
     assert!(matches!(answer.status, 502 | 503), "{}", answer.status);
     assert_eq!(
         gate.status()["upstreams"][0]["targets"][0]["health"],
-        "down"
+        "unresolved"
     );
 }
 

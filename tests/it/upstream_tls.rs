@@ -129,11 +129,11 @@ fn a_target_that_wants_to_know_who_asks_is_told() {
         gate.reload_ok(&document(to, origin.addr, &unknown));
         let answer = get(to, "x", "/");
         assert_eq!(answer.status, 502, "{protocol}");
-        assert_eq!(
-            answer.header("proxy-status"),
-            Some("evergate; error=tls_alert_received"),
-            "{protocol}"
-        );
+        // In TLS 1.3 the alert follows the handshake, and an origin that closes on it may reset what we write meanwhile.
+        let error = answer.header("proxy-status").unwrap_or_default();
+        let told =
+            ["tls_alert_received", "connection_terminated"].map(|e| format!("evergate; error={e}"));
+        assert!(told.iter().any(|t| t == error), "{protocol}: {error}");
     }
     gate.reload_ok(&document(
         to,

@@ -209,6 +209,16 @@ pub enum Switch<T> {
     On(T),
 }
 
+impl<T> Switch<T> {
+    /// What is switched on.
+    pub fn on(&self) -> Option<&T> {
+        match self {
+            Switch::Off => None,
+            Switch::On(value) => Some(value),
+        }
+    }
+}
+
 impl<T: Decode> Decode for Switch<T> {
     fn decode(node: &Node<'_>, findings: &mut Findings) -> Option<Self> {
         match &node.value {

@@ -135,7 +135,7 @@ impl<'a> Reader<'a, '_> {
             Some(b't') => Value::Bool(true),
             Some(b'f') => Value::Bool(false),
             Some(b'n') => Value::Null,
-            _ => text.parse().map_or(Value::Float, Value::Int),
+            _ => text.parse().map_or_else(|_| Value::float(text), Value::Int),
         };
         Some(Node::new(at, value))
     }

@@ -71,9 +71,9 @@ fn value_node<'a>(
     let value = match value.into_inner() {
         DeValue::String(text) => Value::Text(text),
         DeValue::Integer(int) => {
-            i64::from_str_radix(int.as_str(), int.radix()).map_or(Value::Float, Value::Int)
+            i64::from_str_radix(int.as_str(), int.radix()).map_or(Value::Float(None), Value::Int)
         }
-        DeValue::Float(_) => Value::Float,
+        DeValue::Float(float) => Value::float(float.as_str()),
         DeValue::Boolean(b) => Value::Bool(b),
         DeValue::Datetime(_) => Value::Date,
         DeValue::Table(table) => {

@@ -293,14 +293,14 @@ fn scalar(text: Cow<'_, str>, is_text: bool) -> Value<'_> {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
         "true" | "True" | "TRUE" => Value::Bool(true),
         "false" | "False" | "FALSE" => Value::Bool(false),
-        ".nan" | ".NaN" | ".NAN" => Value::Float,
+        ".nan" | ".NaN" | ".NAN" => Value::Float(None),
         plain => {
             let unsigned = plain.strip_prefix(['+', '-']).unwrap_or(plain);
             if matches!(unsigned, ".inf" | ".Inf" | ".INF") {
-                return Value::Float;
+                return Value::Float(None);
             }
             let radix = |digits: &str, radix: u32| {
-                i64::from_str_radix(digits, radix).map_or(Value::Float, Value::Int)
+                i64::from_str_radix(digits, radix).map_or(Value::Float(None), Value::Int)
             };
             if let Some(digits) = plain.strip_prefix("0x").filter(|d| is_digits(d, 16)) {
                 return radix(digits, 16);
@@ -309,14 +309,16 @@ fn scalar(text: Cow<'_, str>, is_text: bool) -> Value<'_> {
                 return radix(digits, 8);
             }
             if is_digits(unsigned, 10) {
-                return plain.parse().map_or(Value::Float, Value::Int);
+                return plain
+                    .parse()
+                    .map_or_else(|_| Value::float(plain), Value::Int);
             }
             let number = unsigned
                 .bytes()
                 .all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
                 && unsigned.bytes().any(|b| b.is_ascii_digit());
             if number && plain.parse::<f64>().is_ok() {
-                Value::Float
+                Value::float(plain)
             } else {
                 Value::Text(text)
             }

@@ -5,7 +5,7 @@ use ::http::{HeaderName, HeaderValue, StatusCode};
 use super::super::check::{Checker, shorten};
 use super::super::decode::Loc;
 use super::super::scalar::Wrong;
-use super::super::template::{Part, Template};
+use super::super::template::{Part, Side, Template};
 use super::super::tree::At;
 use super::super::upstream::{References, base_path};
 use super::files::files;
@@ -256,7 +256,17 @@ fn status(
 }
 
 pub(super) fn template(at: At, text: &str, check: &mut Checker<'_>) -> Option<Template> {
-    match Template::parse(text) {
+    template_for(at, text, Side::Request, check)
+}
+
+/// A template that stands on `side`.
+pub(super) fn template_for(
+    at: At,
+    text: &str,
+    side: Side,
+    check: &mut Checker<'_>,
+) -> Option<Template> {
+    match Template::parse_for(text, side) {
         Ok(template) => Some(template),
         Err(all) => {
             for wrong in all {

@@ -9,6 +9,7 @@ use super::super::runtime::OnChange;
 use super::super::scalar::{HostPattern, ListenAddr, Wrong, cidr};
 use super::super::tree::At;
 use super::super::upstream::References;
+use super::filters::Standing;
 use super::raw::{HttpRaw, Protocol, RouteRaw};
 use super::{
     ActionSpec, ConnectionSpec, ErrorPagesSpec, FilterSets, FiltersSpec, HttpSpec, MatchSpec,
@@ -94,7 +95,13 @@ impl HttpRaw {
         let fallback = actions.spec(enabled, references, check);
         let used = sets.take(self.using.as_ref(), check);
         let scope = format!("http/{name}");
-        let filters = self.written().spec(&scope, check).over(&used);
+        let standing = Standing {
+            scope: &scope,
+            pointer: &format!("/{scope}"),
+            live: enabled,
+        };
+        let filters = self.written().spec(standing, references, check);
+        let filters = filters.over(&used);
         let filters = filters.over(&FiltersSpec {
             body_limit: self.body_limit_of_limits(),
             ..FiltersSpec::default()
@@ -121,11 +128,18 @@ impl HttpRaw {
             }
             let on = raw.enabled.as_ref().is_none_or(|e| e.value);
             let used = sets.take(raw.using.as_ref(), check);
+            let pointer = format!("/{scope}/routes/{index}");
             let scope = match &raw.name {
                 Some(name) => format!("{scope}/routes/{}", name.value),
-                None => format!("{scope}/routes/{index}"),
+                // No name has this sign.
+                None => format!("{scope}/routes/#{index}"),
             };
-            let own = raw.written().spec(&scope, check).over(&used);
+            let standing = Standing {
+                scope: &scope,
+                pointer: &pointer,
+                live: enabled && on,
+            };
+            let own = raw.written().spec(standing, references, check).over(&used);
             if let (Some(route), true) = (route(raw, enabled && on, references, check), on) {
                 routes.push(RouteSpec {
                     filters: own.over(&filters),

@@ -46,7 +46,7 @@ filtered! {
         using as "use": List<String>,
     }
     one_of = ["proxy", "files", "respond", "redirect", "tcp"];
-    later = [LATER, &["access_log", "proxy_protocol", "tcp"]];
+    later = [LATER, &["proxy_protocol", "tcp"]];
 }
 
 section! {
@@ -107,7 +107,7 @@ filtered! {
         /// Filters of `[filters]` for its requests; of several that say the same thing the last counts.
         using as "use": List<String>,
     }
-    later = [LATER, &["access_log", "tcp", "on_change"]];
+    later = [LATER, &["tcp", "on_change"]];
 }
 
 section! {

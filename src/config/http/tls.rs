@@ -417,7 +417,10 @@ impl Checked {
             },
             tls: None,
             upgraded_timeout: None,
-            filters: FiltersSpec::default(),
+            filters: FiltersSpec {
+                access_log: self.spec.filters.access_log,
+                ..FiltersSpec::default()
+            },
             error_pages: super::ErrorPagesSpec::default(),
             routes: Vec::new(),
             fallback: Some(ActionSpec::Redirect(RedirectSpec {

@@ -1,4 +1,4 @@
-//! Numbers with a unit: durations and sizes.
+//! Numbers with a unit: durations, sizes, and both by time.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,6 +18,19 @@ pub struct Span(pub Duration);
 /// A number of bytes as documents write it: one integer and `B`, `kB`, `MB`, `GB`, `KiB`, `MiB` or `GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Size(pub u64);
+
+/// A number of requests by time as documents write it: one integer, `/`, and `s`, `m`, `h` or `d`; at most a million a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rate {
+    /// At least 1.
+    pub count: u64,
+    /// In so many seconds; at least 1.
+    pub seconds: u64,
+}
+
+/// A number of bytes by time as documents write it: a size and `/s`; at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Speed(pub u64);
 
 /// Largest first: the first that divides is the one to print.
 const TIME_UNITS: [(&str, u64); 5] = [
@@ -99,6 +112,42 @@ impl fmt::Display for Size {
     }
 }
 
+impl Rate {
+    const UNITS: [(&'static str, u64); 4] = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
+    const MOST: u64 = 1_000_000;
+
+    /// Parses `"100/s"`.
+    pub fn parse(text: &str) -> Option<Rate> {
+        let (count, unit) = text.split_once('/')?;
+        let seconds = Rate::UNITS.iter().find(|(name, _)| *name == unit)?.1;
+        let digits = !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit());
+        let count = count.parse::<u64>().ok().filter(|_| digits)?;
+        let fits = (1..=Rate::MOST * seconds).contains(&count);
+        fits.then_some(Rate { count, seconds })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = Rate::UNITS.iter().find(|(_, s)| *s == self.seconds);
+        write!(f, "{}/{}", self.count, unit.map_or("s", |(name, _)| name))
+    }
+}
+
+impl Speed {
+    /// Parses `"4MB/s"`.
+    pub fn parse(text: &str) -> Option<Speed> {
+        let size = Size::parse(text.strip_suffix("/s")?)?;
+        (size.0 > 0).then_some(Speed(size.0))
+    }
+}
+
+impl fmt::Display for Speed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", Size(self.0))
+    }
+}
+
 /// A scalar with a unit: from text, to text, as a pattern in the schema.
 macro_rules! unit_scalar {
     ($type:ident, $what:literal, $example:literal, $pattern:literal) => {
@@ -146,6 +195,18 @@ unit_scalar!(
     "64KiB",
     "^[0-9]+(B|kB|KB|MB|GB|KiB|MiB|GiB)$"
 );
+unit_scalar!(
+    Rate,
+    "a number of requests by time",
+    "100/s",
+    "^[0-9]+/(s|m|h|d)$"
+);
+unit_scalar!(
+    Speed,
+    "a number of bytes by second",
+    "4MB/s",
+    "^[0-9]+(B|kB|KB|MB|GB|KiB|MiB|GiB)/s$"
+);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -191,5 +252,29 @@ mod tests {
         assert_eq!(Size(65_536).to_string(), "64KiB");
         assert_eq!(Size::parse("10MB"), Some(Size(10_000_000)));
         assert_eq!(Size::parse("1KB"), Size::parse("1kB"));
+    }
+
+    #[test]
+    fn rates_and_speeds_print_to_what_they_parse_from() {
+        for text in ["100/s", "30/m", "1000/h", "1/d"] {
+            assert_eq!(Rate::parse(text).unwrap().to_string(), text);
+        }
+        for wrong in [
+            "",
+            "1",
+            "/s",
+            "0/s",
+            "+1/s",
+            "1.5/s",
+            "1/w",
+            "1000001/s",
+            "1/10s",
+        ] {
+            assert_eq!(Rate::parse(wrong), None, "{wrong}");
+        }
+        assert_eq!(Speed::parse("4MB/s").unwrap().to_string(), "4MB/s");
+        for wrong in ["", "4MB", "0B/s", "4/s", "4MB/m"] {
+            assert_eq!(Speed::parse(wrong), None, "{wrong}");
+        }
     }
 }

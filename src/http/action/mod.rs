@@ -50,6 +50,14 @@ impl Action {
         }
     }
 
+    /// Name of the upstream that it leads to.
+    pub fn upstream(&self) -> Option<&Arc<str>> {
+        match &self.kind {
+            Kind::Proxy(proxy) => proxy.upstream.as_ref().map(|upstream| upstream.name()),
+            Kind::Files(_) | Kind::Respond(_) | Kind::Redirect(_) => None,
+        }
+    }
+
     /// Every definition that a request can live by here (see `generation::Flight::define`).
     pub fn definitions(&self) -> impl Iterator<Item = u64> {
         let upstream = match &self.kind {

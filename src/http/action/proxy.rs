@@ -28,10 +28,12 @@ use crate::http::extended::Handshake;
 use crate::http::filter::Edit;
 use crate::http::headers;
 use crate::http::progress::Progress;
+use crate::http::record::id::X_REQUEST_ID;
 use crate::http::request::{Expectation, RequestContext};
 use crate::http::text;
 use crate::http::vars::Vars;
 use crate::http::websocket;
+use crate::metrics::cell::Cell;
 use crate::upstream::body::{BodyRules, RequestBody};
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::sticky::sticky_id;
@@ -64,6 +66,8 @@ pub struct Inbound {
     pub limit: Option<u64>,
     /// Changes of fields that filters want.
     pub edits: Vec<Edit>,
+    /// Where the body's bytes are counted.
+    pub cell: Option<Arc<Cell>>,
     /// How long a websocket may be silent.
     pub upgraded_timeout: Option<Duration>,
     /// As the server says.
@@ -174,6 +178,7 @@ impl Proxy {
             expectation,
             limit,
             edits,
+            cell,
             ..
         } = inbound;
         let fields = &mut parts.headers;
@@ -186,6 +191,7 @@ impl Proxy {
             context.host.as_ref(),
             context.scheme,
         );
+        fields.insert(&X_REQUEST_ID, context.request_id.clone());
         headers::set_via(fields, context.version)?;
         if context.version == Version::HTTP_2 {
             headers::join_cookies(fields);
@@ -223,6 +229,7 @@ impl Proxy {
                 timeout: context.connection.spec.body_timeout,
                 expect_continue: expectation == Expectation::Continue,
                 finished: context.connection.expect_end_of_body(),
+                cell,
             };
             RequestBody::new(body, rules)
         };
@@ -265,7 +272,7 @@ impl Proxy {
 }
 
 /// An origin's answer as it goes on to the client.
-pub(super) fn inbound_response<B>(response: Response<B>) -> Response<B> {
+pub(in crate::http) fn inbound_response<B>(response: Response<B>) -> Response<B> {
     let (mut parts, body) = response.into_parts();
     parts.version = Version::HTTP_11;
     let reason = parts.extensions.remove::<ReasonPhrase>();

@@ -88,6 +88,7 @@ pub(super) async fn run(
         first: switched.first,
         progress: progress.clone(),
         in_flight,
+        record: None,
         idle: switching.idle,
         on_change: switching.on_change,
     };

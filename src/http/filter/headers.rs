@@ -1,13 +1,18 @@
 //! `headers`: changes of fields, compiled once. A change without variables has its value ready; those with variables are
 //! rendered on the way in, where the request still has all it came with, and done where the fields go out: those of the
-//! request behind everything that the proxy takes away and sets, those of the response behind all that answers.
+//! request behind everything that the proxy takes away and sets, those of the response behind all that answers. What only
+//! the response knows is put in last.
+
+use std::borrow::Cow;
+use std::time::Instant;
 
 use http::header::HOST;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
 use super::Passed;
 use crate::config::http::{EditSpec, FiltersSpec};
-use crate::config::template::{Source, Template};
+use crate::config::template::{Source, Template, Var};
+use crate::http::body::ResponseBody;
 use crate::http::host::Host;
 use crate::http::text::field_value;
 
@@ -36,10 +41,42 @@ impl Edit {
 pub(super) struct Headers {
     request: Vec<Compiled>,
     response: Vec<Compiled>,
+    /// A value names what only the response knows.
+    late: bool,
+}
+
+/// A change of the response whose value has variables, on its way from the request.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    Ready(Option<Edit>),
+    /// What is left in it is the response's.
+    Late(Compiled),
+}
+
+/// What a response knows.
+struct Late<'a> {
+    response: &'a Response<ResponseBody>,
+    began: Option<Instant>,
+}
+
+impl Source for Late<'_> {
+    fn var(&self, var: &Var) -> Cow<'_, str> {
+        let target = || self.response.body().target().map(|target| target.key());
+        match var {
+            Var::Status => self.response.status().as_str().to_owned().into(),
+            Var::Upstream => target().map_or("".into(), |(upstream, _)| (&**upstream).into()),
+            Var::Target => target().map_or("".into(), |(_, address)| address.to_string().into()),
+            Var::DurationMs => self.began.map_or("".into(), |began| {
+                format!("{:.3}", began.elapsed().as_secs_f64() * 1000.0).into()
+            }),
+            // Of the request: put in before.
+            _ => "".into(),
+        }
+    }
 }
 
 #[derive(Debug)]
-enum Compiled {
+pub(super) enum Compiled {
     Fixed(Edit),
     Set(HeaderName, Template),
     Add(HeaderName, Template),
@@ -51,7 +88,12 @@ impl Headers {
         let request: Vec<_> = layers.iter().flat_map(|l| &l.request).collect();
         let response: Vec<_> = layers.iter().flat_map(|l| &l.response).collect();
         let compile = |edits: Vec<&EditSpec>| edits.into_iter().filter_map(Compiled::new).collect();
+        let late = |edit: &&EditSpec| match edit {
+            EditSpec::Set(_, template) | EditSpec::Add(_, template) => template.is_late(),
+            EditSpec::Remove(_) => false,
+        };
         (!request.is_empty() || !response.is_empty()).then(|| Headers {
+            late: response.iter().any(late),
             request: compile(request),
             response: compile(response),
         })
@@ -63,22 +105,32 @@ impl Headers {
             let edits = self.request.iter().filter_map(|edit| edit.render(source));
             passed.request.extend(edits.filter(is_possible));
         }
+        passed.began = self.late.then(Instant::now);
         let variable = self.response.iter().filter(|edit| !edit.is_fixed());
         passed
             .response
-            .extend(variable.map(|edit| edit.render(source)));
+            .extend(variable.map(|edit| edit.wait(source)));
     }
 
-    /// Does what there is to do; `rendered` are those with variables, in their order.
-    pub(super) fn back(&self, rendered: Vec<Option<Edit>>, headers: &mut HeaderMap) {
-        let mut rendered = rendered.into_iter();
+    /// Does what there is to do; `waiting` are those with variables, in their order.
+    pub(super) fn back(
+        &self,
+        waiting: Vec<Waiting>,
+        began: Option<Instant>,
+        response: &mut Response<ResponseBody>,
+    ) {
+        let mut waiting = waiting.into_iter();
         for edit in &self.response {
             let edit = match edit {
                 Compiled::Fixed(edit) => Some(edit.clone()),
-                Compiled::Set(..) | Compiled::Add(..) => rendered.next().flatten(),
+                Compiled::Set(..) | Compiled::Add(..) => match waiting.next() {
+                    Some(Waiting::Ready(edit)) => edit,
+                    Some(Waiting::Late(edit)) => edit.render(&Late { response, began }),
+                    None => None,
+                },
             };
             if let Some(edit) = edit {
-                edit.apply(headers);
+                edit.apply(response.headers_mut());
             }
         }
     }
@@ -101,6 +153,19 @@ impl Compiled {
 
     fn is_fixed(&self) -> bool {
         matches!(self, Compiled::Fixed(_))
+    }
+
+    /// As far as the request goes.
+    fn wait(&self, source: &impl Source) -> Waiting {
+        match self {
+            Compiled::Set(name, template) if template.is_late() => {
+                Waiting::Late(Compiled::Set(name.clone(), template.resolved(source)))
+            }
+            Compiled::Add(name, template) if template.is_late() => {
+                Waiting::Late(Compiled::Add(name.clone(), template.resolved(source)))
+            }
+            edit => Waiting::Ready(edit.render(source)),
+        }
     }
 
     fn render(&self, source: &impl Source) -> Option<Edit> {
@@ -137,14 +202,12 @@ fn is_possible(edit: &Edit) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::borrow::Cow;
     use std::sync::Arc;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::config::http::{HeadersSetting, HeadersSpec};
-    use crate::config::template::Var;
 
     struct All(String);
     impl Source for All {

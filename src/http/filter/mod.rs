@@ -5,22 +5,47 @@
 //! A request whose server and route have none asks one question, [`Filters::is_empty`].
 
 mod access;
+mod basic_auth;
 mod compress;
+mod concurrency;
 mod cors;
+mod forward_auth;
 mod headers;
+pub(super) mod pace;
+mod rate_limit;
 mod rewrite;
 
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
 
 use http::Response;
 use http::request::Parts;
+use tokio::time::Instant;
 
+use super::Files;
 use super::body::ResponseBody;
+use super::error;
 use super::request::RequestContext;
 use super::vars::Vars;
 use crate::config::http::FiltersSpec;
+use crate::generation::Flight;
+use crate::registry::Registry;
+use crate::upstream::Upstream;
+use crate::upstream::error::{Error, Kind};
 use access::Access;
+use basic_auth::{BasicAuth, Look};
+use concurrency::Concurrency;
+use forward_auth::ForwardAuth;
+use pace::{Deadline, Pace};
+use rate_limit::RateLimits;
+
 use compress::Compress;
+pub use concurrency::Place;
 use cors::Cors;
 pub use headers::Edit;
 use headers::Headers;
@@ -28,14 +53,47 @@ use rewrite::Rewrite;
 
 /// What filters keep over generations, by identity. One per process.
 #[derive(Debug, Default)]
-pub struct Shared {}
+pub struct Shared {
+    limiters: Registry<Arc<str>, rate_limit::Limiter>,
+    /// By digest of names and hashes.
+    users: Registry<[u8; 32], basic_auth::KnownUsers>,
+    /// One, while anybody has users.
+    hashers: Registry<(), basic_auth::Hasher>,
+    gates: Registry<Arc<str>, concurrency::Gate>,
+    builds: AtomicU64,
+}
+
+impl Shared {
+    /// Rises from one compilation to the next.
+    fn next_build(&self) -> u64 {
+        self.builds.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What filters are compiled with.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'g> {
+    pub upstreams: &'g BTreeMap<Arc<str>, Arc<Upstream>>,
+    pub files: &'g Files,
+    pub shared: &'g Shared,
+}
 
 /// The compiled filters of a server or a route.
 #[derive(Debug, Default)]
 pub struct Filters {
     /// Largest request body in bytes; `None`: no limit.
     pub body_limit: Option<u64>,
+    /// For the whole exchange; `None`: no limit.
+    pub timeout: Option<Duration>,
     access: Option<Access>,
+    rate_limits: Option<RateLimits>,
+    /// Those that count by user.
+    user_limits: Option<RateLimits>,
+    basic_auth: Option<BasicAuth>,
+    forward_auth: Option<ForwardAuth>,
+    concurrency: Option<Concurrency>,
+    /// Bytes a second of a response's body.
+    bandwidth: Option<u64>,
     cors: Option<Cors>,
     rewrite: Option<Rewrite>,
     headers: Option<Headers>,
@@ -50,6 +108,8 @@ pub struct Asking<'r, 'c> {
     pub server: &'r str,
     pub route: Option<&'r str>,
     pub generation: u64,
+    /// Tells a request that waits here that its generation ends.
+    pub flight: &'r Flight,
 }
 
 impl Asking<'_, '_> {
@@ -68,13 +128,29 @@ impl Asking<'_, '_> {
 /// What the way in leaves for the way back: fields to set, places to hold until the response has ended.
 #[derive(Debug, Default)]
 pub struct Passed {
+    /// Held until the request has ended.
+    pub place: Option<Place>,
+    /// Until when the response must have ended, and how long that is.
+    pub ends: Option<(Instant, Duration)>,
     /// Changes to the fields of the request, done where it goes out: behind all that the proxy takes away and sets. A field
     /// that is set in the request itself is taken for the client's.
     pub request: Vec<Edit>,
     /// To the fields of the response: those with variables, in their order.
-    response: Vec<Option<Edit>>,
+    response: Vec<headers::Waiting>,
+    /// When it came, if a field of the response tells its time.
+    began: Option<std::time::Instant>,
     cors: cors::Asked,
     compress: compress::Wanted,
+}
+
+impl Passed {
+    /// For a request whose response must have ended then.
+    pub fn until(ends: Option<(Instant, Duration)>) -> Passed {
+        Passed {
+            ends,
+            ..Passed::default()
+        }
+    }
 }
 
 /// The answer of a filter, instead of the action's.
@@ -82,10 +158,23 @@ pub type Refusal = Box<Response<ResponseBody>>;
 
 impl Filters {
     /// Compiles; leases what outlives the generation.
-    pub fn build(spec: &FiltersSpec, _shared: &Shared) -> Filters {
+    pub fn build(spec: &FiltersSpec, given: &Given<'_>) -> Filters {
+        let shared = given.shared;
+        let limits = spec.rate_limit.get().map_or(&[][..], |specs| specs);
+        let [rate_limits, user_limits] = RateLimits::build(limits, shared);
+        let basic_auth = spec.basic_auth.get();
+        let forward_auth = spec.forward_auth.get();
+        let concurrency = spec.concurrency.get();
         Filters {
             body_limit: spec.body_limit.flatten(),
+            timeout: spec.timeout.flatten(),
             access: Access::build(spec),
+            rate_limits,
+            user_limits,
+            basic_auth: basic_auth.map(|spec| BasicAuth::build(spec, given)),
+            forward_auth: forward_auth.map(|spec| ForwardAuth::build(spec, given.upstreams)),
+            concurrency: concurrency.map(|spec| Concurrency::build(spec, shared)),
+            bandwidth: spec.bandwidth.flatten(),
             cors: Cors::build(spec),
             rewrite: Rewrite::build(spec),
             headers: Headers::build(spec),
@@ -96,6 +185,13 @@ impl Filters {
     /// True if a request has nothing to do here but to obey `body_limit`.
     pub fn is_empty(&self) -> bool {
         self.access.is_none()
+            && self.rate_limits.is_none()
+            && self.user_limits.is_none()
+            && self.basic_auth.is_none()
+            && self.forward_auth.is_none()
+            && self.concurrency.is_none()
+            && self.bandwidth.is_none()
+            && self.timeout.is_none()
             && self.cors.is_none()
             && self.rewrite.is_none()
             && self.headers.is_none()
@@ -133,6 +229,32 @@ impl Filters {
         if let Some(cors) = &self.cors {
             cors.admit(&passed.cors)?;
         }
+        if let Some(limits) = &self.rate_limits {
+            limits.admit(asking)?;
+        }
+        if let Some(auth) = &self.basic_auth {
+            let user = match auth.look(&asking.parts.headers)? {
+                Look::Known(user) => user,
+                // Boxed, as all that is seldom waited for: every request's future would carry its state.
+                Look::Unknown(check) => Box::pin(unless_cut(check.run(), asking.flight)).await??,
+            };
+            asking.context.user = Some(user);
+        }
+        if let Some(auth) = &self.forward_auth {
+            let flight = asking.flight;
+            Box::pin(unless_cut(auth.ask(asking), flight)).await??;
+        }
+        if let Some(limits) = &self.user_limits {
+            limits.admit(asking)?;
+        }
+        if let Some(concurrency) = &self.concurrency {
+            let place = match concurrency.enter() {
+                Ok(place) => place,
+                Err(Ok(waiting)) => Box::pin(unless_cut(waiting.place(), asking.flight)).await??,
+                Err(Err(refusal)) => return Err(refusal),
+            };
+            passed.place = Some(place);
+        }
         if let Some(rewrite) = &self.rewrite {
             rewrite.apply(asking, passed)?;
         }
@@ -142,8 +264,8 @@ impl Filters {
     /// The way back, for answers of the action and of filters alike.
     pub fn back(&self, mut passed: Passed, response: &mut Response<ResponseBody>) {
         if let Some(headers) = &self.headers {
-            let rendered = std::mem::take(&mut passed.response);
-            headers.back(rendered, response.headers_mut());
+            let waiting = std::mem::take(&mut passed.response);
+            headers.back(waiting, passed.began, response);
         }
         if let Some(cors) = &self.cors {
             cors.back(&mut passed.cors, response.headers_mut());
@@ -151,17 +273,36 @@ impl Filters {
         if let Some(compress) = &self.compress {
             compress.back(&passed.compress, response);
         }
+        let pace = self.bandwidth.map(Pace::new);
+        let ends = passed.ends.map(|(at, limit)| Deadline::new(at, limit));
+        response.body_mut().limit(pace, ends);
     }
+}
+
+/// Waits for `work`, unless the request is told to end before.
+async fn unless_cut<T>(work: impl Future<Output = T>, flight: &Flight) -> Result<T, Refusal> {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        flight.poll_cut(cx).map(|()| {
+            let detail = "cut at the drain deadline of its generation";
+            let error = Error::us(Kind::DestinationUnavailable, detail);
+            Err(Box::new(error::respond(&error)))
+        })
+    })
+    .await
 }
 
 /// Routes without filters of their own share the server's.
 pub(super) fn shared(
     spec: &FiltersSpec,
     server: (&FiltersSpec, &Arc<Filters>),
-    shared: &Shared,
+    given: &Given<'_>,
 ) -> Arc<Filters> {
     if spec == server.0 {
         return server.1.clone();
     }
-    Arc::new(Filters::build(spec, shared))
+    Arc::new(Filters::build(spec, given))
 }

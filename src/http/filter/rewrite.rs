@@ -241,12 +241,14 @@ mod tests {
         let mut context =
             RequestContext::admit(&connection, &mut parts, &uri, HeadMarks::default()).unwrap();
         let mut passed = Passed::default();
+        let flight = crate::generation::Generation::new(1).begin(0);
         let mut asking = Asking {
             context: &mut context,
             parts: &mut parts,
             server: "a",
             route: None,
             generation: 1,
+            flight: &flight,
         };
         rewrite
             .apply(&mut asking, &mut passed)

@@ -10,14 +10,20 @@ use crate::config::http::{ConnectionSpec, HttpSpec};
 use crate::generation::{Generation, Serving, Verdict};
 use crate::http::Files;
 use crate::http::pipeline::DISCARD_TIME;
-use crate::http::test_kit::{server, spec, worker};
+use crate::http::record::Recording;
+use crate::http::test_kit::{records, server, spec, worker};
 
 fn entry(spec: &HttpSpec) -> Arc<Entry> {
+    let recording = Recording {
+        shared: &records(),
+        log: None,
+    };
     Arc::new(Entry::build(
         &[spec],
         &BTreeMap::new(),
         &Files::new(),
         &Default::default(),
+        recording,
     ))
 }
 

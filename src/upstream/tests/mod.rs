@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod health;
 mod multiplexed;
 mod requests;
 mod retries;
@@ -145,6 +146,10 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             interval: Duration::from_secs(30),
             timeout: Duration::from_secs(5),
         },
+        targets_file: None,
+        health: None,
+        passive: None,
+        slow_start: Duration::ZERO,
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod frames;
 pub(crate) mod h2c;
 pub(crate) mod h2origin;
 pub(crate) mod load;
+pub(crate) mod mortal;
 pub(crate) mod origin;
 pub(crate) mod port;
 pub(crate) mod process;

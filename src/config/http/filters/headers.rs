@@ -8,9 +8,9 @@ use ::http::header::HOST;
 use super::super::super::check::{Checker, shorten};
 use super::super::super::decode::{List, Loc, Map, Switch, section};
 use super::super::super::scalar::Wrong;
-use super::super::super::template::Template;
+use super::super::super::template::{Side, Template};
 use super::super::super::tree::At;
-use super::super::action::{FRAMING, host_value, is_header_value, template};
+use super::super::action::{FRAMING, host_value, is_header_value, template_for};
 
 section! {
     /// Change the fields of requests and responses. What servers, routes and the sets they use say adds up: the server's
@@ -26,7 +26,8 @@ section! {
 
 section! {
     /// Changes of fields: first they are taken away, then set, then added. In values `{variables}` are those of the request
-    /// as it came; a value that comes out empty takes the field away.
+    /// as it came, and in a response also `{status}`, `{upstream}`, `{target}` and `{duration_ms}`; a value that comes out
+    /// empty takes the field away.
     pub struct EditsRaw {
         /// Fields with the one value they get, whatever they had.
         set: Map<String>,
@@ -96,12 +97,6 @@ impl HeadersSetting {
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Side {
-    Request,
-    Response,
-}
-
 fn edits(raw: Option<&Loc<EditsRaw>>, side: Side, check: &mut Checker<'_>) -> Vec<EditSpec> {
     let Some(raw) = raw else { return Vec::new() };
     let mut out = Vec::new();
@@ -116,7 +111,7 @@ fn edits(raw: Option<&Loc<EditsRaw>>, side: Side, check: &mut Checker<'_>) -> Ve
     }
     for (name, text) in raw.set.iter().flat_map(|map| map.iter()) {
         let name = field_name(name, text.at, side, check);
-        let value = value(text, check);
+        let value = value(text, side, check);
         if let (Side::Request, Some(HOST), Some(value)) = (side, &name, &value)
             && let Some(fixed) = value.literal()
         {
@@ -142,7 +137,7 @@ fn edits(raw: Option<&Loc<EditsRaw>>, side: Side, check: &mut Checker<'_>) -> Ve
             continue;
         }
         for text in lines.iter() {
-            let value = value(text, check);
+            let value = value(text, side, check);
             let edit = |(name, value)| EditSpec::Add(name, value);
             out.extend(name.clone().zip(value).map(edit));
         }
@@ -150,8 +145,8 @@ fn edits(raw: Option<&Loc<EditsRaw>>, side: Side, check: &mut Checker<'_>) -> Ve
     out
 }
 
-fn value(text: &Loc<String>, check: &mut Checker<'_>) -> Option<Template> {
-    template(text.at, text, check).filter(|t| is_header_value(t, text.at, check))
+fn value(text: &Loc<String>, side: Side, check: &mut Checker<'_>) -> Option<Template> {
+    template_for(text.at, text, side, check).filter(|t| is_header_value(t, text.at, check))
 }
 
 fn field_name(text: &str, at: At, side: Side, check: &mut Checker<'_>) -> Option<HeaderName> {

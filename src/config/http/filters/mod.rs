@@ -3,24 +3,37 @@
 //! `use`, and of several names in one `use` the last; only what `headers` say adds up.
 
 mod access;
+mod basic_auth;
 mod compress;
+mod concurrency;
 mod cors;
+mod forward_auth;
 mod headers;
+mod password;
+mod rate_limit;
 mod rewrite;
 mod set;
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::check::Checker;
 use super::super::decode::{Limit, List, Loc, Switch};
-use super::super::scalar::{Size, cidr};
+use super::super::scalar::{Size, Span, Speed, cidr};
 use super::super::tree::At;
+use super::super::upstream::References;
 use super::FileCoding;
 
 pub use access::AccessSpec;
+pub use basic_auth::{BasicAuthRaw, BasicAuthSpec};
 pub use compress::CompressSpec;
+pub use concurrency::{ConcurrencyRaw, ConcurrencySpec};
 pub use cors::{CorsRaw, CorsSpec, OriginPattern};
+pub use forward_auth::{ForwardAuthRaw, ForwardAuthSpec};
 pub use headers::{EditSpec, HeadersRaw, HeadersSetting, HeadersSpec};
+pub use password::{HashKind, HashedPassword, htpasswd};
+pub use rate_limit::{MOST_LIMITS, RateLimitRaw, RateLimitSpec};
 pub use rewrite::{Piece, RewriteRaw, RewriteSpec};
 pub use set::{FilterSets, FiltersRaw};
 
@@ -40,16 +53,31 @@ macro_rules! filtered {
                 allow: $crate::config::decode::Switch<$crate::config::decode::List<String>>,
                 /// Ranges of client addresses that are refused with 403, also where `allow` has them. `false`: no such list.
                 deny: $crate::config::decode::Switch<$crate::config::decode::List<String>>,
-                /// Let pages of other origins read responses. `false`: none.
-                cors: $crate::config::decode::Switch<$crate::config::http::CorsRaw>,
+                /// How many requests are let through. `false`: no limit.
+                rate_limit: $crate::config::decode::Switch<$crate::config::decode::List<$crate::config::http::RateLimitRaw>>,
+                /// Who may come, by name and password. `false`: anybody.
+                basic_auth: $crate::config::decode::Switch<$crate::config::http::BasicAuthRaw>,
+                /// Ask another server whether a request may pass. `false`: nobody is asked.
+                forward_auth: $crate::config::decode::Switch<$crate::config::http::ForwardAuthRaw>,
+                /// How many requests may be in progress at once. `false`: no limit.
+                concurrency: $crate::config::decode::Switch<$crate::config::http::ConcurrencyRaw>,
                 /// Largest request body; overrides `limits.body` of the server.
                 body_limit: $crate::config::decode::Limit<$crate::config::scalar::Size>,
+                /// From the head of a request to the end of its response, whatever is tried: 504 before its head is sent, later
+                /// the response is cut. A client that takes nothing is let go by `timeouts.write`. Not for websockets once they are.
+                timeout: $crate::config::decode::Limit<$crate::config::scalar::Span>,
+                /// How fast the body of a response is sent, each by itself: `4MB/s`. Not for websockets.
+                bandwidth: $crate::config::decode::Limit<$crate::config::scalar::Speed>,
+                /// Let pages of other origins read responses. `false`: none.
+                cors: $crate::config::decode::Switch<$crate::config::http::CorsRaw>,
                 /// Another path for what stands behind. `false`: as it came.
                 rewrite: $crate::config::decode::Switch<$crate::config::http::RewriteRaw>,
                 /// Change the fields of requests and responses; adds up, the route's last. `false`: nothing that is said farther off.
                 headers: $crate::config::decode::Switch<$crate::config::http::HeadersRaw>,
                 /// Compress responses that gain by it, where the client takes it: our order among those it likes equally. `false`: none.
                 compress: $crate::config::decode::Switch<$crate::config::decode::List<$crate::config::http::FileCoding>>,
+                /// `false`: its requests have no line in the access log.
+                access_log: bool,
             }
             $(one_of = $one_of;)?
             later = $later;
@@ -61,11 +89,18 @@ macro_rules! filtered {
                 $crate::config::http::filters::Written {
                     allow: self.allow.as_ref(),
                     deny: self.deny.as_ref(),
-                    cors: self.cors.as_ref(),
+                    rate_limit: self.rate_limit.as_ref(),
+                    basic_auth: self.basic_auth.as_ref(),
+                    forward_auth: self.forward_auth.as_ref(),
+                    concurrency: self.concurrency.as_ref(),
                     body_limit: self.body_limit.as_ref(),
+                    timeout: self.timeout.as_ref(),
+                    bandwidth: self.bandwidth.as_ref(),
+                    cors: self.cors.as_ref(),
                     rewrite: self.rewrite.as_ref(),
                     headers: self.headers.as_ref(),
                     compress: self.compress.as_ref(),
+                    access_log: self.access_log.as_ref(),
                 }
             }
         }
@@ -74,25 +109,25 @@ macro_rules! filtered {
 pub(in crate::config) use filtered;
 
 /// Keys of filters that are not built.
-pub(super) const LATER: &[&str] = &[
-    "rate_limit",
-    "basic_auth",
-    "forward_auth",
-    "concurrency",
-    "bandwidth",
-    "timeout",
-];
+pub(super) const LATER: &[&str] = &[];
 
 /// The filters of one table as they are written.
 #[derive(Debug)]
 pub(in crate::config) struct Written<'r> {
     pub(in crate::config) allow: Option<&'r Loc<Switch<List<String>>>>,
     pub(in crate::config) deny: Option<&'r Loc<Switch<List<String>>>>,
-    pub(in crate::config) cors: Option<&'r Loc<Switch<CorsRaw>>>,
+    pub(in crate::config) rate_limit: Option<&'r Loc<Switch<List<RateLimitRaw>>>>,
+    pub(in crate::config) basic_auth: Option<&'r Loc<Switch<BasicAuthRaw>>>,
+    pub(in crate::config) forward_auth: Option<&'r Loc<Switch<ForwardAuthRaw>>>,
+    pub(in crate::config) concurrency: Option<&'r Loc<Switch<ConcurrencyRaw>>>,
     pub(in crate::config) body_limit: Option<&'r Loc<Limit<Size>>>,
+    pub(in crate::config) timeout: Option<&'r Loc<Limit<Span>>>,
+    pub(in crate::config) bandwidth: Option<&'r Loc<Limit<Speed>>>,
+    pub(in crate::config) cors: Option<&'r Loc<Switch<CorsRaw>>>,
     pub(in crate::config) rewrite: Option<&'r Loc<Switch<RewriteRaw>>>,
     pub(in crate::config) headers: Option<&'r Loc<Switch<HeadersRaw>>>,
     pub(in crate::config) compress: Option<&'r Loc<Switch<List<FileCoding>>>>,
+    pub(in crate::config) access_log: Option<&'r Loc<bool>>,
 }
 
 /// A filter where it may be said: `None` is "not here, what lies below counts", [`Setting::Off`] is `false`.
@@ -147,13 +182,23 @@ impl<T> Setting<T> {
 pub struct FiltersSpec {
     pub allow: Setting<AccessSpec>,
     pub deny: Setting<AccessSpec>,
-    pub cors: Setting<CorsSpec>,
+    pub rate_limit: Setting<Vec<RateLimitSpec>>,
+    pub basic_auth: Setting<BasicAuthSpec>,
+    pub forward_auth: Setting<ForwardAuthSpec>,
+    pub concurrency: Setting<ConcurrencySpec>,
     /// Largest request body in bytes; the inner `None`: no limit.
     pub body_limit: Option<Option<u64>>,
+    /// For a whole exchange; the inner `None`: no limit.
+    pub timeout: Option<Option<Duration>>,
+    /// Bytes a second of a response's body; the inner `None`: no limit.
+    pub bandwidth: Option<Option<u64>>,
+    pub cors: Setting<CorsSpec>,
     pub rewrite: Setting<RewriteSpec>,
     /// Adds up.
     pub headers: HeadersSetting,
     pub compress: Setting<CompressSpec>,
+    /// Requests have a line in the access log, if there is one. `None`: they do.
+    pub access_log: Option<bool>,
 }
 
 impl FiltersSpec {
@@ -162,19 +207,67 @@ impl FiltersSpec {
         FiltersSpec {
             allow: self.allow.over(&below.allow),
             deny: self.deny.over(&below.deny),
-            cors: self.cors.over(&below.cors),
+            rate_limit: self.rate_limit.over(&below.rate_limit),
+            basic_auth: self.basic_auth.over(&below.basic_auth),
+            forward_auth: self.forward_auth.over(&below.forward_auth),
+            concurrency: self.concurrency.over(&below.concurrency),
             body_limit: self.body_limit.or(below.body_limit),
+            timeout: self.timeout.or(below.timeout),
+            bandwidth: self.bandwidth.or(below.bandwidth),
+            cors: self.cors.over(&below.cors),
             rewrite: self.rewrite.over(&below.rewrite),
             headers: self.headers.over(&below.headers),
             compress: self.compress.over(&below.compress),
+            access_log: self.access_log.or(below.access_log),
         }
     }
 }
 
+impl FiltersSpec {
+    /// The files whose contents are part of the configuration, each with the JSON Pointer of its path.
+    pub fn files(&self) -> impl Iterator<Item = (&PathBuf, &str)> {
+        let htpasswd = self
+            .basic_auth
+            .get()
+            .and_then(|auth| auth.htpasswd.as_ref());
+        htpasswd
+            .into_iter()
+            .map(|(path, pointer)| (path, pointer.as_str()))
+    }
+
+    /// Names of the upstreams that are asked.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.forward_auth
+            .get()
+            .into_iter()
+            .map(|auth| &auth.upstream)
+    }
+}
+
+/// Where the filters of one table stand.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::config) struct Standing<'s> {
+    /// What limiters are known by over reloads: `filters/NAME`, `http/NAME`, `http/NAME/routes/ROUTE`.
+    pub(in crate::config) scope: &'s str,
+    /// JSON Pointer of the table.
+    pub(in crate::config) pointer: &'s str,
+    /// It is enabled, so that what it names must exist.
+    pub(in crate::config) live: bool,
+}
+
 impl Written<'_> {
-    /// Checks the filters of one table. `scope` is what limiters in it are known by over reloads: `filters/NAME`,
-    /// `http/NAME`, `http/NAME/routes/ROUTE`.
-    pub(in crate::config) fn spec(&self, _scope: &str, check: &mut Checker<'_>) -> FiltersSpec {
+    /// Checks the filters of one table.
+    pub(in crate::config) fn spec(
+        &self,
+        standing: Standing<'_>,
+        references: &mut References<'_>,
+        check: &mut Checker<'_>,
+    ) -> FiltersSpec {
+        let Standing {
+            scope,
+            pointer,
+            live,
+        } = standing;
         let mut ranges = |raw: Option<&Loc<Switch<List<String>>>>| {
             Setting::read(raw, |list| {
                 let at = raw.map(|raw| raw.at).unwrap_or_default();
@@ -185,8 +278,26 @@ impl Written<'_> {
         FiltersSpec {
             allow: ranges(self.allow),
             deny: ranges(self.deny),
-            cors: Setting::read(self.cors, |raw| CorsSpec::new(raw, at(self.cors), check)),
+            rate_limit: Setting::read(self.rate_limit, |list| {
+                let at = self.rate_limit.map(|raw| raw.at).unwrap_or_default();
+                rate_limit::rate_limits(list, at, scope, check)
+            }),
+            basic_auth: Setting::read(self.basic_auth, |raw| {
+                let at = self.basic_auth.map(|raw| raw.at).unwrap_or_default();
+                BasicAuthSpec::new(raw, at, pointer, check)
+            }),
+            forward_auth: Setting::read(self.forward_auth, |raw| {
+                let at = self.forward_auth.map(|raw| raw.at).unwrap_or_default();
+                ForwardAuthSpec::new(raw, at, live, references, check)
+            }),
+            concurrency: Setting::read(self.concurrency, |raw| {
+                let at = self.concurrency.map(|raw| raw.at).unwrap_or_default();
+                ConcurrencySpec::new(raw, at, scope, check)
+            }),
             body_limit: self.body_limit.map(|limit| limit.get().map(|size| size.0)),
+            timeout: self.timeout.map(|limit| check.limit(Some(limit))),
+            bandwidth: self.bandwidth.map(|limit| limit.get().map(|speed| speed.0)),
+            cors: Setting::read(self.cors, |raw| CorsSpec::new(raw, at(self.cors), check)),
             rewrite: Setting::read(self.rewrite, |raw| {
                 RewriteSpec::new(raw, at(self.rewrite), check)
             }),
@@ -194,6 +305,7 @@ impl Written<'_> {
             compress: Setting::read(self.compress, |list| {
                 CompressSpec::new(list, at(self.compress), check)
             }),
+            access_log: self.access_log.map(|lines| lines.value),
         }
     }
 }
@@ -217,12 +329,14 @@ mod tests {
             allow: some("10.0.0.0/8"),
             deny: some("10.1.0.0/16"),
             body_limit: Some(Some(10)),
+            access_log: Some(false),
             ..FiltersSpec::default()
         };
         let route = FiltersSpec {
             allow: some("192.0.2.0/24"),
             deny: Setting::Off,
             body_limit: Some(None),
+            access_log: Some(true),
             ..FiltersSpec::default()
         };
         let merged = route.over(&server);

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use super::super::super::check::{Checker, shorten};
 use super::super::super::decode::{List, Loc, Map};
 use super::super::super::tree::At;
-use super::{FiltersSpec, LATER, filtered};
+use super::super::super::upstream::References;
+use super::{FiltersSpec, LATER, Standing, filtered};
 
 filtered! {
     /// Filters under a name, which servers and routes take with `use`. A limiter in it counts once for all its users.
@@ -21,12 +22,22 @@ pub struct FilterSets {
 }
 
 impl FilterSets {
-    pub fn new(raw: &Map<FiltersRaw>, check: &mut Checker<'_>) -> FilterSets {
+    pub fn new(
+        raw: &Map<FiltersRaw>,
+        references: &mut References<'_>,
+        check: &mut Checker<'_>,
+    ) -> FilterSets {
         check.names(raw);
         let mut sets = BTreeMap::new();
         for (name, set) in raw.iter() {
             let written = set.written();
-            let spec = written.spec(&format!("filters/{name}"), check);
+            let scope = format!("filters/{name}");
+            let standing = Standing {
+                scope: &scope,
+                pointer: &format!("/{scope}"),
+                live: true,
+            };
+            let spec = written.spec(standing, references, check);
             if spec == FiltersSpec::default() && set.spoiled.is_empty() {
                 check
                     .findings

@@ -1,0 +1,313 @@
+"""The servers that `scripts/bench` compares, and the origins behind them.
+
+Each peer is started for one kind of work: one listener (`h1`, `tls` or `h2c`) and one site (`proxy`, `websocket`, `files`
+or `answer`), tuned as its manual advises and without an access log. All show the same certificate."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+ANSWER = "y" * 100
+# Idle connections to the origin that a server may keep: more than any work has requests in flight.
+POOL = 1024
+FOREVER = 1_000_000_000
+
+
+class Broken(Exception):
+    """A server or a measurement that did not come to be; told in the table."""
+
+
+def program(name):
+    return shutil.which(name) or next((p for p in (f"/usr/sbin/{name}", f"/sbin/{name}") if Path(p).exists()), None)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def pinned(core, command):
+    return command if core is None else ["taskset", "-c", str(core), *command]
+
+
+class Server:
+    """A process (tree) that listens on a port."""
+
+    def __init__(self, name, command, port, folder, core=None, environment=None):
+        self.name, self.port = name, port
+        # What load generators remember of it: requests a second, bytes of an answer.
+        self.pace, self.answer = 0, 0
+        path = folder / f"{name}.log"
+        self.log = open(path, "wb")
+        self.process = subprocess.Popen(pinned(core, [str(part) for part in command]), stdout=self.log,
+                                        stderr=self.log, start_new_session=True,
+                                        env=os.environ | (environment or {}))
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                return
+            except OSError:
+                pass
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise Broken(f"{name} does not start: {path.read_text(errors='replace').strip() or 'it says nothing'}")
+            time.sleep(0.02)
+
+    def tree(self):
+        """The process and all below it."""
+        children = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    stat = Path(f"/proc/{entry}/stat").read_text()
+                except OSError:
+                    continue
+                children.setdefault(int(stat.rsplit(")", 1)[1].split()[1]), []).append(int(entry))
+        found, todo = [], [self.process.pid]
+        while todo:
+            pid = todo.pop()
+            found.append(pid)
+            todo += children.get(pid, [])
+        return found
+
+    def cpu(self):
+        """User and system seconds of the tree so far, ended children included."""
+        ticks = 0
+        for pid in self.tree():
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            ticks += sum(int(f) for f in fields[11:15])
+        return ticks / TICKS
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+class Place:
+    """Where the servers of one run live, and what they share."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.data = folder / "data"
+        self.data.mkdir()
+        for name, size in (("1k", 1024), ("10k", 10 * 1024), ("10m", 10 * 1024 * 1024)):
+            (self.data / name).write_bytes(b"x" * size)
+        self.cert, self.key, self.both = folder / "cert.pem", folder / "key.pem", folder / "both.pem"
+
+    def make_certificate(self):
+        """EC P-256, as most sites have today."""
+        if self.cert.exists():
+            return
+        made = subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
+             self.key, "-out", self.cert, "-days", "30", "-subj", "/CN=localhost", "-addext",
+             "subjectAltName=DNS:localhost,IP:127.0.0.1"], capture_output=True, text=True)
+        if made.returncode != 0:
+            raise Broken(f"no certificate: {made.stderr.strip()}")
+        self.both.write_bytes(self.cert.read_bytes() + self.key.read_bytes())
+
+    def sub(self, name):
+        path = self.folder / name
+        path.mkdir(exist_ok=True)
+        return path
+
+
+def run_nginx(name, place, port, workers, core, body):
+    """An nginx of its own; `body` is what stands in its http block."""
+    if not program("nginx"):
+        raise Broken("nginx is not installed")
+    path = place.sub(name)
+    config = path / "nginx.conf"
+    config.write_text(f"""
+daemon off;
+master_process on;
+worker_processes {workers};
+worker_rlimit_nofile 16384;
+pid {path}/pid;
+error_log {path}/error.log warn;
+{'user root;' if os.geteuid() == 0 else ''}
+events {{ worker_connections 8192; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    tcp_nodelay on;
+    keepalive_requests {FOREVER};
+    client_body_temp_path {path}/body; proxy_temp_path {path}/proxy; fastcgi_temp_path {path}/f;
+    uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;
+    {body}
+}}
+""")
+    return Server(name, [program("nginx"), "-p", path, "-c", config], port, place.folder, core)
+
+
+def http_origin(place, core):
+    port = free_port()
+    return run_nginx("origin", place, port, 1, core, f"""
+    open_file_cache max=100;
+    server {{
+        listen 127.0.0.1:{port} reuseport backlog=4096;
+        location = /small {{ return 200 "{ANSWER}"; }}
+        location / {{ root {place.data}; }}
+    }}""")
+
+
+def echo_origin(wsload, place, core):
+    port = free_port()
+    return Server("echo", [wsload, "echo", f"127.0.0.1:{port}"], port, place.folder, core)
+
+
+def nginx(place, listener, site, target, workers, core, name="nginx"):
+    port = free_port()
+    kind = {"h1": "", "tls": "ssl http2", "h2c": "http2"}[listener]
+    tls = f"""
+        ssl_certificate {place.cert};
+        ssl_certificate_key {place.key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_cache shared:tls:10m;
+        ssl_session_timeout 1h;""" if listener == "tls" else ""
+    forwarded = """
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_set_header X-Forwarded-Host $http_host;"""
+    location = {
+        "proxy": f"""
+            proxy_pass http://origin;
+            proxy_set_header Connection "";{forwarded}""",
+        "websocket": f"""
+            proxy_pass http://origin;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection "upgrade";
+            proxy_read_timeout 1h;{forwarded}""",
+        "files": f"root {place.data};",
+        "answer": f'return 200 "{ANSWER}";',
+    }[site]
+    upstream = f"""
+    upstream origin {{ server 127.0.0.1:{target}; keepalive {POOL}; keepalive_requests {FOREVER}; }}""" if target else ""
+    files = "open_file_cache max=100;" if site == "files" else ""
+    return run_nginx(name, place, port, workers, core, f"""
+    {files}{upstream}
+    server {{
+        listen 127.0.0.1:{port} {kind} reuseport backlog=4096;{tls}
+        location / {{ {location} }}
+    }}""")
+
+
+def haproxy(place, listener, site, target, workers, core):
+    if site == "files":
+        return None
+    port = free_port()
+    path = place.sub("haproxy")
+    kind = {"h1": "", "tls": f"ssl crt {place.both} alpn h2,http/1.1", "h2c": "proto h2"}[listener]
+    what = f"""
+    http-request return status 200 content-type text/plain string {ANSWER}
+""" if site == "answer" else f"""
+    option forwardfor
+    http-request set-header X-Forwarded-Proto {'https' if listener == 'tls' else 'http'}
+    http-request set-header X-Forwarded-Host %[req.hdr(Host)]
+    default_backend origin
+backend origin
+    server origin 127.0.0.1:{target} pool-max-conn {POOL}
+"""
+    config = path / "haproxy.cfg"
+    config.write_text(f"""
+global
+    nbthread {workers}
+    maxconn 8192
+defaults
+    mode http
+    http-reuse always
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    timeout http-keep-alive 60s
+    timeout tunnel 1h
+frontend bench
+    bind 127.0.0.1:{port} {kind} backlog 4096
+{what}
+""")
+    return Server("haproxy", [program("haproxy"), "-db", "-f", config], port, place.folder, core)
+
+
+def caddy(place, listener, site, target, workers, core):
+    port = free_port()
+    path = place.sub("caddy")
+    what = {
+        "files": f"root * {place.data}\n    file_server",
+        "answer": f'respond "{ANSWER}"',
+    }.get(site, f"""reverse_proxy 127.0.0.1:{target} {{
+        transport http {{
+            compression off
+            keepalive_idle_conns {POOL}
+            keepalive_idle_conns_per_host {POOL}
+        }}
+    }}""")
+    config = path / "Caddyfile"
+    config.write_text(f"""
+{{
+    admin off
+    auto_https off
+    log {{
+        level ERROR
+    }}
+    servers {{
+        protocols h1 h2 h2c
+    }}
+}}
+{'https' if listener == 'tls' else 'http'}://:{port} {{
+    bind 127.0.0.1
+    {f'tls {place.cert} {place.key}' if listener == 'tls' else ''}
+    {what}
+}}
+""")
+    environment = {"GOMAXPROCS": str(workers), "HOME": str(path), "XDG_CONFIG_HOME": str(path), "XDG_DATA_HOME": str(path)}
+    return Server("caddy", [program("caddy"), "run", "--adapter", "caddyfile", "--config", config], port, place.folder,
+                  core, environment)
+
+
+def evergate(binary, place, listener, site, target, workers, core):
+    port = free_port()
+    path = place.sub("evergate")
+    what = {"files": f'files = "{place.data}"', "answer": f'respond = "{ANSWER}"'}.get(site, 'proxy = "origin"')
+    tls = f'tls = {{ certificates = [{{ cert = "{place.cert}", key = "{place.key}" }}] }}' if listener == "tls" else ""
+    upstream = f"""
+[upstreams.origin]
+targets = ["127.0.0.1:{target}"]
+pool = {{ idle = {POOL} }}
+""" if target else ""
+    config = path / "evergate.toml"
+    config.write_text(f"""
+[admin]
+listen = "127.0.0.1:{free_port()}"
+
+[runtime]
+workers = {workers}
+state_dir = "{path}/state"
+
+[http.bench]
+listen = "127.0.0.1:{port}"
+{what}
+{tls}
+{upstream}""")
+    return Server("evergate", [binary, "run", "-c", config], port, place.folder, core)
+
+
+PEERS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}
