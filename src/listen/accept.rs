@@ -65,7 +65,10 @@ impl ConnectionLimit {
         #[cfg(unix)]
         return self.ceiling.is_passed_by(stream);
         #[cfg(not(unix))]
-        return false;
+        {
+            let _ = stream;
+            false
+        }
     }
 
     /// The same, found out.
@@ -73,7 +76,7 @@ impl ConnectionLimit {
         #[cfg(unix)]
         return self.ceiling.is_reached();
         #[cfg(not(unix))]
-        return false;
+        false
     }
 
     pub fn set(&self, max: usize) {
@@ -360,4 +363,34 @@ fn spawn(connection: impl Future<Output = ()> + Send + 'static, peer: Peer, held
         }
         drop(held);
     });
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::http::test_kit::worker;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_connection_only_and_gives_its_place_back() {
+        let limit = Arc::new(ConnectionLimit::new(1));
+        let address = ListenAddr::Tcp("127.0.0.1:1".parse().unwrap());
+        let (binding, worker) = (Arc::new(Binding::new(1, address)), worker());
+        limit.now.fetch_add(1, Ordering::Relaxed);
+        binding.connections.fetch_add(1, Ordering::Relaxed);
+        WorkerCounters::add(&worker.counters.connections);
+        let held = Held {
+            limit: limit.clone(),
+            binding: binding.clone(),
+            worker: worker.clone(),
+            client: None,
+        };
+        let peer: std::net::SocketAddr = "192.0.2.1:50000".parse().unwrap();
+        spawn(async { panic!("in a connection") }, peer.into(), held);
+        limit.room().await;
+        let counters = &worker.counters;
+        assert_eq!(counters.panics.load(Ordering::Relaxed), 1);
+        assert_eq!(counters.connections.load(Ordering::Relaxed), 0);
+        assert_eq!(binding.connections(), 0);
+    }
 }
