@@ -240,10 +240,12 @@ impl Handle {
         if self.inner.leaving.load(Ordering::Acquire) || self.inner.stopping.is_cancelled() {
             return Err("the process is stopping");
         }
-        if self.inner.running.load().is_none() {
+        // Who was told so finds it in `/status`.
+        let view = self.inner.view.load();
+        if self.inner.running.load().is_none() || !view.is_serving() {
             return Err("no generation serves");
         }
-        if self.inner.view.load().is_starved() {
+        if view.is_starved() {
             return Err("accepting pauses: the descriptors for clients are in use");
         }
         Ok(())

@@ -92,6 +92,11 @@ impl View {
         }
     }
 
+    /// A generation has begun to serve, and is seen here.
+    pub(super) fn is_serving(&self) -> bool {
+        self.serving.is_some()
+    }
+
     /// Accepting pauses somewhere for want of descriptors.
     pub(super) fn is_starved(&self) -> bool {
         self.crew
