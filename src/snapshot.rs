@@ -145,25 +145,11 @@ impl Snapshot {
             shared: records,
             log: access_log.as_ref(),
         };
-        let upstreams: BTreeMap<_, _> = document
-            .upstreams
-            .iter()
-            .map(|(name, spec)| {
-                let kept = before.and_then(|(old, snapshot)| {
-                    let same = old.upstreams.get(name) == Some(spec)
-                        && clients.same(&snapshot.clients, name);
-                    same.then(|| snapshot.upstreams.get(name).cloned())
-                        .flatten()
-                });
-                (
-                    name.clone(),
-                    kept.unwrap_or_else(|| {
-                        let client = clients.of(name);
-                        Arc::new(Upstream::build_over(spec, client, shared))
-                    }),
-                )
-            })
-            .collect();
+        let mut upstreams = BTreeMap::new();
+        for name in document.upstreams.keys() {
+            let of = (document, &clients);
+            add_upstream(name, of, shared, before, &mut upstreams);
+        }
         let old_bindings = before.map(|(old, _)| bindings(old)).unwrap_or_default();
         let entries = bindings(document)
             .into_iter()
@@ -237,6 +223,46 @@ impl Snapshot {
             }
         }
     }
+}
+
+/// Adds an upstream and, before it, those that it is split over: a document has no circle of them. `None`: it is not
+/// there, which no document is.
+fn add_upstream(
+    name: &Arc<str>,
+    of: (&Document, &Clients),
+    shared: &Arc<Shared>,
+    before: Option<(&Document, &Snapshot)>,
+    all: &mut BTreeMap<Arc<str>, Arc<Upstream>>,
+) -> Option<Arc<Upstream>> {
+    if let Some(there) = all.get(name) {
+        return Some(there.clone());
+    }
+    let (document, clients) = of;
+    let spec = document.upstreams.get(name)?;
+    let mut members = Vec::with_capacity(spec.split.len());
+    for part in &spec.split {
+        let member = add_upstream(&part.upstream, of, shared, before, all)?;
+        members.push((member, part.share));
+    }
+    let kept = before.and_then(|(old, snapshot)| {
+        let kept = snapshot.upstreams.get(name)?;
+        // Its spec names the members; they may have changed themselves.
+        let mut pairs = kept.members().zip(&members);
+        let same = old.upstreams.get(name) == Some(spec)
+            && clients.same(&snapshot.clients, name)
+            && pairs.all(|((old, _), (new, _))| Arc::ptr_eq(old, new));
+        same.then(|| kept.clone())
+    });
+    let upstream = kept.unwrap_or_else(|| {
+        let own = Upstream::build_over(spec, clients.of(name), shared);
+        Arc::new(if members.is_empty() {
+            own
+        } else {
+            own.over(members)
+        })
+    });
+    all.insert(name.clone(), upstream.clone());
+    Some(upstream)
 }
 
 /// What the servers of an address present. First comes the server without `hosts`, which is there for clients whose name

@@ -16,7 +16,8 @@ use crate::document::Document;
 use crate::supervisor::event::{Event, Kind, Outcome, Phase};
 use crate::supervisor::{
     AdminBinding, AdminListener, CertificateList, Figures, RefreshRefused, RefreshRequest, Running,
-    Source, Status, SubmitError, SwapRecord, SwapRequest,
+    Source, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
+    TargetStatus,
 };
 
 pub(crate) const ETAG: &str = "\"e1\"";
@@ -286,6 +287,13 @@ impl Control for Fake {
                 errors: vec![],
             }),
         }
+    }
+    async fn set_target(&self, request: TargetRequest) -> Result<TargetStatus, TargetRefused> {
+        Err(TargetRefused {
+            status: 404,
+            problem: "no-such-target",
+            detail: request.target,
+        })
     }
     fn figures(&self) -> Figures {
         Figures::default()

@@ -189,6 +189,8 @@ pub enum ActionSpec {
 pub struct ProxySpec {
     /// Name of an upstream that the document holds (one written as a URL or address is there under its `host:port`).
     pub upstream: Arc<str>,
+    /// That upstream is the `split` written here: its shares are no part of what the action is.
+    pub split: bool,
     /// Put before the request's path: `/base` of `http://host/base`; without trailing slash, empty for none.
     pub base: String,
     pub host_header: HostHeader,

@@ -392,9 +392,13 @@ async fn act(
             answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
-            let key = proxy.key(&place.vars(context, &inbound.parts));
+            let chosen = match proxy.choose(&place.vars(context, &inbound.parts)) {
+                Ok(chosen) => chosen,
+                Err(error) => return Handled::failed(&error, false),
+            };
+            let progress = &exchange.progress;
             match proxy
-                .forward(context, inbound, &exchange.progress, action.definition, key)
+                .forward(context, inbound, progress, action.definition, chosen)
                 .await
             {
                 Ok(response) => Handled::answered(response, false),

@@ -140,6 +140,8 @@ section! {
     pub struct ProxyRaw {
         /// Name of an upstream, `host:port`, or `http://host:port/base`.
         upstream: String,
+        /// Instead of one: upstreams, each with its share of the requests, as in `[upstreams.NAME]`.
+        split: Map<u64>,
         /// Put before the path of the request.
         path: String,
         /// `preserve` (as the client sent it), `upstream` (the target's), or a text.
@@ -156,7 +158,8 @@ section! {
         on_change: OnChange,
     }
     short = upstream;
-    later = [&["mirror", "split"]];
+    one_of = ["upstream", "split"];
+    later = [&["mirror"]];
 }
 
 section! {
