@@ -301,8 +301,9 @@ impl Control for Fake {
     fn figures(&self) -> Figures {
         Figures::default()
     }
-    fn ready(&self) -> bool {
-        *self.0.go.borrow()
+    fn ready(&self) -> Result<(), &'static str> {
+        let go = *self.0.go.borrow();
+        go.then_some(()).ok_or("it does not go")
     }
 }
 

@@ -83,6 +83,8 @@ pub struct ConnectionSpec {
     /// Offered over TLS, the preferred first.
     pub alpn: Vec<Alpn>,
     pub trusted_proxies: Vec<IpNet>,
+    /// Connections of those begin with a PROXY header.
+    pub proxy_protocol: bool,
     /// First byte of a head to its last; also how long a new connection may stay silent. `None`: no limit.
     pub header_timeout: Option<Duration>,
     /// Between two reads of a request body.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 pub(crate) mod admin;
 pub(crate) mod authority;
 pub(crate) mod contract;
+pub(crate) mod frames;
 pub(crate) mod grpc;
 pub(crate) mod h2c;
 pub(crate) mod h2origin;
