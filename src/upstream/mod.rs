@@ -20,6 +20,7 @@ mod exchange;
 pub mod handshake;
 pub mod hash;
 pub mod health;
+mod interim;
 mod latency;
 mod multiplex;
 mod outgoing;
