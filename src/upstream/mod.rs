@@ -29,6 +29,7 @@ mod response;
 mod retry;
 mod select;
 mod send;
+mod source;
 pub mod sticky;
 mod streams;
 #[cfg(test)]
