@@ -179,7 +179,7 @@ def run_checks(places, chosen):
             skipped += 1
         except Exception as failure:
             print(f"FAIL {place:9} {name}: {type(failure).__name__}: {failure}", flush=True)
-            traceback.print_exc(limit=-3 if not os.environ.get('FULL') else None)
+            traceback.print_exc(limit=-3)
             failed += 1
     return passed, failed, skipped
 
