@@ -31,7 +31,7 @@ use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
 use crate::config::scalar::{REDACTED, Secret, has_ipv6};
 use crate::config::texts::Texts;
 use crate::config::tree::{self, At, Node, Places, Tree, Value};
-use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec};
+use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec, resolve_splits};
 use crate::config::{Diagnostic, Format, format, render};
 
 pub use include::{Included, Sources};
@@ -299,6 +299,7 @@ impl Document {
             upstreams.insert(spec.name.clone(), spec);
         }
         let mut references = References::new(&declared, check.base);
+        resolve_splits(&declared, &mut upstreams, &mut references, check);
 
         let mut sets = FilterSets::new(
             &root.filters.unwrap_or_default().value,

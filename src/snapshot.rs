@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::http::{ActionSpec, FiltersSpec, HttpSpec, RespondBody};
+use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, TlsVersion};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::http::record::{self, AccessLog, Recording};
@@ -87,6 +87,8 @@ pub struct Snapshot {
     /// How upstreams are spoken to.
     pub clients: Clients,
     pub access_log: Option<Arc<AccessLog>>,
+    /// What the admin API presents; `None`: it is cleartext.
+    pub admin: Option<Arc<tls::Server>>,
 }
 
 /// What the files of a document hold.
@@ -145,25 +147,11 @@ impl Snapshot {
             shared: records,
             log: access_log.as_ref(),
         };
-        let upstreams: BTreeMap<_, _> = document
-            .upstreams
-            .iter()
-            .map(|(name, spec)| {
-                let kept = before.and_then(|(old, snapshot)| {
-                    let same = old.upstreams.get(name) == Some(spec)
-                        && clients.same(&snapshot.clients, name);
-                    same.then(|| snapshot.upstreams.get(name).cloned())
-                        .flatten()
-                });
-                (
-                    name.clone(),
-                    kept.unwrap_or_else(|| {
-                        let client = clients.of(name);
-                        Arc::new(Upstream::build_over(spec, client, shared))
-                    }),
-                )
-            })
-            .collect();
+        let mut upstreams = BTreeMap::new();
+        for name in document.upstreams.keys() {
+            let of = (document, &clients);
+            add_upstream(name, of, shared, before, &mut upstreams);
+        }
         let old_bindings = before.map(|(old, _)| bindings(old)).unwrap_or_default();
         let entries = bindings(document)
             .into_iter()
@@ -190,6 +178,7 @@ impl Snapshot {
                 (key, entry)
             })
             .collect();
+        let admin = admin_tls(document, &certificates, tls).map(Arc::new);
         Snapshot {
             upstreams,
             entries,
@@ -198,6 +187,7 @@ impl Snapshot {
             certificates,
             clients,
             access_log,
+            admin,
         }
     }
 
@@ -218,6 +208,12 @@ impl Snapshot {
                 entry.present(presented(&specs, &certificates, tls));
             }
         }
+        let same = certificates.same(&self.certificates, &tls::store::ADMIN);
+        if let Some(server) = self.admin.as_ref().filter(|_| !same)
+            && let Some(new) = admin_tls(document, &certificates, tls)
+        {
+            server.exchange(new);
+        }
         Snapshot {
             pems,
             certificates,
@@ -237,6 +233,64 @@ impl Snapshot {
             }
         }
     }
+}
+
+/// What the admin API presents: HTTP/1.1 is all that it speaks.
+fn admin_tls(
+    document: &Document,
+    certificates: &Material,
+    shared: &tls::Shared,
+) -> Option<tls::Server> {
+    document.admin.tls.as_ref()?;
+    let presented = tls::Presented {
+        hosts: &[],
+        certificates: certificates.of(&tls::store::ADMIN),
+        client_auth: certificates.client_auth(&tls::store::ADMIN),
+    };
+    let made = tls::Server::new(&[presented], TlsVersion::V12, &[Alpn::Http1], shared);
+    // As in `presented`.
+    made.inspect_err(|error| tracing::error!(%error, "the admin API cannot present anything"))
+        .ok()
+}
+
+/// Adds an upstream and, before it, those that it is split over: a document has no circle of them. `None`: it is not
+/// there, which no document is.
+fn add_upstream(
+    name: &Arc<str>,
+    of: (&Document, &Clients),
+    shared: &Arc<Shared>,
+    before: Option<(&Document, &Snapshot)>,
+    all: &mut BTreeMap<Arc<str>, Arc<Upstream>>,
+) -> Option<Arc<Upstream>> {
+    if let Some(there) = all.get(name) {
+        return Some(there.clone());
+    }
+    let (document, clients) = of;
+    let spec = document.upstreams.get(name)?;
+    let mut members = Vec::with_capacity(spec.split.len());
+    for part in &spec.split {
+        let member = add_upstream(&part.upstream, of, shared, before, all)?;
+        members.push((member, part.share));
+    }
+    let kept = before.and_then(|(old, snapshot)| {
+        let kept = snapshot.upstreams.get(name)?;
+        // Its spec names the members; they may have changed themselves.
+        let mut pairs = kept.members().zip(&members);
+        let same = old.upstreams.get(name) == Some(spec)
+            && clients.same(&snapshot.clients, name)
+            && pairs.all(|((old, _), (new, _))| Arc::ptr_eq(old, new));
+        same.then(|| kept.clone())
+    });
+    let upstream = kept.unwrap_or_else(|| {
+        let own = Upstream::build_over(spec, clients.of(name), shared);
+        Arc::new(if members.is_empty() {
+            own
+        } else {
+            own.over(members)
+        })
+    });
+    all.insert(name.clone(), upstream.clone());
+    Some(upstream)
 }
 
 /// What the servers of an address present. First comes the server without `hosts`, which is there for clients whose name

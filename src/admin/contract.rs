@@ -34,6 +34,7 @@ fn operation_id(operation: Operation) -> &'static str {
         Operation::Status => "status",
         Operation::Certificates => "certificates",
         Operation::RefreshCertificates => "refreshCertificates",
+        Operation::SetTarget => "setTarget",
         Operation::Livez => "livez",
         Operation::Readyz => "readyz",
         Operation::Metrics => "metrics",
@@ -117,6 +118,7 @@ fn schemas() -> String {
         .into_generator();
     add::<SwapAnswer>(&mut generator);
     add::<AdaptAnswer>(&mut generator);
+    add::<super::targets::TargetChange>(&mut generator);
     add::<SwapRecord>(&mut generator);
     add::<SwapList>(&mut generator);
     add::<Event>(&mut generator);

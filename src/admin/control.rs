@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use crate::supervisor::event::Event;
 use crate::supervisor::{
     AdminBinding, CertificateList, EventReader, Figures, Handle, RefreshRefused, RefreshRequest,
-    Running, Status, SubmitError, SwapRecord, SwapRequest,
+    Running, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
+    TargetStatus,
 };
 
 /// The supervisor as seen from here. Same meaning as the methods of [`Handle`].
@@ -34,8 +35,13 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
         &self,
         request: RefreshRequest,
     ) -> impl Future<Output = Result<CertificateList, RefreshRefused>> + Send;
+    /// It is done at the first poll; the rest is waiting.
+    fn set_target(
+        &self,
+        request: TargetRequest,
+    ) -> impl Future<Output = Result<TargetStatus, TargetRefused>> + Send;
     fn figures(&self) -> Figures;
-    fn ready(&self) -> bool;
+    fn ready(&self) -> Result<(), &'static str>;
 }
 
 /// The events of one swap.
@@ -79,10 +85,13 @@ impl Control for Handle {
     ) -> Result<CertificateList, RefreshRefused> {
         Handle::refresh_certificates(self, request).await
     }
+    async fn set_target(&self, request: TargetRequest) -> Result<TargetStatus, TargetRefused> {
+        Handle::set_target(self, request).await
+    }
     fn figures(&self) -> Figures {
         Handle::figures(self)
     }
-    fn ready(&self) -> bool {
+    fn ready(&self) -> Result<(), &'static str> {
         Handle::ready(self)
     }
 }

@@ -16,7 +16,8 @@ use crate::document::Document;
 use crate::supervisor::event::{Event, Kind, Outcome, Phase};
 use crate::supervisor::{
     AdminBinding, AdminListener, CertificateList, Figures, RefreshRefused, RefreshRequest, Running,
-    Source, Status, SubmitError, SwapRecord, SwapRequest,
+    Source, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
+    TargetStatus,
 };
 
 pub(crate) const ETAG: &str = "\"e1\"";
@@ -78,6 +79,7 @@ impl Fake {
             tokens: Default::default(),
             read_tokens: Default::default(),
             monitor: None,
+            tls: None,
             allowed_hosts: vec![],
         };
         let runtime = RuntimeSpec {
@@ -133,6 +135,7 @@ impl Fake {
             generation: 1,
             spec,
             listener,
+            tls: None,
             monitor: None,
         })));
         address
@@ -147,6 +150,7 @@ impl Fake {
             generation: 2,
             spec,
             listener: old.listener.clone(),
+            tls: None,
             monitor: None,
         };
         self.0.binding.send_replace(Some(Arc::new(binding)));
@@ -287,11 +291,19 @@ impl Control for Fake {
             }),
         }
     }
+    async fn set_target(&self, request: TargetRequest) -> Result<TargetStatus, TargetRefused> {
+        Err(TargetRefused {
+            status: 404,
+            problem: "no-such-target",
+            detail: request.target,
+        })
+    }
     fn figures(&self) -> Figures {
         Figures::default()
     }
-    fn ready(&self) -> bool {
-        *self.0.go.borrow()
+    fn ready(&self) -> Result<(), &'static str> {
+        let go = *self.0.go.borrow();
+        go.then_some(()).ok_or("it does not go")
     }
 }
 

@@ -27,10 +27,12 @@ mod origin;
 mod problem;
 mod query;
 mod seats;
+mod secure;
 mod serve;
 mod status;
 mod stream;
 mod swaps;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -49,6 +51,7 @@ pub use problem::Problem;
 pub use serve::serve;
 pub use status::Health;
 pub use swaps::SwapList;
+pub use targets::TargetChange;
 
 use crate::supervisor::AdminBinding;
 use control::Control;
@@ -79,6 +82,7 @@ pub(crate) enum Operation {
     Status,
     Certificates,
     RefreshCertificates,
+    SetTarget,
     Livez,
     Readyz,
     Metrics,
@@ -108,6 +112,11 @@ pub(crate) const ROUTES: &[(&str, &str, Operation)] = &[
         "POST",
         "/certificates/refresh",
         Operation::RefreshCertificates,
+    ),
+    (
+        "POST",
+        "/upstreams/{upstream}/targets/{target}",
+        Operation::SetTarget,
     ),
     ("GET", "/livez", Operation::Livez),
     ("GET", "/readyz", Operation::Readyz),
@@ -169,6 +178,7 @@ fn router<C: Control>(app: App<C>) -> Router {
                     | Operation::Adapt
                     | Operation::Stop
                     | Operation::RefreshCertificates
+                    | Operation::SetTarget
             )
         );
         router = router.route(path, endpoint);
@@ -191,6 +201,7 @@ fn endpoint<C: Control>(operation: Operation) -> MethodRouter<App<C>> {
         Operation::Status => get(status::status::<C>),
         Operation::Certificates => get(certificates::list::<C>),
         Operation::RefreshCertificates => post(certificates::refresh::<C>),
+        Operation::SetTarget => post(targets::set::<C>),
         Operation::Livez => get(status::livez),
         Operation::Readyz => get(status::readyz::<C>),
         Operation::Metrics => get(metrics::metrics::<C>),

@@ -167,6 +167,7 @@ fn title(slug: &str, status: StatusCode) -> String {
         "no-document" => "There is no file to read again",
         "no-such-part" => "The running configuration has no such part",
         "no-such-swap" => "No such swap is known",
+        "no-such-target" => "No such target is used",
         "not-acceptable" => "This part cannot be shown in that format",
         "not-found" => "There is no such path",
         "not-prepared" => "The document cannot be had here and now",

@@ -86,6 +86,17 @@ impl Query {
         }
     }
 
+    /// Whether a key is there; its one value is `value`.
+    pub(crate) fn only(&self, key: &str, value: &str) -> Result<bool, Refusal> {
+        match self.get(key) {
+            None => Ok(false),
+            Some(given) if given == value => Ok(true),
+            Some(other) => Err(Problem::bad_query(format!(
+                "`{key}` is `{value}`, not `{other}`"
+            ))),
+        }
+    }
+
     /// A duration as in the configuration: one integer and `ms`, `s`, `m`, `h` or `d`; at most 365 days.
     pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, Refusal> {
         let Some(text) = self.get(key) else {

@@ -8,8 +8,8 @@ use std::path::Path;
 use super::file::Text;
 use crate::config::diagnostic::{render_diagnostics, render_warnings};
 use crate::config::{Diagnostic, Severity};
-use crate::supervisor::Status;
 use crate::supervisor::event::{Event, Kind, Phase};
+use crate::supervisor::{Status, TargetState};
 
 /// Draws errors and warnings on standard error; with the text, each with its line and a caret.
 pub(crate) fn findings(name: &str, bytes: &[u8], errors: &[Diagnostic], warnings: &[Diagnostic]) {
@@ -289,18 +289,36 @@ pub(crate) fn status(status: &Status) -> String {
         rows.collect(),
     );
     let rows = status.upstreams.iter().flat_map(|upstream| {
-        upstream.targets.iter().map(|one| {
+        let members = upstream.split.iter().map(|one| {
+            let (name, member) = (upstream.name.clone(), one.upstream.clone());
+            let nothing = String::new;
+            vec![
+                name,
+                member,
+                nothing(),
+                one.share.to_string(),
+                nothing(),
+                nothing(),
+            ]
+        });
+        let targets = upstream.targets.iter().map(|one| {
+            let health = match one.state {
+                TargetState::Up => one.health.clone(),
+                TargetState::Drain => format!("{}, drained", one.health),
+                TargetState::Down => format!("{}, taken out", one.health),
+            };
             let connections = format!("{} ({} idle)", one.connections, one.idle);
             let (weight, in_flight) = (one.weight.to_string(), one.in_flight.to_string());
             vec![
                 upstream.name.clone(),
                 one.address.clone(),
-                one.health.clone(),
+                health,
                 weight,
                 in_flight,
                 connections,
             ]
-        })
+        });
+        members.chain(targets)
     });
     table(
         &mut text,

@@ -83,6 +83,8 @@ pub struct ConnectionSpec {
     /// Offered over TLS, the preferred first.
     pub alpn: Vec<Alpn>,
     pub trusted_proxies: Vec<IpNet>,
+    /// Connections of those begin with a PROXY header.
+    pub proxy_protocol: bool,
     /// First byte of a head to its last; also how long a new connection may stay silent. `None`: no limit.
     pub header_timeout: Option<Duration>,
     /// Between two reads of a request body.
@@ -189,6 +191,8 @@ pub enum ActionSpec {
 pub struct ProxySpec {
     /// Name of an upstream that the document holds (one written as a URL or address is there under its `host:port`).
     pub upstream: Arc<str>,
+    /// That upstream is the `split` written here: its shares are no part of what the action is.
+    pub split: bool,
     /// Put before the request's path: `/base` of `http://host/base`; without trailing slash, empty for none.
     pub base: String,
     pub host_header: HostHeader,

@@ -4,6 +4,7 @@ mod health;
 mod passive;
 mod protocol;
 mod reference;
+mod split;
 mod sticky;
 mod targets_file;
 mod tls;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Checker;
-use super::decode::{Limit, List, Switch, section};
+use super::decode::{Limit, List, Loc, Map, Switch, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 
@@ -23,6 +24,7 @@ pub use health::{HealthRaw, HealthSpec, OnDown, ProbeSpec, StatusRange};
 pub use passive::{PassiveRaw, PassiveSpec};
 pub use protocol::Protocol;
 pub use reference::{Reference, References, base_path};
+pub use split::{ShareSpec, resolve as resolve_splits, shares};
 pub use sticky::{SameSite, StickyRaw, StickySpec};
 pub use targets_file::{Fault, parse as parse_targets};
 pub use tls::{UpstreamTlsRaw, UpstreamTlsSpec};
@@ -34,6 +36,10 @@ section! {
         targets: List<TargetRaw>,
         /// A file of targets instead, one a line: `ADDRESS [weight=N] [backup]`; read again when it changes.
         targets_file: String,
+        /// Instead of targets: names of upstreams, each with its share of the requests, 0 to 1000; 0 gets none, not even from
+        /// `sticky`. One without a usable target leaves its requests to the others, by share. Of the other keys only
+        /// `sticky` counts here, the rest is each member's own.
+        split: Map<u64>,
         /// How a target is chosen.
         balance: BalanceRaw = "round_robin",
         /// A cookie that keeps a client with its target; left out: none.
@@ -48,6 +54,8 @@ section! {
         timeouts: UpstreamTimeoutsRaw = {},
         /// How names of targets are looked up.
         resolve: ResolveRaw = {},
+        /// How much one target takes at once; left out: any amount.
+        limits: UpstreamLimitsRaw,
         /// Active checks of each target; `false`, or left out: none.
         health: Switch<HealthRaw>,
         /// Ejection of targets that fail requests; `false`, or left out: none.
@@ -55,8 +63,9 @@ section! {
         /// How long a target that comes, or comes back, takes to get its whole share.
         slow_start: Span = "0s",
     }
+    one_of = ["targets", "targets_file", "split"];
     later = [&[
-        "limits", "via", "proxy_protocol", "split",
+        "via", "proxy_protocol",
     ]];
 }
 
@@ -101,6 +110,22 @@ section! {
 }
 
 section! {
+    /// How much one target takes at once, counted over the whole process.
+    pub struct UpstreamLimitsRaw {
+        /// Requests in flight, websockets among them. At so many another target is picked; backups are not for this.
+        requests: Limit<u64> = "unlimited",
+        /// Open connections. As `pool.max_connections`, but requests wait for one.
+        connections: Limit<u64> = "unlimited",
+        /// Requests that wait while every target is full, for each target; the first one gets the first free place. One with a `sticky`
+        /// cookie waits for its own target, and goes to another only after that.
+        queue: u64 = 100,
+        /// How long a request waits before it is answered with 503.
+        wait: Span = "1s",
+    }
+    later = [];
+}
+
+section! {
     /// How DNS names of targets are looked up.
     pub struct ResolveRaw {
         /// How often a name is looked up again.
@@ -125,10 +150,12 @@ pub struct TargetSpec {
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamSpec {
     pub name: Arc<str>,
-    /// Never empty, but while `targets_file` has not been read.
+    /// Never empty, but for a split, and while `targets_file` has not been read.
     pub targets: Vec<TargetSpec>,
     /// Where they come from.
     pub targets_file: Option<PathBuf>,
+    /// Instead of targets; see [`resolve_splits`].
+    pub split: Vec<ShareSpec>,
     pub balance: Balance,
     pub sticky: Option<StickySpec>,
     /// [`Protocol::H2`] only with `tls`, [`Protocol::H2c`] only without.
@@ -138,10 +165,22 @@ pub struct UpstreamSpec {
     pub pool: PoolSpec,
     pub timeouts: UpstreamTimeouts,
     pub resolve: ResolveSpec,
+    pub limits: Option<LimitsSpec>,
     pub health: Option<HealthSpec>,
     pub passive: Option<PassiveSpec>,
     /// 0: at once.
     pub slow_start: Duration,
+}
+
+/// Checked `limits` of one target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitsSpec {
+    /// `None`: any number.
+    pub requests: Option<usize>,
+    /// `None`: any number.
+    pub connections: Option<usize>,
+    pub queue: usize,
+    pub wait: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,6 +248,7 @@ impl UpstreamRaw {
         UpstreamSpec {
             name: name.into(),
             targets,
+            split: Vec::new(),
             targets_file,
             health: health.map(|h| h.spec(check)),
             passive: passive.map(|p| p.spec(check)),
@@ -238,13 +278,22 @@ impl UpstreamRaw {
                 interval: check.duration(resolve.and_then(|r| r.interval.as_ref())),
                 timeout: check.duration(resolve.and_then(|r| r.timeout.as_ref())),
             },
+            limits: self.limits.as_ref().map(|l| l.value.spec(check)),
         }
     }
 
     fn targets(&self, at: At, check: &mut Checker<'_>) -> Vec<TargetSpec> {
+        if let Some(split) = &self.split
+            && (self.has("targets") || self.has("targets_file"))
+        {
+            let finding = check
+                .findings
+                .key_error(split.at, "`split` stands instead of targets");
+            finding.help("leave one of them out");
+        }
         let Some(list) = &self.targets else {
-            let file = self.targets_file.is_some() || self.spoiled.contains(&"targets_file");
-            if !file && !self.spoiled.contains(&"targets") {
+            let keys = ["targets", "targets_file", "split"];
+            if !keys.iter().any(|key| self.has(key)) {
                 check
                     .findings
                     .error(at, "an upstream needs `targets`")
@@ -299,5 +348,23 @@ impl UpstreamRaw {
                 .help("give at least one of them a weight from 1 to 1000");
         }
         targets
+    }
+}
+
+impl UpstreamLimitsRaw {
+    fn spec(&self, check: &mut Checker<'_>) -> LimitsSpec {
+        let mut count = |raw: Option<&Loc<Limit<u64>>>| {
+            let raw = raw?;
+            raw.get().map(|count| check.count(raw.at, count))
+        };
+        LimitsSpec {
+            requests: count(self.requests.as_ref()),
+            connections: count(self.connections.as_ref()),
+            queue: self
+                .queue
+                .as_ref()
+                .map_or(0, |n| usize::try_from(n.value).unwrap_or(usize::MAX)),
+            wait: check.duration(self.wait.as_ref()),
+        }
     }
 }

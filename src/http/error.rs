@@ -2,11 +2,11 @@
 //! name of the failure (RFC 9209); addresses and reasons go to the log only.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::body::{Content, ResponseBody};
-use crate::upstream::error::{Error, Side};
+use crate::upstream::error::{Error, Kind, Side};
 
 static PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
@@ -26,6 +26,11 @@ pub fn respond(error: &Error) -> Response<ResponseBody> {
         }
     }
     let mut response = plain(status);
+    if error.kind == Kind::ConnectionLimitReached {
+        // Whatever it is that was full changes with every request that ends.
+        let soon = HeaderValue::from_static("1");
+        response.headers_mut().insert(RETRY_AFTER, soon);
+    }
     if let Ok(value) = HeaderValue::try_from(format!("evergate; error={}", error.kind.name())) {
         response.headers_mut().insert(&PROXY_STATUS, value);
     }

@@ -309,6 +309,7 @@ fn unlimited() -> ConnectionSpec {
         tls: None,
         alpn: Vec::new(),
         trusted_proxies: Vec::new(),
+        proxy_protocol: false,
         header_timeout: None,
         body_timeout: None,
         idle_timeout: None,

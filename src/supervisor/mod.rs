@@ -19,10 +19,12 @@ mod request;
 mod state_dir;
 mod status;
 mod swap;
+mod target_state;
 mod targets;
 mod view;
 mod watch;
 
+pub use crate::upstream::TargetState;
 pub use actor::{Options, start};
 pub use admin_socket::{AdminBinding, AdminListener};
 pub use certificates::{CertificateList, CertificateStatus, RefreshRefused, RefreshRequest};
@@ -34,6 +36,7 @@ pub use state_dir::folder as state_folder;
 pub use status::{
     CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
 };
+pub use target_state::{TargetRefused, TargetRequest};
 
 use crate::config::Diagnostic;
 

@@ -99,8 +99,8 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
             }
             Some(was) if was != specs => Change::Update,
             Some(_) => {
-                let same = upstreams_of(specs)
-                    .all(|name| old_upstreams.get(name) == new_upstreams.get(name));
+                let same =
+                    upstreams_of(specs).all(|name| is_same(name, old_upstreams, new_upstreams));
                 if same { Change::Keep } else { Change::Update }
             }
         };
@@ -144,6 +144,16 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
         sections,
     };
     (plan, steps)
+}
+
+/// Whether an upstream, and all that it is split over, is what it was.
+fn is_same(
+    name: &str,
+    old: &BTreeMap<Arc<str>, UpstreamSpec>,
+    new: &BTreeMap<Arc<str>, UpstreamSpec>,
+) -> bool {
+    let below = |spec: &UpstreamSpec| spec.split.iter().all(|m| is_same(&m.upstream, old, new));
+    old.get(name) == new.get(name) && new.get(name).is_none_or(below)
 }
 
 /// All servers of an address agree on this, so the first one speaks for them.

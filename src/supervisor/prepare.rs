@@ -148,6 +148,7 @@ impl Supervisor {
             .current
             .as_ref()
             .filter(|_| matches!(request.source, Source::Running));
+        let same_pems = again.is_some();
         let contents = match again {
             // Nobody asked to read anything but targets.
             Some(current) => Contents {
@@ -201,7 +202,9 @@ impl Supervisor {
                 Arc::new(self.hire(&document, folder)?)
             }
         };
-        let (snapshot, faults) = self.compile(&parsed, &document, contents, &crew).await?;
+        let (snapshot, faults) = self
+            .compile(&parsed, &document, contents, &crew, same_pems)
+            .await?;
         warnings.extend(faults);
         warnings.extend(resolve(&parsed, &snapshot, deadline).await);
         let (opened, admin) = self.reserve(&parsed, &steps, deadline).await?;
@@ -410,6 +413,7 @@ impl Supervisor {
         document: &Arc<Document>,
         contents: Contents,
         crew: &Arc<Crew>,
+        same_pems: bool,
     ) -> Result<(Arc<Snapshot>, Vec<Diagnostic>), Rejection> {
         let before = self
             .current
@@ -424,8 +428,13 @@ impl Supervisor {
                 .map(|(document, snapshot)| (&**document, &**snapshot));
             let running = before.map(|(_, snapshot)| (&snapshot.certificates, &snapshot.clients));
             let (pems, answers) = (&contents.pems.files, &contents.answers);
-            let loaded = tls::store::load(&document, pems, answers, running, &crew.tls);
-            let (certificates, clients, warnings) = loaded?;
+            let (certificates, clients, warnings) = match running {
+                // Nothing was read anew: also what was kept out of them stays as it was.
+                Some((certificates, clients)) if same_pems => {
+                    (certificates.clone(), clients.clone(), Vec::new())
+                }
+                _ => tls::store::load(&document, pems, answers, running, &crew.tls)?,
+            };
             let log = document.access_log.as_ref().map(|spec| {
                 let fault = |error| vec![unwritable(&spec.path, &error)];
                 crew.records.access_log(spec).map(Arc::new).map_err(fault)

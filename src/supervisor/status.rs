@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::upstream::TargetState;
+
 use super::certificates::CertificateStatus;
 use crate::config::Diagnostic;
 
@@ -87,13 +89,30 @@ pub struct UpstreamStatus {
     pub name: String,
     /// Every target is down or ejected, so all that resolve are used.
     pub fail_open: bool,
+    /// None for a split.
     pub targets: Vec<TargetStatus>,
+    /// The members of a split, which have their targets under their own names.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub split: Vec<ShareStatus>,
+    /// Requests that wait because every target is full (`limits`).
+    #[serde(default)]
+    pub queued: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ShareStatus {
+    pub upstream: String,
+    /// Share of the requests, of the sum of all.
+    pub share: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TargetStatus {
     pub address: String,
     pub weight: u32,
+    /// What an operator says of it.
+    #[serde(default)]
+    pub state: TargetState,
     /// `up`; `down`: its checks fail; `ejected`: its requests failed; `unresolved`: its name has not been found yet.
     pub health: String,
     /// Since when (RFC 3339, UTC); for `unresolved`: since it is here.

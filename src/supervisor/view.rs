@@ -12,7 +12,8 @@ use super::drain::{self, Draining};
 use super::prepare::Bound;
 use super::status::HandshakeStatus;
 use super::status::{
-    CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
+    CheckStatus, GenerationStatus, ListenerStatus, ShareStatus, Status, TargetStatus,
+    UpstreamStatus,
 };
 use crate::config::runtime::Model;
 use crate::document::Document;
@@ -20,6 +21,7 @@ use crate::metrics::WorkerCounters;
 use crate::net;
 use crate::snapshot::{Snapshot, bindings};
 use crate::tls;
+use crate::upstream::Target;
 use crate::upstream::health::CheckReport;
 
 /// Version of the admin API: raised by any change that is not an addition.
@@ -90,6 +92,18 @@ impl View {
             resumed: sum.resumed,
             failed: failed.zip(sum.failed).collect(),
         }
+    }
+
+    /// A generation has begun to serve, and is seen here.
+    pub(super) fn is_serving(&self) -> bool {
+        self.serving.is_some()
+    }
+
+    /// Accepting pauses somewhere for want of descriptors.
+    pub(super) fn is_starved(&self) -> bool {
+        self.crew
+            .as_ref()
+            .is_some_and(|crew| crew.limit.is_starved())
     }
 
     pub(super) fn status(&self, generation: u64) -> Status {
@@ -187,25 +201,37 @@ impl View {
             .map(|(name, upstream)| UpstreamStatus {
                 name: name.to_string(),
                 fail_open: upstream.fails_open(),
+                queued: upstream.queued() as u64,
+                split: upstream
+                    .members()
+                    .map(|(member, share)| ShareStatus {
+                        upstream: member.name().to_string(),
+                        share,
+                    })
+                    .collect(),
                 targets: upstream
                     .targets()
-                    .map(|(address, weight, target)| {
-                        let report = target.report();
-                        TargetStatus {
-                            address: address.to_string(),
-                            weight,
-                            health: target.state().word().into(),
-                            since: at(report.since),
-                            ejected: report.ejected,
-                            check: report.check.map(check),
-                            in_flight: target.in_flight() as u64,
-                            connections: target.connections() as u64,
-                            idle: target.idle() as u64,
-                        }
-                    })
+                    .map(|(_, weight, target)| target_status(weight, target))
                     .collect(),
             })
             .collect()
+    }
+}
+
+/// What `/status` says of a target.
+pub(super) fn target_status(weight: u32, target: &Target) -> TargetStatus {
+    let report = target.report();
+    TargetStatus {
+        address: target.key().1.to_string(),
+        weight,
+        state: target.wish(),
+        health: target.state().word().into(),
+        since: at(report.since),
+        ejected: report.ejected,
+        check: report.check.map(check),
+        in_flight: target.in_flight() as u64,
+        connections: target.connections() as u64,
+        idle: target.idle() as u64,
     }
 }
 

@@ -4,16 +4,20 @@
 //! user space, but as much more in the kernel, because each request is then written on its own, where the tasks write
 //! in bursts and wake a sleeping origin once.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::RequestBody;
+use super::interim::Awaited;
 use super::timer::Deadline;
 use super::wire::Wire;
 
@@ -22,6 +26,7 @@ use super::wire::Wire;
 pub(super) struct Parts {
     pub(super) sender: http1::SendRequest<RequestBody>,
     pub(super) http: http1::Connection<TokioIo<Wire>, RequestBody>,
+    pub(super) awaited: Arc<Awaited>,
     pub(super) slot: Slot,
 }
 
@@ -29,6 +34,8 @@ pub(super) struct Parts {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) sender: http1::SendRequest<RequestBody>,
+    /// What its socket knows of the answer that is waited for.
+    pub(super) awaited: Arc<Awaited>,
     _task: AbortOnDropHandle<()>,
     deadline: Deadline,
     /// Room for what a second try would need; kept so that it is not allocated per request.
@@ -39,30 +46,98 @@ pub(super) struct Connection {
 
 /// A place among a target's open connections, held while the socket is open.
 #[derive(Debug)]
-pub(super) struct Slot(Arc<AtomicUsize>);
+pub(super) struct Slot(Arc<Open>);
+
+/// The open connections of a target.
+#[derive(Debug, Default)]
+pub(super) struct Open {
+    count: AtomicUsize,
+    /// Requests that wait for a connection to end or to be free.
+    waiting: AtomicUsize,
+    freed: Notify,
+    /// For those who wait for an end and take nothing.
+    ended: Notify,
+}
+
+/// One that waits for a connection.
+pub(super) struct ForFree<'a>(&'a Open);
+
+impl Open {
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// `None`: `most` wait already.
+    pub(super) fn wait(&self, most: usize) -> Option<ForFree<'_>> {
+        let one_more = |n| (n < most).then(|| n + 1);
+        let order = Ordering::SeqCst;
+        self.waiting.fetch_update(order, order, one_more).ok()?;
+        Some(ForFree(self))
+    }
+
+    /// A connection has ended, or what was under way on one.
+    pub(super) fn freed(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.freed.notify_one();
+            self.ended.notify_waiters();
+        }
+    }
+
+    /// Ready when something ends. Only told while one has [`ForFree`].
+    pub(super) fn ended(&self) -> Notified<'_> {
+        self.ended.notified()
+    }
+}
+
+impl ForFree<'_> {
+    /// Tries until it has something; cancel-safe, and in turn with the others that wait.
+    pub(super) async fn until<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let mut freed = pin!(self.0.freed.notified());
+            // From here on nothing is missed.
+            freed.as_mut().enable();
+            if let Some(got) = attempt() {
+                return got;
+            }
+            freed.await;
+        }
+    }
+}
+
+impl Drop for ForFree<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl Slot {
     /// `None` when `limit` connections are open.
-    pub(super) fn take(open: &Arc<AtomicUsize>, limit: Option<usize>) -> Option<Slot> {
+    pub(super) fn take(open: &Arc<Open>, limit: Option<usize>) -> Option<Slot> {
         let limit = limit.unwrap_or(usize::MAX);
-        open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-            (n < limit).then(|| n + 1)
-        })
-        .ok()?;
+        let order = Ordering::SeqCst;
+        open.count
+            .fetch_update(order, order, |n| (n < limit).then(|| n + 1))
+            .ok()?;
         Some(Slot(open.clone()))
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.count.fetch_sub(1, Ordering::SeqCst);
+        self.0.freed();
     }
 }
 
 impl Connection {
     /// Starts the connection's task on the current worker; its slot is given back when it ends.
     pub(super) fn new(parts: Parts, home: usize) -> Box<Connection> {
-        let Parts { sender, http, slot } = parts;
+        let Parts {
+            sender,
+            http,
+            awaited,
+            slot,
+        } = parts;
         let task = tokio::spawn(async move {
             let _slot = slot;
             if let Err(error) = http.await {
@@ -72,6 +147,7 @@ impl Connection {
         });
         Box::new(Connection {
             sender,
+            awaited,
             _task: AbortOnDropHandle::new(task),
             deadline: Deadline::default(),
             scratch: Vec::new(),

@@ -20,16 +20,20 @@ mod exchange;
 pub mod handshake;
 pub mod hash;
 pub mod health;
+mod interim;
 mod latency;
 mod multiplex;
 mod outgoing;
 mod pool;
+mod queue;
 mod resolve;
 mod response;
 mod retry;
 mod select;
 mod send;
 mod source;
+mod split;
+mod state;
 pub mod sticky;
 mod streams;
 #[cfg(test)]
@@ -62,6 +66,8 @@ use pool::{Pool, Round};
 use resolve::{Lookup, LookupKey, Names, Resolver};
 pub use response::UpstreamBody;
 pub use select::KeyedBy;
+pub use split::Choice;
+pub use state::TargetState;
 use transport::Transport;
 
 /// Identity of a target: the same address under another upstream is another target.
@@ -86,7 +92,7 @@ pub struct Shared {
     /// Checks that are under way at once.
     checking: Arc<Semaphore>,
     budgets: Registry<Arc<str>, retry::Budget>,
-    secret: sticky::Secret,
+    queues: Registry<Arc<str>, queue::Queue>,
     resolver: Arc<Resolver>,
 }
 
@@ -112,7 +118,7 @@ impl Shared {
             checks: Registry::default(),
             checking: Arc::new(Semaphore::new(CHECKING)),
             budgets: Registry::default(),
-            secret: sticky::Secret::default(),
+            queues: Registry::default(),
             resolver,
         }
     }
@@ -153,6 +159,8 @@ impl fmt::Debug for Shared {
 pub struct Upstream {
     name: Arc<str>,
     members: Box<[Member]>,
+    /// Instead of members of its own.
+    split: Option<split::Split>,
     /// By member.
     weights: Box<[u32]>,
     /// Some member is there only for when no other is usable.
@@ -162,6 +170,7 @@ pub struct Upstream {
     seeds: Box<[u64]>,
     sticky: Option<sticky::Sticky>,
     budget: Arc<retry::Budget>,
+    limits: Option<queue::Limits>,
     /// By worker; none when there is only one member.
     turns: Box<[Turn]>,
     pool: PoolSpec,
@@ -211,8 +220,8 @@ pub struct SendOptions {
     pub host_from_target: bool,
     /// Hash of what [`Upstream::keyed_by`] asked for.
     pub key: Option<u64>,
-    /// The target that the client's cookie names ([`sticky::sticky_id`]).
-    pub sticky: Option<u64>,
+    /// The target that the client's cookie names ([`sticky::StickyId::read`]).
+    pub sticky: Option<sticky::StickyId>,
     /// `None`: what was not sent goes to up to three targets.
     pub retries: Option<Arc<RetrySpec>>,
 }
@@ -257,9 +266,11 @@ impl Upstream {
             weights,
             backups: members.iter().any(|m| m.backup),
             seeds: select::seeds(spec),
-            sticky: sticky::Sticky::build(spec, shared),
+            sticky: sticky::Sticky::build(spec),
+            limits: queue::Limits::build(spec, &members, shared),
             budget: shared.budgets.lease(&spec.name, retry::Budget::new),
             members,
+            split: None,
             balance: spec.balance.clone(),
             turns: (0..turns).map(|_| Turn::default()).collect(),
             pool: spec.pool.clone(),
@@ -302,6 +313,13 @@ impl Upstream {
         &self.name
     }
 
+    /// Requests that wait for a target with room.
+    pub fn queued(&self) -> usize {
+        self.limits
+            .as_ref()
+            .map_or(0, |limits| limits.waiting.len())
+    }
+
     /// Targets of this generation's view: for `/status` and for `Entry::holds`.
     pub fn targets(&self) -> impl Iterator<Item = (&TargetAddr, u32, &Arc<Target>)> {
         self.members
@@ -318,9 +336,13 @@ impl Upstream {
             .zip(&self.weights)
             .find(|(m, weight)| **weight > 0 && !m.target.is_resolved());
         match down.and_then(|(m, _)| m.target.names()) {
-            Some(names) => names.error(),
-            None => {
-                let detail = format!("upstream {}: every target has weight 0", self.name);
+            Some(names) if !names.is_up() => names.error(),
+            _ => {
+                let why = match self.weights.iter().any(|weight| *weight > 0) {
+                    true => "no target is up",
+                    false => "every target has weight 0",
+                };
+                let detail = format!("upstream {}: {why}", self.name);
                 Error::upstream(Kind::DestinationUnavailable, detail).unsent()
             }
         }

@@ -6,18 +6,20 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::connection::{Connection, Slot, State};
+use super::connection::{Connection, Open, Slot, State};
 use super::health::{self, Health, Passive};
 use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
+use super::queue::Queue;
 use super::resolve::Names;
+use super::state::{TargetState, Wish};
 use super::transport::TransportKey;
 use super::{Shared, TargetKey};
 use crate::config::scalar::TargetAddr;
@@ -30,15 +32,20 @@ use crate::registry::Registry;
 pub struct Target {
     key: TargetKey,
     /// Shared with the connections, which must not keep the target alive.
-    open: Arc<AtomicUsize>,
+    open: Arc<Open>,
     /// By worker.
     counts: Box<[Count]>,
+    /// Requests in flight that a limit counts; the others are with their workers.
+    admitted: Admitted,
+    /// Where requests wait for a place here; not there as long as no generation had a limit.
+    queue: OnceLock<Arc<Queue>>,
     pools: Registry<TransportKey, Pool>,
     /// By worker.
     rounds: Box<[Arc<Round>]>,
     names: Option<Arc<Names>>,
     health: Arc<Health>,
     pub(super) latency: Latency,
+    pub(super) wish: Wish,
 }
 
 /// The requests of one worker: on cache lines of its own (adjacent lines are fetched in pairs), so that
@@ -50,6 +57,11 @@ struct Count {
     /// What became of those it had.
     cell: Cell,
 }
+
+/// On cache lines of its own, as all workers write it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Admitted(AtomicUsize);
 
 /// The connections of a target that are spoken to alike, by worker. Dropping it closes the idle ones, but for those of a
 /// worker where a response is still under way: they close with that.
@@ -106,12 +118,15 @@ impl Target {
         Target {
             open: Arc::default(),
             counts: rounds.iter().map(|_| Count::default()).collect(),
+            admitted: Admitted::default(),
+            queue: OnceLock::new(),
             pools: Registry::default(),
             rounds: rounds.into(),
             key,
             names,
             health,
             latency: Latency::default(),
+            wish: Wish::default(),
         }
     }
 
@@ -131,8 +146,30 @@ impl Target {
 
     /// Requests in flight, over all generations and workers.
     pub fn in_flight(&self) -> usize {
-        let here = |count: &Count| count.in_flight.load(Ordering::Relaxed);
+        self.without_limit() + self.admitted.0.load(Ordering::SeqCst)
+    }
+
+    fn without_limit(&self) -> usize {
+        let here = |count: &Count| count.in_flight.load(Ordering::SeqCst);
         self.counts.iter().map(here).sum()
+    }
+
+    /// One more in flight, if there are fewer than `limit`. Exact, but for requests of generations without a limit.
+    pub(super) fn admit(self: &Arc<Self>, limit: usize, worker: usize) -> Option<InFlight> {
+        let one_more = |n| (self.without_limit().saturating_add(n) < limit).then(|| n + 1);
+        let order = Ordering::SeqCst;
+        self.admitted.0.fetch_update(order, order, one_more).ok()?;
+        Some(InFlight::counted(self, worker, true))
+    }
+
+    /// From now on requests wait in `queue` for a place here: it is told of each that becomes free.
+    pub(super) fn has_queue(&self, queue: &Arc<Queue>) {
+        // All generations that have this target have the same one.
+        self.queue.get_or_init(|| queue.clone());
+    }
+
+    pub(super) fn open(&self) -> &Open {
+        &self.open
     }
 
     fn count(&self, worker: usize) -> &Count {
@@ -150,7 +187,7 @@ impl Target {
 
     /// Open connections, idle ones included; the whole process.
     pub fn connections(&self) -> usize {
-        self.open.load(Ordering::Acquire)
+        self.open.count()
     }
 
     /// Idle connections; the whole process.
@@ -160,9 +197,9 @@ impl Target {
         shards.map(|shard| shard.held.lock().idle()).sum()
     }
 
-    /// False while its name does not resolve, its checks fail, or it is ejected.
+    /// False while its name does not resolve, its checks fail, it is ejected, or an operator says so.
     pub fn is_up(&self) -> bool {
-        self.health.is_up() && self.is_resolved()
+        self.wish() != TargetState::Down && self.health.is_up() && self.is_resolved()
     }
 
     /// False while its name has not been found.
@@ -186,6 +223,14 @@ impl Target {
     /// What is known of its health.
     pub fn report(&self) -> health::Report {
         self.health.report()
+    }
+
+    /// Tells those that wait that something has ended here, or might go here now.
+    pub(super) fn freed(&self) {
+        self.open.freed();
+        if let Some(queue) = self.queue.get() {
+            queue.freed();
+        }
     }
 
     pub fn key(&self) -> &TargetKey {
@@ -435,6 +480,8 @@ impl Lease {
 pub struct InFlight {
     pub target: Arc<Target>,
     worker: usize,
+    /// A limit counts it.
+    admitted: bool,
     ended: bool,
     /// The target goes down; `None`: that is no matter.
     pub(super) cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
@@ -446,10 +493,16 @@ impl InFlight {
     pub(super) fn begin(target: &Arc<Target>, worker: usize) -> InFlight {
         let count = target.count(worker);
         count.in_flight.fetch_add(1, Ordering::Relaxed);
-        count.cell.begin();
+        InFlight::counted(target, worker, false)
+    }
+
+    /// One that is counted already.
+    fn counted(target: &Arc<Target>, worker: usize, admitted: bool) -> InFlight {
+        target.count(worker).cell.begin();
         InFlight {
             target: target.clone(),
             worker,
+            admitted,
             ended: false,
             cut: None,
             passive: None,
@@ -466,10 +519,16 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         let count = self.target.count(self.worker);
-        count.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let in_flight = match self.admitted {
+            true => &self.target.admitted.0,
+            false => &count.in_flight,
+        };
         if !self.ended {
             count.cell.fail();
         }
+        // In one order with who begins to wait: one of the two sees the other.
+        in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.target.freed();
     }
 }
 

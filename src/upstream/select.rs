@@ -2,12 +2,16 @@
 //!
 //! Usable is a target that is up and was not tried yet. Backups are looked at only when none of the others is.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::error::Error;
+use super::error::{Error, Kind};
 use super::latency::{FAILED, p2c};
+use super::pool::InFlight;
+use super::queue::Place;
+use super::sticky::StickyId;
 use super::{Member, SendOptions, Upstream, balance, hash};
 use crate::config::http::{MAX_ATTEMPTS, RetrySpec};
 use crate::config::template::Template;
@@ -31,11 +35,27 @@ pub(super) struct Tries<'a> {
     upstream: &'a Upstream,
     worker: usize,
     key: Option<u64>,
-    sticky: Option<u64>,
+    sticky: Option<StickyId>,
     retries: Option<&'a RetrySpec>,
     tried: [usize; MOST],
     count: usize,
     last: Option<Error>,
+    /// When waiting for a place ends, once it has begun.
+    due: Option<Instant>,
+}
+
+/// A target to try, and the request's place among those that it has in flight.
+pub(super) struct Picked<'a> {
+    pub(super) member: &'a Member,
+    pub(super) flight: InFlight,
+}
+
+/// Where to go next.
+enum Next<'a> {
+    To(Picked<'a>),
+    /// There is somewhere to go, but no room.
+    Full,
+    Nowhere,
 }
 
 impl<'a> Tries<'a> {
@@ -53,22 +73,106 @@ impl<'a> Tries<'a> {
             tried: [usize::MAX; MOST],
             count: 0,
             last: None,
+            due: None,
         }
     }
 
-    /// Where to go next; `None`: nowhere.
-    pub(super) fn next(&mut self) -> Option<&'a Member> {
+    /// Where to go next, once there is room; `None`: nowhere. Dropped while it waits, it has never been there.
+    pub(super) async fn next(&mut self) -> Option<Picked<'a>> {
+        match self.at_once() {
+            Next::To(picked) => Some(picked),
+            Next::Nowhere => None,
+            // Boxed: every request's future would carry its state.
+            Next::Full => Box::pin(self.wait()).await,
+        }
+    }
+
+    fn at_once(&mut self) -> Next<'a> {
         let most = self.retries.map_or(TARGETS, |spec| spec.attempts);
         if self.count >= most.min(MOST) {
-            return None;
+            return Next::Nowhere;
         }
-        let tried = &self.tried[..self.count];
-        let index = self
-            .kept()
-            .or_else(|| self.upstream.pick(self.worker, self.key, tried))?;
+        let Upstream {
+            members, limits, ..
+        } = self.upstream;
+        let limits = limits.as_ref();
+        let Some((limits, limit)) = limits.and_then(|l| Some((l, l.requests?))) else {
+            let Some(index) = self.kept().or_else(|| self.pick()) else {
+                return Next::Nowhere;
+            };
+            let flight = InFlight::begin(&members[index].target, self.worker);
+            return Next::To(self.go(index, flight));
+        };
+        let waits = limits.most() > 0;
+        // Those who wait come first, unless there are too many: then what is free is nothing for them.
+        if limits.waiting.is_empty() || limits.waiting.len() >= limits.most() {
+            // Another worker may be quicker each time, but not for ever.
+            for _ in 0..=members.len() {
+                let kept = self.kept();
+                if let Some(index) = kept
+                    && let Some(flight) = members[index].target.admit(limit, self.worker)
+                {
+                    return Next::To(self.go(index, flight));
+                }
+                if kept.is_some() && waits {
+                    break;
+                }
+                let Some(index) = self.pick() else { break };
+                if let Some(flight) = members[index].target.admit(limit, self.worker) {
+                    return Next::To(self.go(index, flight));
+                }
+            }
+        }
+        if self.places().is_empty() {
+            return Next::Nowhere;
+        }
+        Next::Full
+    }
+
+    fn go(&mut self, index: usize, flight: InFlight) -> Picked<'a> {
         self.tried[self.count] = index;
         self.count += 1;
-        self.upstream.members.get(index)
+        Picked {
+            member: &self.upstream.members[index],
+            flight,
+        }
+    }
+
+    fn pick(&self) -> Option<usize> {
+        let tried = &self.tried[..self.count];
+        self.upstream.pick(self.worker, self.key, tried)
+    }
+
+    fn places(&self) -> Arc<[Place]> {
+        self.upstream.places(self.kept(), &self.tried[..self.count])
+    }
+
+    /// Waits for room in the order in which requests came.
+    async fn wait(&mut self) -> Option<Picked<'a>> {
+        let limits = self.upstream.limits.as_ref()?;
+        let due = *self.due.get_or_insert_with(|| Instant::now() + limits.wait);
+        let why = match limits
+            .waiting
+            .enter(self.worker, self.places(), limits.most())
+        {
+            Some(mut waiting) => match timeout_at(due, waiting.turn()).await {
+                Ok(given) => return given.map(|given| self.go(given.index, given.flight)),
+                Err(_) => format!("none had room within {:?}", limits.wait),
+            },
+            None => format!("{} requests wait already", limits.waiting.len()),
+        };
+        // Its own target had no room: then any other.
+        if self.sticky.take().is_some()
+            && let Next::To(picked) = self.at_once()
+        {
+            return Some(picked);
+        }
+        let detail = format!(
+            "upstream {}: every target is full, {why}",
+            self.upstream.name
+        );
+        self.last = Some(Error::upstream(Kind::ConnectionLimitReached, detail).unsent());
+        None
     }
 
     /// The client's own target, for the first try. It need have no weight: a target is drained so.
@@ -79,10 +183,13 @@ impl<'a> Tries<'a> {
     }
 
     /// Where to send once more what was sent already, if another target is there and the budget allows it.
-    pub(super) fn once_more(&mut self) -> Option<&'a Member> {
+    pub(super) fn once_more(&mut self) -> Option<Picked<'a>> {
         let spec = self.retries?;
-        let next = self.next()?;
-        self.upstream.budget.retry(spec.budget).then_some(next)
+        // There is an answer or an error already, which is better than waiting.
+        let Next::To(picked) = self.at_once() else {
+            return None;
+        };
+        self.upstream.budget.retry(spec.budget).then_some(picked)
     }
 
     /// A try ended in `error`.
@@ -141,14 +248,14 @@ impl Upstream {
     /// The next target by policy among the usable ones; a backup only if there is no other. When none is up at
     /// all, any that resolves.
     pub(super) fn pick(&self, worker: usize, key: Option<u64>, tried: &[usize]) -> Option<usize> {
-        let up = |index: usize| self.members[index].target.is_up() && !tried.contains(&index);
+        let up = |index: usize| self.members[index].target.is_for_all() && !tried.contains(&index);
         let found = self.pick_among(worker, key, up);
         if found.is_some() || !self.fails_open_now() {
             return found;
         }
-        let resolved = |index: usize| self.members[index].target.is_resolved();
+        let resolved = |index: usize| self.members[index].target.is_last_resort();
         self.choose(worker, key, &|index| {
-            resolved(index) && !tried.contains(&index)
+            resolved(index) && self.has_room(index) && !tried.contains(&index)
         })
     }
 
@@ -156,15 +263,22 @@ impl Upstream {
         &self,
         worker: usize,
         key: Option<u64>,
-        usable: impl Fn(usize) -> bool,
+        is_there: impl Fn(usize) -> bool,
     ) -> Option<usize> {
+        let usable = |index: usize| is_there(index) && self.has_room(index);
         if !self.backups {
             return self.choose(worker, key, &usable);
         }
         let first = |index: usize| !self.members[index].backup && usable(index);
         let then = |index: usize| self.members[index].backup && usable(index);
-        self.choose(worker, key, &first)
-            .or_else(|| self.choose(worker, key, &then))
+        // One that is full is there: backups are not for that.
+        let full = |index: usize| {
+            !self.members[index].backup && self.weights[index] > 0 && is_there(index)
+        };
+        self.choose(worker, key, &first).or_else(|| {
+            let none = !(0..self.members.len()).any(full);
+            none.then(|| self.choose(worker, key, &then)).flatten()
+        })
     }
 
     /// One of those that `usable` lets through.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ::http::header::HOST;
 use ::http::{Request, Response, StatusCode, Version};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::body::{Progress, RequestBody};
 use super::connect::{Dialed, dial};
@@ -20,7 +20,7 @@ use super::exchange::{Spare, exchange, origin_form};
 use super::pool::{InFlight, Keep, Lease};
 use super::response::{Held, UpstreamBody};
 use super::retry::{Again, repeats};
-use super::select::Tries;
+use super::select::{Picked, Tries};
 use super::{Member, SendOptions, Upstream};
 use crate::config::upstream::Protocol;
 use crate::metrics::WorkerContext;
@@ -28,6 +28,12 @@ use crate::tls::client::Offer;
 
 /// Pooled connections tried on one target: after a restart of the origin all are stale, a fresh one is then quicker.
 const POOLED: u32 = 2;
+
+/// What a request may have at the limit.
+enum Free {
+    Idle(Box<Connection>),
+    Slot(Slot),
+}
 
 /// What does not change between the tries of one request.
 pub(super) struct Plan<'a> {
@@ -79,13 +85,13 @@ impl Upstream {
             _ => None,
         };
         let mut tries = Tries::new(self, worker.index, &options);
-        let mut next = tries.next();
-        while let Some(member) = next {
+        let mut next = tries.next().await;
+        while let Some(Picked { member, flight }) = next {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
             let began = self.watches_latency().then(Instant::now);
-            let trying = self.try_member(member, &plan, &mut request);
+            let trying = self.try_member(member, &plan, &mut request, flight);
             let mut outcome = self.ending_with_target(member, trying).await;
             self.note(member, &mut outcome);
             if let Some(began) = began {
@@ -110,7 +116,7 @@ impl Upstream {
                 Ok(answer) => return Ok(answer),
                 Err(error) => tries.failed(member, error)?,
             }
-            next = tries.next();
+            next = tries.next().await;
         }
         Err(tries.over())
     }
@@ -121,8 +127,8 @@ impl Upstream {
         member: &Member,
         plan: &Plan<'_>,
         request: &mut Request<RequestBody>,
+        flight: InFlight,
     ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
-        let flight = InFlight::begin(&member.target, plan.worker.index);
         match member.transport.protocol {
             Protocol::Http1 => self.try_h1(member, plan, request, flight, None).await,
             // Boxed: every request's future would carry its state.
@@ -199,20 +205,55 @@ impl Upstream {
         {
             return Ok((idle, true));
         }
-        let mut slot = member.target.slot(self.pool.max_connections);
-        if slot.is_none() {
-            if pooled > 0
-                && let Some(idle) = member.pool.check_out_any()
-            {
-                return Ok((idle, true));
+        let limit = self.most_connections();
+        let slot = match member.target.slot(limit) {
+            Some(slot) => slot,
+            None => {
+                let any = || {
+                    if pooled > 0
+                        && let Some(idle) = member.pool.check_out_any()
+                    {
+                        return Some(Free::Idle(idle));
+                    }
+                    // The search may have closed some that had ended.
+                    member.target.slot(limit).map(Free::Slot)
+                };
+                match self.free(member, any).await? {
+                    Free::Idle(idle) => return Ok((idle, true)),
+                    Free::Slot(slot) => slot,
+                }
             }
-            // The search may have closed some that had ended.
-            slot = member.target.slot(self.pool.max_connections);
-        }
-        let slot = slot.ok_or_else(|| member.no_slot())?;
+        };
         // Boxed: dialing is rare, and every request's future would carry its state.
         let fresh = Box::pin(self.dial_h1(member, slot)).await?;
         Ok((Connection::new(fresh, worker), false))
+    }
+
+    /// Connections that one target may have open.
+    pub(super) fn most_connections(&self) -> Option<usize> {
+        let limits = self.limits.as_ref().and_then(|limits| limits.connections);
+        self.pool.max_connections.into_iter().chain(limits).min()
+    }
+
+    /// What `attempt` gets, as soon as it gets something, if `limits` say that connections are waited for.
+    ///
+    /// # Errors
+    /// There is none, or not in time. Unsent.
+    pub(super) async fn free<T>(
+        &self,
+        member: &Member,
+        mut attempt: impl FnMut() -> Option<T>,
+    ) -> Result<T, Error> {
+        if let Some(got) = attempt() {
+            return Ok(got);
+        }
+        let limits = self.limits.as_ref().filter(|l| l.connections.is_some());
+        let limits = limits.ok_or_else(|| member.no_slot())?;
+        let open = member.target.open();
+        let waiting = open.wait(limits.queue).ok_or_else(|| member.no_slot())?;
+        // Boxed: it is rare, and every request's future would carry its state.
+        let waiting = Box::pin(timeout(limits.wait, waiting.until(attempt)));
+        waiting.await.map_err(|_| member.no_slot())
     }
 
     /// What this generation says about keeping connections.

@@ -1,27 +1,50 @@
-//! A cookie that keeps a client with its target. It holds a keyed hash of the target's address: it says nothing of the
-//! address, and nobody can make one up. The key is the process's: cookies hold over swaps, not over restarts.
-
-use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
+//! A cookie that keeps a client with its target, or with its member of a split. It holds a digest of upstream and address,
+//! so it means the same after a restart, and to several processes that serve one site. It shows no address, but it is no
+//! secret: who knows the configuration can make one, and choose the target by it, which harms nobody.
 
 use ::http::HeaderValue;
+use sha2::{Digest as _, Sha256};
 
-use super::{Shared, Target, TargetKey, Upstream};
+use super::{Target, Upstream};
 use crate::config::upstream::{SameSite, StickySpec, UpstreamSpec};
 
-/// What makes the hashes secret; one per process.
-#[derive(Default)]
-pub(super) struct Secret(RandomState);
+/// Letters of an identity: 96 bits.
+const LETTERS: usize = 16;
+/// They are safe in cookies and URLs (RFC 4648 section 5).
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-impl Secret {
-    fn id(&self, key: &TargetKey) -> u64 {
-        self.0.hash_one(key)
+/// What stands in the cookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StickyId([u8; LETTERS]);
+
+impl StickyId {
+    /// Of a target, or of a member of a split.
+    fn of(upstream: &str, kind: &str, member: &str) -> StickyId {
+        // No part has a zero byte in it, so that no two of them can be taken for others.
+        let text = format!("evergate sticky\0{upstream}\0{kind}\0{member}");
+        let digest = Sha256::digest(text.as_bytes());
+        let mut letters = [0; LETTERS];
+        // Six bits for each letter, three bytes for each four.
+        for (bytes, out) in digest.chunks_exact(3).zip(letters.chunks_exact_mut(4)) {
+            let bits = bytes
+                .iter()
+                .fold(0_usize, |bits, byte| bits << 8 | usize::from(*byte));
+            for (place, letter) in out.iter_mut().rev().enumerate() {
+                *letter = ALPHABET[(bits >> (6 * place)) & 63];
+            }
+        }
+        StickyId(letters)
     }
-}
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
+    /// The value of a cookie that may have been set here.
+    pub fn read(value: &[u8]) -> Option<StickyId> {
+        // Of another alphabet it is the identity of nothing.
+        value.try_into().ok().map(StickyId)
+    }
+
+    fn as_str(&self) -> &str {
+        // Those that were made here are letters of the alphabet.
+        std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 
@@ -30,44 +53,37 @@ impl fmt::Debug for Secret {
 pub(super) struct Sticky {
     spec: StickySpec,
     /// By member.
-    ids: Box<[u64]>,
+    ids: Box<[StickyId]>,
 }
 
 impl Sticky {
-    pub(super) fn build(spec: &UpstreamSpec, shared: &Shared) -> Option<Sticky> {
-        let id = |target: &crate::config::upstream::TargetSpec| {
-            shared
-                .secret
-                .id(&(spec.name.clone(), target.address.clone()))
-        };
+    pub(super) fn build(spec: &UpstreamSpec) -> Option<Sticky> {
+        let targets = spec.targets.iter().map(|target| target.address.to_string());
+        let targets = targets.map(|address| StickyId::of(&spec.name, "target", &address));
+        let members = spec.split.iter().map(|member| &*member.upstream);
+        let members = members.map(|member| StickyId::of(&spec.name, "split", member));
         Some(Sticky {
             spec: spec.sticky.clone()?,
-            ids: spec.targets.iter().map(id).collect(),
+            ids: targets.chain(members).collect(),
         })
     }
 
-    pub(super) fn member(&self, id: u64) -> Option<usize> {
+    pub(super) fn cookie(&self) -> &str {
+        &self.spec.cookie
+    }
+
+    pub(super) fn member(&self, id: StickyId) -> Option<usize> {
         self.ids.iter().position(|known| *known == id)
     }
-}
 
-impl Upstream {
-    /// Name of the cookie that names a client's target; its value, read by [`sticky_id`], goes into
-    /// [`super::SendOptions::sticky`].
-    pub fn sticky_cookie(&self) -> Option<&str> {
-        self.sticky.as_ref().map(|s| s.spec.cookie.as_str())
-    }
-
-    /// What to set on the answer of `target` when the client came with `had`; `None` if that is right already.
-    pub fn set_cookie(
+    /// What to set for a client that came with `had` and is now with `member`; `None` if that is right already.
+    pub(super) fn set_cookie(
         &self,
-        target: &Target,
-        had: Option<u64>,
+        member: usize,
+        had: Option<StickyId>,
         secure: bool,
     ) -> Option<HeaderValue> {
-        let sticky = self.sticky.as_ref()?;
-        let of = |member: &super::Member| std::ptr::eq(&*member.target, target);
-        let id = *sticky.ids.get(self.members.iter().position(of)?)?;
+        let id = *self.ids.get(member)?;
         if had == Some(id) {
             return None;
         }
@@ -75,8 +91,8 @@ impl Upstream {
             cookie,
             max_age,
             same_site,
-        } = &sticky.spec;
-        let mut text = format!("{cookie}={id:016x}; Path=/; HttpOnly");
+        } = &self.spec;
+        let mut text = format!("{cookie}={}; Path=/; HttpOnly", id.as_str());
         if let Some(age) = max_age {
             text += &format!("; Max-Age={}", age.as_secs().max(1));
         }
@@ -93,11 +109,24 @@ impl Upstream {
     }
 }
 
-/// The value of a cookie that was set here; anything else is nobody's.
-pub fn sticky_id(value: &[u8]) -> Option<u64> {
-    let fits = value.len() == 16 && value.iter().all(u8::is_ascii_hexdigit);
-    let text = std::str::from_utf8(value).ok().filter(|_| fits)?;
-    u64::from_str_radix(text, 16).ok()
+impl Upstream {
+    /// Name of the cookie that names a client's target; its value, read by [`StickyId::read`], goes into
+    /// [`super::SendOptions::sticky`].
+    pub fn sticky_cookie(&self) -> Option<&str> {
+        self.sticky.as_ref().map(Sticky::cookie)
+    }
+
+    /// What to set on the answer of `target` when the client came with `had`; `None` if that is right already.
+    pub fn set_cookie(
+        &self,
+        target: &Target,
+        had: Option<StickyId>,
+        secure: bool,
+    ) -> Option<HeaderValue> {
+        let sticky = self.sticky.as_ref()?;
+        let of = |member: &super::Member| std::ptr::eq(&*member.target, target);
+        sticky.set_cookie(self.members.iter().position(of)?, had, secure)
+    }
 }
 
 #[cfg(test)]
@@ -105,16 +134,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_our_own_form_is_read() {
-        assert_eq!(sticky_id(b"00000000000000ff"), Some(255));
-        for wrong in [
-            "",
-            "ff",
-            "+0000000000000ff",
-            "00000000000000fg",
-            "00000000000000ff0",
-        ] {
-            assert_eq!(sticky_id(wrong.as_bytes()), None, "{wrong}");
+    fn an_identity_is_the_same_in_every_process() {
+        // The first 96 bits of the digest in base64url. Another value would part every client from its target.
+        let id = StickyId::of("app", "target", "10.0.0.1:80");
+        assert_eq!(id.as_str(), "tCmVbgxs9USybw8p");
+        assert_eq!(StickyId::read(id.as_str().as_bytes()), Some(id));
+        assert_ne!(id, StickyId::of("app", "split", "10.0.0.1:80"));
+        assert_ne!(id, StickyId::of("app2", "target", "10.0.0.1:80"));
+        for wrong in ["", "abc", "00000000000000000"] {
+            assert_eq!(StickyId::read(wrong.as_bytes()), None, "{wrong}");
         }
     }
 }

@@ -123,17 +123,27 @@ impl Upstream {
                 }
             }
         }
-        let Some(slot) = member.target.slot(self.pool.max_connections) else {
+        let most = self.most_connections();
+        let mut slot = member.target.slot(most);
+        if slot.is_none() {
             // Others may hold what this one may not open.
             if let Some(ticket) = member.pool.stream_of_any(keep) {
                 return Ok(Channel::Stream(ticket, true));
             }
-            return if either {
-                Ok(Channel::H1(None))
-            } else {
-                Err(member.no_slot())
+            if either {
+                return Ok(Channel::H1(None));
+            }
+            // A stream that ends, or a connection.
+            let any = || match member.pool.stream_of_any(keep) {
+                Some(ticket) => Some(Err(ticket)),
+                None => member.target.slot(most).map(Ok),
             };
-        };
+            match self.free(member, any).await? {
+                Ok(free) => slot = Some(free),
+                Err(ticket) => return Ok(Channel::Stream(ticket, true)),
+            }
+        }
+        let slot = slot.ok_or_else(|| member.no_slot())?;
         let offer = if either { Offer::Both } else { Offer::H2 };
         match self.dial(member, slot, offer).await {
             Ok(Dialed::H2(parts)) => {

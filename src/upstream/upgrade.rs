@@ -28,7 +28,7 @@ use super::multiplex::Ticket;
 use super::outgoing::Outgoing;
 use super::pool::{InFlight, Keep, Lease};
 use super::response::{Held, UpstreamBody};
-use super::select::Tries;
+use super::select::{Picked, Tries};
 use super::streams::{Channel, as_h2, broken};
 use super::wire::Wire;
 use super::{Member, SendOptions, Upstream, handshake};
@@ -85,11 +85,11 @@ impl Upstream {
         origin_form(&mut request);
         let limit = options.response_timeout.or(self.timeouts.response);
         let mut tries = Tries::new(self, worker.index, &options);
-        while let Some(member) = tries.next() {
+        while let Some(Picked { member, flight }) = tries.next().await {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
-            let asking = self.switch(member, worker, &mut request, limit);
+            let asking = self.switch(member, worker, &mut request, limit, flight);
             let outcome = self.ending_with_target(member, asking).await;
             if let Err(error) = &outcome {
                 self.note_error(member, error);
@@ -109,8 +109,8 @@ impl Upstream {
         worker: &WorkerContext,
         request: &mut Request<RequestBody>,
         limit: Option<Duration>,
+        in_flight: InFlight,
     ) -> Result<(Answer, InFlight), Error> {
-        let in_flight = InFlight::begin(&member.target, worker.index);
         let protocol = member.transport.protocol;
         if protocol != Protocol::Http1 {
             // Boxed: see `Upstream::send`.
@@ -224,8 +224,15 @@ impl Upstream {
     ) -> Result<Answer, Error> {
         let target = &member.target;
         let address = target.address();
-        let slot = target.slot(self.pool.max_connections);
-        let slot = slot.ok_or_else(|| member.no_slot())?;
+        let most = self.most_connections();
+        let slot = self.free(member, || {
+            target.slot(most).or_else(|| {
+                // An idle one makes room, as soon as it is closed.
+                drop(member.pool.check_out_any());
+                target.slot(most)
+            })
+        });
+        let slot = slot.await?;
         let mut parts = self.dial_h1(member, slot).await?;
         let response = ask(&mut parts, request, limit, member).await?;
         if let Some(fault) = ambiguous(response.headers()) {
@@ -245,6 +252,7 @@ impl Upstream {
             sender: _sender,
             mut http,
             slot,
+            ..
         } = parts;
         // The head is read and the request written: hyper has nothing left to do but to let go.
         poll_fn(|cx| http.poll_without_shutdown(cx))

@@ -60,7 +60,9 @@ fn every_documented_call_is_served() {
             .replace("{section}", "http")
             .replace("{name}", "web")
             .replace("{list}", "listen")
-            .replace("{item}", "0");
+            .replace("{item}", "0")
+            .replace("{upstream}", "app")
+            .replace("{target}", "127.0.0.1:1");
         assert!(
             !target.contains('{'),
             "a variable this test does not know: {path}"

@@ -99,13 +99,24 @@ fn proxy(
         let parsed = base_path(p);
         check.take(p.at, parsed)
     });
-    let Some(upstream) = &raw.upstream else {
-        if !raw.spoiled.contains(&"upstream") {
-            check.findings.error(raw.at, "`proxy` needs an `upstream`");
+    let reference = match (&raw.upstream, &raw.split) {
+        (Some(upstream), None) => references.resolve(upstream, live, check)?,
+        (None, Some(split)) => references.split(split, live, check)?,
+        (Some(_), Some(split)) => {
+            let message = "`proxy` has either `upstream` or `split`";
+            check.findings.key_error(split.at, message);
+            return None;
         }
-        return None;
+        (None, None) => {
+            if !["upstream", "split"]
+                .iter()
+                .any(|key| raw.spoiled.contains(key))
+            {
+                check.findings.error(raw.at, "`proxy` needs an `upstream`");
+            }
+            return None;
+        }
     };
-    let reference = references.resolve(upstream, live, check)?;
     if let (Some(path), false) = (&raw.path, reference.base.is_empty()) {
         check
             .findings
@@ -114,6 +125,7 @@ fn proxy(
     let base = path.unwrap_or(reference.base);
     Some(ProxySpec {
         upstream: reference.upstream,
+        split: raw.split.is_some(),
         base,
         host_header: host_header?,
         timeout,

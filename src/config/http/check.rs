@@ -209,6 +209,14 @@ impl HttpRaw {
                 .error(list.at, "a server needs at least one protocol");
         }
         let trusted = check.each(self.trusted_proxies.as_ref(), cidr);
+        let proxy_protocol = self.proxy_protocol.as_ref().is_some_and(|p| p.value);
+        if let (true, true, Some(raw)) = (proxy_protocol, trusted.is_empty(), &self.proxy_protocol)
+        {
+            check
+                .findings
+                .error(raw.at, "nobody is trusted to send a PROXY header")
+                .help("give `trusted_proxies` the addresses of the balancers in front");
+        }
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
         let limits = self.limits.as_ref().map(|l| &l.value);
         let count = |check: &mut Checker<'_>, n: Option<&Loc<Limit<u64>>>| {
@@ -222,6 +230,7 @@ impl HttpRaw {
             alpn: alpn.unwrap_or_default(),
             tls: self.tls.as_ref().map(|tls| tls.min_version()),
             trusted_proxies: trusted.into_iter().map(|(net, _)| net).collect(),
+            proxy_protocol,
             header_timeout: check.limit(timeouts.and_then(|t| t.header.as_ref())),
             body_timeout: check.limit(timeouts.and_then(|t| t.body.as_ref())),
             idle_timeout: check.limit(timeouts.and_then(|t| t.idle.as_ref())),
@@ -272,7 +281,7 @@ type Setting = (
 );
 
 /// Every setting that servers on one address must agree on.
-const SETTINGS: [Setting; 15] = [
+const SETTINGS: [Setting; 16] = [
     (
         "tls",
         |a, b| a.tls.is_some() != b.tls.is_some(),
@@ -299,6 +308,11 @@ const SETTINGS: [Setting; 15] = [
         "trusted_proxies",
         |a, b| a.trusted_proxies != b.trusted_proxies,
         |raw| place(&raw.trusted_proxies),
+    ),
+    (
+        "proxy_protocol",
+        |a, b| a.proxy_protocol != b.proxy_protocol,
+        |raw| place(&raw.proxy_protocol),
     ),
     (
         "timeouts.header",

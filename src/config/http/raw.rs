@@ -23,6 +23,9 @@ filtered! {
         tls: TlsRaw,
         /// CIDRs whose `X-Forwarded-*` and `Forwarded` are believed.
         trusted_proxies: List<String> = [],
+        /// Connections of `trusted_proxies` begin with a PROXY header, version 1 or 2, which says who the client is. From
+        /// others none is read.
+        proxy_protocol: bool = false,
         /// How long clients may take.
         timeouts: TimeoutsRaw = {},
         /// How much clients may send and hold.
@@ -46,7 +49,7 @@ filtered! {
         using as "use": List<String>,
     }
     one_of = ["proxy", "files", "respond", "redirect", "tcp"];
-    later = [LATER, &["proxy_protocol", "tcp"]];
+    later = [LATER, &["tcp"]];
 }
 
 section! {
@@ -140,6 +143,8 @@ section! {
     pub struct ProxyRaw {
         /// Name of an upstream, `host:port`, or `http://host:port/base`.
         upstream: String,
+        /// Instead of one: upstreams, each with its share of the requests, as in `[upstreams.NAME]`.
+        split: Map<u64>,
         /// Put before the path of the request.
         path: String,
         /// `preserve` (as the client sent it), `upstream` (the target's), or a text.
@@ -156,7 +161,8 @@ section! {
         on_change: OnChange,
     }
     short = upstream;
-    later = [&["mirror", "split"]];
+    one_of = ["upstream", "split"];
+    later = [&["mirror"]];
 }
 
 section! {

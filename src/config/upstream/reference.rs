@@ -8,7 +8,7 @@ use super::super::check::{Checker, shorten};
 use super::super::decode::{Decode, Loc, Map};
 use super::super::scalar::{TargetAddr, Wrong};
 use super::super::tree::At;
-use super::{Protocol, TargetSpec, UpstreamRaw, UpstreamSpec, UpstreamTlsSpec};
+use super::{Protocol, TargetSpec, UpstreamRaw, UpstreamSpec, UpstreamTlsSpec, shares};
 
 /// The upstreams that actions may name, and those that their addresses stand for.
 #[derive(Debug)]
@@ -106,6 +106,37 @@ impl<'d> References<'d> {
         Some(Reference {
             upstream: name,
             base,
+        })
+    }
+
+    /// The upstream that a split written in an action stands for; it is named by its members and shares. `live` as in
+    /// [`References::resolve`].
+    pub fn split(
+        &mut self,
+        split: &Loc<Map<u64>>,
+        live: bool,
+        check: &mut Checker<'_>,
+    ) -> Option<Reference> {
+        let members = shares(split, live, self, check);
+        if members.len() < split.len() || members.is_empty() {
+            return None;
+        }
+        let parts = members
+            .iter()
+            .map(|m| format!("{}={}", m.upstream, m.share));
+        // No address begins so.
+        let name: Arc<str> = format!("split:{}", parts.collect::<Vec<_>>().join(",")).into();
+        if live {
+            let spec = UpstreamSpec {
+                name: name.clone(),
+                split: members,
+                ..self.defaults.clone()
+            };
+            self.implicit.insert(name.clone(), spec);
+        }
+        Some(Reference {
+            upstream: name,
+            base: String::new(),
         })
     }
 

@@ -8,7 +8,8 @@ use super::super::scalar::Span;
 use super::super::tree::At;
 
 section! {
-    /// A cookie that keeps a client with its target.
+    /// A cookie that keeps a client with its target, or with its member of a split. Its value shows no address and is the same in
+    /// every process and after every restart; it is no secret.
     pub struct StickyRaw {
         /// Name of the cookie.
         cookie: String,

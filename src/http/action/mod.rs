@@ -64,9 +64,9 @@ impl Action {
             Kind::Proxy(proxy) => proxy.upstream.as_ref(),
             Kind::Files(_) | Kind::Respond(_) | Kind::Redirect(_) => None,
         };
-        let targets = upstream.into_iter().flat_map(|upstream| upstream.targets());
+        let targets = upstream.into_iter().flat_map(|upstream| upstream.leaves());
         std::iter::once(self.definition)
-            .chain(targets.map(|(address, _, _)| with_target(self.definition, address)))
+            .chain(targets.map(|target| with_target(self.definition, &target.key().1)))
     }
 }
 
@@ -96,6 +96,11 @@ fn digest(server: &str, spec: &ActionSpec) -> u64 {
                 on_change: None,
                 retries: RetrySpec::default(),
                 buffer: 0,
+                // Its members and shares are many upstreams, of which a flow uses one target.
+                upstream: match proxy.split {
+                    true => "split".into(),
+                    false => proxy.upstream.clone(),
+                },
                 ..proxy.clone()
             }
         ),

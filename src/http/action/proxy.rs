@@ -36,8 +36,8 @@ use crate::http::websocket;
 use crate::metrics::cell::Cell;
 use crate::upstream::body::{BodyRules, RequestBody};
 use crate::upstream::error::{Error, Kind};
-use crate::upstream::sticky::sticky_id;
-use crate::upstream::{KeyedBy, SendOptions, Target, Upstream, hash};
+use crate::upstream::sticky::StickyId;
+use crate::upstream::{Choice, KeyedBy, SendOptions, Target, Upstream, hash};
 
 /// `proxy`.
 #[derive(Debug)]
@@ -74,6 +74,35 @@ pub struct Inbound {
     pub on_change: OnChange,
 }
 
+/// Where a request goes, and what keeps it there.
+#[derive(Debug)]
+pub struct Chosen<'a> {
+    /// It has targets of its own.
+    pub upstream: &'a Upstream,
+    /// The hash that its policy chooses the target by, if it wants one.
+    key: Option<u64>,
+    /// What the client's cookie says.
+    sticky: Option<StickyId>,
+    /// Of the splits on the way.
+    cookies: Vec<HeaderValue>,
+}
+
+impl Chosen<'_> {
+    /// Tells the client which target, and which members of splits, are its own from now on, unless it knows.
+    pub(super) fn stick<B>(
+        self,
+        response: &mut Response<B>,
+        target: &Target,
+        context: &RequestContext<'_>,
+    ) {
+        let secure = context.scheme == Scheme::Https;
+        let own = self.upstream.set_cookie(target, self.sticky, secure);
+        for cookie in self.cookies.into_iter().chain(own) {
+            response.headers_mut().append(SET_COOKIE, cookie);
+        }
+    }
+}
+
 impl Proxy {
     pub fn build(spec: &ProxySpec, upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>) -> Proxy {
         Proxy {
@@ -88,21 +117,43 @@ impl Proxy {
         }
     }
 
-    /// The hash that the upstream's policy chooses the target by, if it wants one. A request without the text it asks for
-    /// has none: all such would meet at one target.
-    pub fn key(&self, vars: &Vars<'_>) -> Option<u64> {
-        match self.upstream.as_ref()?.keyed_by() {
+    /// The upstream that takes the request, of the members if it is a split, and what its policy asks of the request.
+    ///
+    /// # Errors
+    /// There is none: a document broke its promise.
+    pub fn choose(&self, vars: &Vars<'_>) -> Result<Chosen<'_>, Error> {
+        let upstream = self.upstream.as_ref().ok_or_else(|| {
+            Error::us(
+                Kind::ProxyConfigurationError,
+                "the route's upstream does not exist",
+            )
+        })?;
+        let cookie = |name: &str| {
+            text::cookies(&vars.parts.headers)
+                .find(|(key, _)| *key == name.as_bytes())
+                .and_then(|(_, value)| StickyId::read(value))
+        };
+        let Choice { upstream, cookies } =
+            upstream.lead(cookie, vars.context.scheme == Scheme::Https);
+        let key = match upstream.keyed_by() {
             KeyedBy::Nothing => None,
             KeyedBy::ClientIp => vars.context.client.map(hash::of_ip),
+            // A request without the text it asks for has none: all such would meet at one target.
             KeyedBy::Template(template) => {
                 let text = template.render(vars);
                 (!text.is_empty()).then(|| hash::of_bytes(text.as_bytes()))
             }
-        }
+        };
+        Ok(Chosen {
+            upstream,
+            sticky: upstream.sticky_cookie().and_then(cookie),
+            key,
+            cookies,
+        })
     }
 
-    /// Sends the request and answers with the origin's response. `definition` is the action's; with the answer the flight
-    /// also lives by the target that gave it. `key` is [`Proxy::key`]'s.
+    /// Sends the request to what [`Proxy::choose`] has chosen and answers with the origin's response. `definition` is the
+    /// action's; with the answer the flight also lives by the target that gave it.
     ///
     /// # Errors
     /// In the vocabulary of RFC 9209. Nothing was sent to the client then.
@@ -112,27 +163,17 @@ impl Proxy {
         mut inbound: Inbound,
         progress: &Arc<Progress>,
         definition: u64,
-        key: Option<u64>,
+        chosen: Chosen<'_>,
     ) -> Result<Response<ResponseBody>, Error> {
-        let Some(upstream) = &self.upstream else {
-            return Err(Error::us(
-                Kind::ProxyConfigurationError,
-                "the route's upstream does not exist",
-            ));
-        };
+        let upstream = chosen.upstream;
         let switching = Switching {
             idle: inbound.upgraded_timeout,
             on_change: self.on_change.unwrap_or(inbound.on_change),
         };
         let handshake = inbound.handshake.take().filter(|_| self.websocket);
         let extended = handshake.is_some();
-        let sticky = upstream.sticky_cookie().and_then(|name| {
-            text::cookies(&inbound.parts.headers)
-                .find(|(key, _)| *key == name.as_bytes())
-                .and_then(|(_, value)| sticky_id(value))
-        });
         let (mut request, mut options, websocket) = self.outbound(context, inbound, extended)?;
-        (options.key, options.sticky) = (key, sticky);
+        (options.key, options.sticky) = (chosen.key, chosen.sticky);
         options.retries = self.retries.clone();
         let flight = &progress.flight;
         if websocket {
@@ -143,7 +184,7 @@ impl Proxy {
             };
             // Boxed: it happens once in the life of a connection, and every request's future would carry its state.
             let upgrading =
-                upgrade::run(upstream, context, outbound, progress, definition, switching);
+                upgrade::run(chosen, context, outbound, progress, definition, switching);
             return until_cut(Box::pin(upgrading), flight).await;
         }
         if self.buffer > 0 && !request.body().is_end_stream() {
@@ -162,7 +203,7 @@ impl Proxy {
         }
         flight.define(with_target(definition, &in_flight.target.key().1));
         let mut response = inbound_response(response);
-        stick(&mut response, upstream, &in_flight.target, sticky, context);
+        chosen.stick(&mut response, &in_flight.target, context);
         Ok(response.map(|body| ResponseBody::streamed(body, in_flight)))
     }
 
@@ -282,19 +323,6 @@ pub(in crate::http) fn inbound_response<B>(response: Response<B>) -> Response<B>
     }
     headers::strip_response(&mut parts.headers);
     Response::from_parts(parts, body)
-}
-
-/// Tells the client which target is its own from now on, unless it knows.
-pub(super) fn stick<B>(
-    response: &mut Response<B>,
-    upstream: &Upstream,
-    target: &Target,
-    had: Option<u64>,
-    context: &RequestContext<'_>,
-) {
-    if let Some(cookie) = upstream.set_cookie(target, had, context.scheme == Scheme::Https) {
-        response.headers_mut().append(SET_COOKIE, cookie);
-    }
 }
 
 /// Waits for `work`, unless the request is told to end before.

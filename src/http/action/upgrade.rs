@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT};
 use http::{Request, Response, StatusCode};
 
-use super::proxy::{inbound_response, stick};
+use super::proxy::{Chosen, inbound_response};
 use super::with_target;
 use crate::config::runtime::OnChange;
 use crate::http::body::{Content, ResponseBody};
@@ -19,7 +19,7 @@ use crate::http::websocket;
 use crate::upstream::body::RequestBody;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::upgrade::Answer;
-use crate::upstream::{SendOptions, Upstream, handshake};
+use crate::upstream::{SendOptions, handshake};
 
 /// A request that is ready to be sent.
 pub(super) struct Outbound {
@@ -38,7 +38,7 @@ pub(super) struct Switching {
 
 /// Sends the handshake; hands the tunnel to the client's connection if the origin agreed.
 pub(super) async fn run(
-    upstream: &Upstream,
+    chosen: Chosen<'_>,
     context: &RequestContext<'_>,
     outbound: Outbound,
     progress: &Arc<Progress>,
@@ -55,8 +55,7 @@ pub(super) async fn run(
         .as_ref()
         .map(|_| handshake::complete(request.headers_mut()));
     let worker = &context.connection.worker;
-    let sticky = options.sticky;
-    let (answer, in_flight) = upstream.upgrade(worker, request, options).await?;
+    let (answer, in_flight) = chosen.upstream.upgrade(worker, request, options).await?;
     let target = in_flight.target.key().1.clone();
     let (response, switched) = match answer {
         Answer::Refused(response) => {
@@ -66,7 +65,7 @@ pub(super) async fn run(
                 let detail = format!("{target}: answered a websocket's handshake as a request");
                 return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
             }
-            stick(&mut response, upstream, &in_flight.target, sticky, context);
+            chosen.stick(&mut response, &in_flight.target, context);
             return Ok(response.map(|body| ResponseBody::streamed(body, in_flight)));
         }
         Answer::Switched(response, switched) => (response, switched),
@@ -82,7 +81,7 @@ pub(super) async fn run(
     }
     progress.flight.define(with_target(definition, &target));
     let mut response = inbound_response(response);
-    stick(&mut response, upstream, &in_flight.target, sticky, context);
+    chosen.stick(&mut response, &in_flight.target, context);
     let tunnel = Tunnel {
         origin: switched.stream,
         first: switched.first,

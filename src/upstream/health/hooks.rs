@@ -27,7 +27,8 @@ impl Upstream {
     pub fn fails_open(&self) -> bool {
         let mut resolved = false;
         for (member, weight) in self.members.iter().zip(&self.weights) {
-            if *weight > 0 && member.target.is_resolved() {
+            // One that an operator took out is none that could be better.
+            if *weight > 0 && member.target.is_last_resort() {
                 if member.target.health().is_up() {
                     return false;
                 }

@@ -128,6 +128,7 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
                 backup: false,
             })
             .collect(),
+        split: Vec::new(),
         balance: Balance::RoundRobin,
         sticky: None,
         protocol: Protocol::Http1,
@@ -146,6 +147,7 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
             interval: Duration::from_secs(30),
             timeout: Duration::from_secs(5),
         },
+        limits: None,
         targets_file: None,
         health: None,
         passive: None,

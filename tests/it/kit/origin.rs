@@ -26,6 +26,10 @@ struct State {
     connections: AtomicU64,
     /// Request heads read.
     requests: AtomicU64,
+    /// Milliseconds before each answer.
+    delay: AtomicU64,
+    /// What every answer's status is, but for 0.
+    status: AtomicU64,
     /// Requests whose peer went away before the end.
     broken: AtomicU64,
     /// Requests that wait in `hold` or `drip`, and whether they may go on.
@@ -37,6 +41,10 @@ struct State {
 #[derive(Debug, Default)]
 struct Holding {
     waiting: usize,
+    /// The most that waited at once.
+    peak: usize,
+    /// So many may go on.
+    passes: usize,
     open: bool,
 }
 
@@ -103,6 +111,17 @@ impl Origin {
         self.state.broken.load(Ordering::SeqCst)
     }
 
+    /// From now on every answer takes so long.
+    pub(crate) fn slow_down(&self, by: Duration) {
+        let millis = by.as_millis() as u64;
+        self.state.delay.store(millis, Ordering::SeqCst);
+    }
+
+    /// From now on every answer has this status.
+    pub(crate) fn say(&self, status: u64) {
+        self.state.status.store(status, Ordering::SeqCst);
+    }
+
     /// Closes every connection that is open now, as an origin does with idle ones.
     pub(crate) fn close_all(&self) {
         for stream in self.state.open.lock().unwrap().drain(..) {
@@ -124,6 +143,17 @@ impl Origin {
             "only {} of {n} requests arrived at the origin",
             holding.waiting
         );
+    }
+
+    /// The most requests that waited in `hold` or were in `nap` at once.
+    pub(crate) fn peak(&self) -> usize {
+        self.state.holding.lock().unwrap().peak
+    }
+
+    /// Lets one go on that waits in `hold`, or will.
+    pub(crate) fn release_one(&self) {
+        self.state.holding.lock().unwrap().passes += 1;
+        self.state.changed.notify_all();
     }
 
     /// Lets all go on, now and later.
@@ -159,12 +189,26 @@ impl State {
     fn wait(&self) {
         let mut holding = self.holding.lock().unwrap();
         holding.waiting += 1;
+        holding.peak = holding.peak.max(holding.waiting);
         self.changed.notify_all();
         let (mut holding, _) = self
             .changed
-            .wait_timeout_while(holding, PATIENCE, |h| !h.open)
+            .wait_timeout_while(holding, PATIENCE, |h| !h.open && h.passes == 0)
             .unwrap();
+        holding.passes = holding.passes.saturating_sub(1);
         holding.waiting -= 1;
+    }
+
+    /// As long as a small piece of work.
+    fn nap(&self) {
+        let count = |by: isize| {
+            let mut holding = self.holding.lock().unwrap();
+            holding.waiting = holding.waiting.saturating_add_signed(by);
+            holding.peak = holding.peak.max(holding.waiting);
+        };
+        count(1);
+        std::thread::sleep(Duration::from_millis(3));
+        count(-1);
     }
 
     /// Answers one request; true to keep the connection.
@@ -179,6 +223,10 @@ impl State {
                 .find_map(|p| p.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
         };
         let verb = path.rsplit('/').next().unwrap_or_default();
+        let delay = self.delay.load(Ordering::SeqCst);
+        if delay > 0 {
+            std::thread::sleep(Duration::from_millis(delay));
+        }
 
         // Those that answer before, or without, reading the body.
         match verb {
@@ -192,6 +240,13 @@ impl State {
             }
             "refuse-continue" => {
                 conn.send("HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")?;
+                return Ok(false);
+            }
+            "socket" => {
+                // For the key of RFC 6455 section 1.3.
+                let accept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+                conn.send(format!("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: {accept}\r\nx-origin: {}\r\n\r\n", self.name))?;
+                while !conn.some(1 << 16)?.is_empty() {}
                 return Ok(false);
             }
             "hang" => {
@@ -231,6 +286,10 @@ impl State {
                 self.wait();
                 conn.send("6\r\nsecond\r\n0\r\n\r\n")?;
             }
+            "nap" => {
+                self.nap();
+                self.plain(conn, &method, "", id.as_bytes())?;
+            }
             "hold" => {
                 self.wait();
                 self.plain(conn, &method, "", id.as_bytes())?;
@@ -259,6 +318,7 @@ impl State {
                  x-end: 1\r\nset-cookie: a=1\r\nset-cookie: b=2\r\n",
                 id.as_bytes(),
             )?,
+            "powered" => self.plain(conn, &method, "x-powered-by: evil/1\r\n", id.as_bytes())?,
             "twice" => {
                 let one = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{id}", id.len());
                 conn.send(format!("{one}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nstolen"))?;
@@ -313,8 +373,12 @@ impl State {
     }
 
     fn plain(&self, conn: &mut Conn, method: &str, fields: &str, body: &[u8]) -> io::Result<()> {
+        let status = match self.status.load(Ordering::SeqCst) {
+            0 => 200,
+            other => other,
+        };
         let head = format!(
-            "HTTP/1.1 200 OK\r\nx-origin: {}\r\n{fields}content-length: {}\r\n\r\n",
+            "HTTP/1.1 {status} OK\r\nx-origin: {}\r\n{fields}content-length: {}\r\n\r\n",
             self.name,
             body.len()
         );
