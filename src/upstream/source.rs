@@ -149,6 +149,7 @@ impl Supply {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::io;
 
