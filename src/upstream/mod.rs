@@ -31,6 +31,7 @@ mod response;
 mod retry;
 mod select;
 mod send;
+mod source;
 mod split;
 mod state;
 pub mod sticky;
