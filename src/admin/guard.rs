@@ -248,9 +248,14 @@ fn allowed(spec: &AdminSpec, request: &Request) -> Result<Option<Caller>, Refusa
     Ok(caller)
 }
 
-/// Whose token a request carried, by its name in `tokens` or `read_tokens`; `token` for the one without a name.
+/// Whose token a request carried.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Caller(pub(crate) String);
+pub(crate) struct Caller {
+    /// Its name in `tokens` or `read_tokens`; `token` for the one without a name.
+    pub(crate) name: String,
+    /// It is not one of `read_tokens`.
+    pub(crate) may_change: bool,
+}
 
 /// The bearer token, if any is set. Both sides are hashed first and all of them are looked at, so neither length nor
 /// content shows in the time.
@@ -294,7 +299,10 @@ fn token(spec: &AdminSpec, request: &Request) -> Result<Option<Caller>, Refusal>
             format!("the token of `{name}` is in admin.read_tokens: it may GET and POST /adapt");
         return Err(Problem::new(StatusCode::FORBIDDEN, "read-only", detail));
     }
-    Ok(Some(Caller(name.to_owned())))
+    Ok(Some(Caller {
+        name: name.to_owned(),
+        may_change,
+    }))
 }
 
 fn bearer(value: &[u8]) -> Option<&[u8]> {
@@ -327,7 +335,7 @@ mod tests {
         let request = request.header(header::AUTHORIZATION, format!("Bearer {given}"));
         let caller = token(spec, &request.body(Body::empty()).unwrap());
         let caller = caller.map_err(|problem| problem.into_response().status().as_u16())?;
-        Ok(caller.map(|Caller(name)| name))
+        Ok(caller.map(|caller| caller.name))
     }
 
     #[test]
