@@ -11,6 +11,7 @@ mod local;
 mod password;
 mod quick;
 mod remote;
+mod secure;
 mod trust;
 
 use std::process::ExitCode;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::http::{ActionSpec, FiltersSpec, HttpSpec, RespondBody};
+use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, TlsVersion};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::http::record::{self, AccessLog, Recording};
@@ -87,6 +87,8 @@ pub struct Snapshot {
     /// How upstreams are spoken to.
     pub clients: Clients,
     pub access_log: Option<Arc<AccessLog>>,
+    /// What the admin API presents; `None`: it is cleartext.
+    pub admin: Option<Arc<tls::Server>>,
 }
 
 /// What the files of a document hold.
@@ -176,6 +178,7 @@ impl Snapshot {
                 (key, entry)
             })
             .collect();
+        let admin = admin_tls(document, &certificates, tls).map(Arc::new);
         Snapshot {
             upstreams,
             entries,
@@ -184,6 +187,7 @@ impl Snapshot {
             certificates,
             clients,
             access_log,
+            admin,
         }
     }
 
@@ -204,6 +208,12 @@ impl Snapshot {
                 entry.present(presented(&specs, &certificates, tls));
             }
         }
+        let same = certificates.same(&self.certificates, &tls::store::ADMIN);
+        if let Some(server) = self.admin.as_ref().filter(|_| !same)
+            && let Some(new) = admin_tls(document, &certificates, tls)
+        {
+            server.exchange(new);
+        }
         Snapshot {
             pems,
             certificates,
@@ -223,6 +233,24 @@ impl Snapshot {
             }
         }
     }
+}
+
+/// What the admin API presents: HTTP/1.1 is all that it speaks.
+fn admin_tls(
+    document: &Document,
+    certificates: &Material,
+    shared: &tls::Shared,
+) -> Option<tls::Server> {
+    document.admin.tls.as_ref()?;
+    let presented = tls::Presented {
+        hosts: &[],
+        certificates: certificates.of(&tls::store::ADMIN),
+        client_auth: certificates.client_auth(&tls::store::ADMIN),
+    };
+    let made = tls::Server::new(&[presented], TlsVersion::V12, &[Alpn::Http1], shared);
+    // As in `presented`.
+    made.inspect_err(|error| tracing::error!(%error, "the admin API cannot present anything"))
+        .ok()
 }
 
 /// Adds an upstream and, before it, those that it is split over: a document has no circle of them. `None`: it is not

@@ -20,8 +20,9 @@ use tower::ServiceExt;
 
 use super::guard::Peer;
 use super::seats::{Seat, Turn};
+use super::secure::Opening;
 
-/// For a request head, and for an idle connection.
+/// For a request head, for an idle connection, and for a TLS handshake.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Largest request head; hyper answers 431 beyond. It looks at this between reads, so a little more may pass.
 const HEAD_SIZE: usize = 64 * 1024;
@@ -40,6 +41,13 @@ impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 /// An accepted socket of either kind.
 pub(super) type Wire = Pin<Box<dyn Stream>>;
 
+/// A connection that was accepted.
+pub(super) struct Accepted {
+    pub(super) wire: Wire,
+    pub(super) opening: Opening,
+    pub(super) peer: Peer,
+}
+
 /// The connection was told to end before the request came.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection was told to end")]
@@ -47,23 +55,41 @@ struct Closed;
 
 /// One connection to its end. `leave` lets it finish the request it is at; a closed seat ends it where it is.
 pub(super) async fn connection(
-    wire: Wire,
-    peer: Peer,
+    accepted: Accepted,
     router: Router,
     leave: CancellationToken,
     seat: Arc<Seat>,
 ) {
-    let at = seat.clone();
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        answer(request, peer.clone(), router.clone(), at.clone())
-    });
-    let io = TokioIo::new(Bounded {
+    let Accepted {
         wire,
-        seat: seat.clone(),
-        stalled: None,
-        last: None,
-    });
+        opening,
+        peer,
+    } = accepted;
+    let at = seat.clone();
     let served = async {
+        let passed = tokio::time::timeout(HEAD_TIME, opening.pass(wire)).await;
+        let (wire, secured) = match passed {
+            Ok(Ok(passed)) => passed,
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "TLS handshake with the admin API failed");
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
+        };
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            let extensions = request.extensions_mut();
+            extensions.insert(peer.clone());
+            if let Some(secured) = &secured {
+                extensions.insert(secured.clone());
+            }
+            answer(request, router.clone(), at.clone())
+        });
+        let io = TokioIo::new(Bounded {
+            wire,
+            seat: seat.clone(),
+            stalled: None,
+            last: None,
+        });
         let mut connection = std::pin::pin!(
             hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -92,16 +118,14 @@ pub(super) async fn connection(
 
 async fn answer(
     request: hyper::Request<Incoming>,
-    peer: Peer,
     router: Router,
     seat: Arc<Seat>,
 ) -> Result<hyper::Response<Outgoing>, Closed> {
     let turn = seat.request(request.body().is_end_stream()).ok_or(Closed)?;
-    let mut request = request.map(|body| {
+    let request = request.map(|body| {
         let seat = seat.clone();
         Body::new(Received { body, seat })
     });
-    request.extensions_mut().insert(peer);
     let Ok(mut response) = router.oneshot(request).await;
     if seat.owes() {
         // Answered without the whole body: what follows on this connection is not a request.

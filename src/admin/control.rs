@@ -41,7 +41,7 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
         request: TargetRequest,
     ) -> impl Future<Output = Result<TargetStatus, TargetRefused>> + Send;
     fn figures(&self) -> Figures;
-    fn ready(&self) -> bool;
+    fn ready(&self) -> Result<(), &'static str>;
 }
 
 /// The events of one swap.
@@ -91,7 +91,7 @@ impl Control for Handle {
     fn figures(&self) -> Figures {
         Handle::figures(self)
     }
-    fn ready(&self) -> bool {
+    fn ready(&self) -> Result<(), &'static str> {
         Handle::ready(self)
     }
 }

@@ -79,6 +79,7 @@ impl Fake {
             tokens: Default::default(),
             read_tokens: Default::default(),
             monitor: None,
+            tls: None,
             allowed_hosts: vec![],
         };
         let runtime = RuntimeSpec {
@@ -134,6 +135,7 @@ impl Fake {
             generation: 1,
             spec,
             listener,
+            tls: None,
             monitor: None,
         })));
         address
@@ -148,6 +150,7 @@ impl Fake {
             generation: 2,
             spec,
             listener: old.listener.clone(),
+            tls: None,
             monitor: None,
         };
         self.0.binding.send_replace(Some(Arc::new(binding)));
@@ -298,8 +301,9 @@ impl Control for Fake {
     fn figures(&self) -> Figures {
         Figures::default()
     }
-    fn ready(&self) -> bool {
-        *self.0.go.borrow()
+    fn ready(&self) -> Result<(), &'static str> {
+        let go = *self.0.go.borrow();
+        go.then_some(()).ok_or("it does not go")
     }
 }
 

@@ -1,7 +1,7 @@
 //! What stands before every call. A loopback API is reachable from every web page that a browser on the same machine
 //! shows, so loopback alone protects nothing: `Host` must be one of ours (DNS rebinding), `Origin` and
 //! `Sec-Fetch-Site` must not be another page's (cross-site requests, on every method), and no content type of an HTML
-//! form gets through. Then the token, and bounds on size and time of bodies. Waits and streamed answers are not
+//! form gets through. Then the token or the certificate, and bounds on size and time of bodies. Waits and streamed answers are not
 //! timed: only what the client still owes us is.
 
 use std::fmt;
@@ -28,6 +28,7 @@ use super::control::Control;
 use super::media;
 use super::origin::{foreign_host, foreign_origin, host, known_host, own_origin};
 use super::problem::{Problem, Refusal, Refused};
+use super::secure::{Secured, asks_for_certificates};
 use crate::config::MAX_BYTES;
 use crate::config::admin::AdminSpec;
 
@@ -130,7 +131,8 @@ async fn dress(request: Request, next: Next) -> Response<Body> {
 struct Asked {
     method: Method,
     path: String,
-    host: String,
+    /// The API's own URL without path.
+    own: String,
     from: Option<Peer>,
 }
 
@@ -140,10 +142,14 @@ impl Asked {
             .headers()
             .get(header::HOST)
             .and_then(|host| host.to_str().ok());
+        let scheme = match request.extensions().get::<Secured>() {
+            Some(_) => "https",
+            None => "http",
+        };
         Asked {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
-            host: host.unwrap_or("127.0.0.1:8837").to_owned(),
+            own: format!("{scheme}://{}", host.unwrap_or("127.0.0.1:8837")),
             from: request.extensions().get::<Peer>().cloned(),
         }
     }
@@ -162,7 +168,7 @@ impl Asked {
 
     fn detail(&self, status: StatusCode) -> String {
         let Asked {
-            method, path, host, ..
+            method, path, own, ..
         } = self;
         match status {
             StatusCode::METHOD_NOT_ALLOWED
@@ -176,12 +182,12 @@ impl Asked {
                     _ => " -H 'Content-Type: application/toml' --data-binary @evergate.toml",
                 };
                 format!(
-                    "{path} changes something, so it takes POST: curl -X POST{document} http://{host}{path}"
+                    "{path} changes something, so it takes POST: curl -X POST{document} {own}{path}"
                 )
             }
             StatusCode::METHOD_NOT_ALLOWED => format!("{path} does not take {method}"),
             StatusCode::NOT_FOUND => {
-                format!("there is no {path}; the calls are listed at http://{host}/openapi.yaml")
+                format!("there is no {path}; the calls are listed at {own}/openapi.yaml")
             }
             StatusCode::PAYLOAD_TOO_LARGE => "a document is at most 16 MiB".to_owned(),
             _ => status.canonical_reason().unwrap_or("refused").to_owned(),
@@ -228,10 +234,11 @@ fn allowed(spec: &AdminSpec, request: &Request) -> Result<Option<Caller>, Refusa
     if !known_host(spec, host.host()) {
         return Err(foreign_host(host.host()));
     }
-    own_origin(headers, &host)?;
+    let secured = request.extensions().get::<Secured>();
+    own_origin(headers, &host, secured.is_some())?;
     let caller = match request.uri().path() {
         "/livez" => None,
-        _ => token(spec, request)?,
+        _ => caller(spec, request, secured)?,
     };
     if *request.method() == Method::POST {
         media::body_format(headers)?;
@@ -248,13 +255,36 @@ fn allowed(spec: &AdminSpec, request: &Request) -> Result<Option<Caller>, Refusa
     Ok(caller)
 }
 
-/// Whose token a request carried.
+/// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Caller {
-    /// Its name in `tokens` or `read_tokens`; `token` for the one without a name.
+    /// The subject of a certificate, or the name of a token in `tokens` or `read_tokens`, `token` for the one without a name.
     pub(crate) name: String,
     /// It is not one of `read_tokens`.
     pub(crate) may_change: bool,
+}
+
+/// Whose certificate the connection has shown; where none is asked for, whose token the request carries.
+fn caller(
+    spec: &AdminSpec,
+    request: &Request,
+    secured: Option<&Secured>,
+) -> Result<Option<Caller>, Refusal> {
+    if !asks_for_certificates(spec) {
+        return token(spec, request);
+    }
+    match secured.and_then(|secured| secured.proves(spec)) {
+        Some(subject) => Ok(Some(Caller {
+            name: subject.to_owned(),
+            may_change: true,
+        })),
+        // It was opened under an earlier configuration.
+        None => Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "this connection has not shown the certificate that is asked for by now: open another",
+        )),
+    }
 }
 
 /// The bearer token, if any is set. Both sides are hashed first and all of them are looked at, so neither length nor
@@ -326,6 +356,7 @@ mod tests {
             tokens: named("ci", "of ci"),
             read_tokens: named("graphs", "of graphs"),
             monitor: None,
+            tls: None,
             allowed_hosts: Vec::new(),
         }
     }

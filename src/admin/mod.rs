@@ -27,6 +27,7 @@ mod origin;
 mod problem;
 mod query;
 mod seats;
+mod secure;
 mod serve;
 mod status;
 mod stream;

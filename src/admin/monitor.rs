@@ -5,6 +5,7 @@ use axum::Router;
 use axum::routing::get;
 
 use super::control::Control;
+use super::secure::Opening;
 use super::serve::Face;
 use super::{App, guard, metrics, status};
 
@@ -20,6 +21,8 @@ pub(super) fn face<C: Control>(app: &App<C>) -> Face {
     Face {
         router: guard::contained(routes, app.clone()),
         listener: |binding| binding.monitor.as_ref(),
+        // Probes hold no CA, and there is nothing to hide.
+        opening: |_| Some(Opening::Cleartext),
         connections: CONNECTIONS,
     }
 }

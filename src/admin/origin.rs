@@ -68,7 +68,11 @@ pub(super) fn foreign_origin() -> Refusal {
 }
 
 /// Refuses what a browser sends for any page but our own.
-pub(super) fn own_origin(headers: &HeaderMap, host: &Authority) -> Result<(), Refusal> {
+pub(super) fn own_origin(
+    headers: &HeaderMap,
+    host: &Authority,
+    secure: bool,
+) -> Result<(), Refusal> {
     let sites = headers.get_all("sec-fetch-site");
     if sites
         .iter()
@@ -80,13 +84,16 @@ pub(super) fn own_origin(headers: &HeaderMap, host: &Authority) -> Result<(), Re
     let Some(origin) = origins.next() else {
         return Ok(());
     };
-    let own = origins.next().is_none() && origin.to_str().is_ok_and(|origin| is_own(origin, host));
+    let own = origins.next().is_none()
+        && origin
+            .to_str()
+            .is_ok_and(|origin| is_own(origin, host, secure));
     if own { Ok(()) } else { Err(foreign_origin()) }
 }
 
-/// An origin is ours when it names the very host and port the request was sent to. `https` can only be ours under a
-/// name that was allowed by hand: a TLS proxy in front of us then.
-pub(super) fn is_own(origin: &str, host: &Authority) -> bool {
+/// An origin is ours when it names the very host and port the request was sent to, with the scheme it came by. `https`
+/// on a cleartext connection can only be ours under a name that was allowed by hand: a TLS proxy in front of us then.
+pub(super) fn is_own(origin: &str, host: &Authority, secure: bool) -> bool {
     let Some((scheme, rest)) = origin.split_once("://") else {
         return false;
     };
@@ -96,11 +103,12 @@ pub(super) fn is_own(origin: &str, host: &Authority) -> bool {
         tokens: Default::default(),
         read_tokens: Default::default(),
         monitor: None,
+        tls: None,
         allowed_hosts: Vec::new(),
     };
     let default = match scheme {
-        "http" => 80,
-        "https" if !known_host(&loopback, host.host()) => 443,
+        "http" if !secure => 80,
+        "https" if secure || !known_host(&loopback, host.host()) => 443,
         _ => return false,
     };
     let Ok(origin) = rest.parse::<Authority>() else {
@@ -123,6 +131,7 @@ mod tests {
             tokens: Default::default(),
             read_tokens: Default::default(),
             monitor: None,
+            tls: None,
             allowed_hosts: hosts.iter().map(|host| host.to_string()).collect(),
         }
     }
@@ -158,9 +167,28 @@ mod tests {
     #[test]
     fn origins_that_can_be_ours() {
         let host = |text: &str| text.parse::<Authority>().unwrap();
-        assert!(is_own("http://127.0.0.1:8837", &host("127.0.0.1:8837")));
-        assert!(is_own("http://localhost", &host("localhost:80")));
-        assert!(is_own("https://admin.example", &host("admin.example")));
+        assert!(is_own(
+            "http://127.0.0.1:8837",
+            &host("127.0.0.1:8837"),
+            false
+        ));
+        assert!(is_own("http://localhost", &host("localhost:80"), false));
+        assert!(is_own(
+            "https://admin.example",
+            &host("admin.example"),
+            false
+        ));
+        assert!(is_own(
+            "https://127.0.0.1:8837",
+            &host("127.0.0.1:8837"),
+            true
+        ));
+        assert!(is_own("https://localhost", &host("localhost:443"), true));
+        assert!(!is_own(
+            "http://127.0.0.1:8837",
+            &host("127.0.0.1:8837"),
+            true
+        ));
         for (origin, at) in [
             ("null", "127.0.0.1:8837"),
             ("http://127.0.0.1:8838", "127.0.0.1:8837"),
@@ -170,7 +198,7 @@ mod tests {
             ("file://", "127.0.0.1:8837"),
             ("", "127.0.0.1:8837"),
         ] {
-            assert!(!is_own(origin, &host(at)), "{origin} at {at}");
+            assert!(!is_own(origin, &host(at), false), "{origin} at {at}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The admin listener: follows the binding that the supervisor publishes, accepts from it, and owns every connection.
 //! A new address is served before the old one's last answer is out; a changed token or name needs nothing here, since
-//! the guards read the binding at each request.
+//! the guards read the binding at each request. TLS is begun with what the binding presents when a connection is
+//! accepted; where it comes, goes or asks for other certificates, the connections from before finish what they are at.
 
 use std::io;
 use std::sync::Arc;
@@ -14,10 +15,11 @@ use tokio::net::UnixListener;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Wire, connection};
+use super::connection::{Accepted, Wire, connection};
 use super::control::Control;
 use super::guard::Peer;
 use super::seats::{Seat, Seats};
+use super::secure::{self, Opening};
 use super::{App, Context, monitor};
 use crate::supervisor::{AdminBinding, AdminListener, Handle};
 
@@ -39,6 +41,7 @@ pub(crate) async fn run<C: Control>(control: C, context: Context) {
     let api = Face {
         router: super::router(app.clone()),
         listener: |binding| Some(&binding.listener),
+        opening: Opening::of,
         connections: CONNECTIONS,
     };
     tokio::join!(follow(&app, api), follow(&app, monitor::face(&app)));
@@ -52,6 +55,8 @@ pub(super) struct Face {
     pub(super) router: Router,
     /// Which of the addresses it is.
     pub(super) listener: fn(&AdminBinding) -> Option<&Arc<AdminListener>>,
+    /// What its connections begin with; `None`: they cannot.
+    pub(super) opening: fn(&AdminBinding) -> Option<Opening>,
     /// Open connections.
     pub(super) connections: usize,
 }
@@ -65,8 +70,8 @@ async fn follow<C: Control>(app: &App<C>, face: Face) {
     let mut connections = JoinSet::new();
     let mut open: Option<Open> = None;
     loop {
-        let wanted = binding
-            .borrow_and_update()
+        let bound = binding.borrow_and_update().clone();
+        let wanted = bound
             .as_ref()
             .and_then(|binding| (face.listener)(binding).cloned());
         if !same(open.as_ref().map(|open| &open.origin), wanted.as_ref()) {
@@ -79,13 +84,21 @@ async fn follow<C: Control>(app: &App<C>, face: Face) {
                 }
             });
         }
+        if let (Some(open), Some(bound)) = (&mut open, &bound) {
+            open.change(bound);
+        }
         tokio::select! {
+            // What has changed comes before who is accepted: a connection belongs to the binding that it comes after.
+            biased;
             () = stop.cancelled() => break,
             changed = binding.changed() => if changed.is_err() { break },
             Some(ended) = connections.join_next() => note(app, ended),
             (stream, peer, seat) = accept(open.as_mut(), &seats) => {
                 let leave = open.as_ref().map(|open| open.leave.child_token()).unwrap_or_default();
-                connections.spawn(connection(stream, peer, router.clone(), leave, seat));
+                if let Some(opening) = bound.as_deref().and_then(face.opening) {
+                    let accepted = Accepted { wire: stream, opening, peer };
+                    connections.spawn(connection(accepted, router.clone(), leave, seat));
+                }
             }
         }
     }
@@ -123,6 +136,8 @@ fn note<C: Control>(app: &App<C>, ended: Result<(), JoinError>) {
 struct Open {
     origin: Arc<AdminListener>,
     socket: Socket,
+    /// What its connections were opened under.
+    under: Option<Arc<AdminBinding>>,
     leave: CancellationToken,
     pause: Duration,
 }
@@ -152,9 +167,20 @@ impl Open {
         Ok(Open {
             origin,
             socket,
+            under: None,
             leave: CancellationToken::new(),
             pause: BACK_OFF.0,
         })
+    }
+}
+
+impl Open {
+    /// Tells the connections from before to finish, if they may not go on under `new`.
+    fn change(&mut self, new: &Arc<AdminBinding>) {
+        let old = self.under.replace(new.clone());
+        if old.is_some_and(|old| !secure::may_go_on(&old.spec, &new.spec)) {
+            std::mem::take(&mut self.leave).cancel();
+        }
     }
 }
 

@@ -40,21 +40,20 @@ pub(crate) async fn livez(request: Request) -> Result<Response<Body>, Refusal> {
     }))
 }
 
-/// At least one generation serves and no stop was asked for.
+/// A generation serves, no stop was asked for, and new clients are accepted.
 pub(crate) async fn readyz<C: Control>(
     State(app): State<App<C>>,
     request: Request,
 ) -> Result<Response<Body>, Refusal> {
     Query::parse(request.uri(), &[], &[])?;
-    if app.control().ready() {
-        return Ok(media::json_answer(&Health {
+    match app.control().ready() {
+        Ok(()) => Ok(media::json_answer(&Health {
             status: "ready".to_owned(),
-        }));
+        })),
+        Err(why) => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not-ready",
+            why,
+        )),
     }
-    let detail = "no generation serves, or the process is stopping";
-    Err(Problem::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "not-ready",
-        detail,
-    ))
 }

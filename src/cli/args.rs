@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use super::client::Address;
 use super::quick;
+use super::secure::Tls;
 
 /// A proxy whose whole configuration changes while it runs, without one failed request.
 ///
@@ -109,7 +110,7 @@ pub(crate) struct Trust {
 /// Where the running process is.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Admin {
-    /// Admin address: HOST:PORT, http://HOST:PORT or unix:/PATH
+    /// Admin address: HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH
     #[arg(
         long,
         env = "EVERGATE_ADMIN",
@@ -125,6 +126,8 @@ pub(crate) struct Admin {
         value_name = "TOKEN"
     )]
     pub(crate) token: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -278,5 +281,6 @@ mod tests {
         assert_eq!(reload.admin.admin, Address::Unix("/run/eg.sock".into()));
         assert!(Args::try_parse_from(["evergate", "reload", "--wait", "never"]).is_err());
         assert!(Args::try_parse_from(["evergate", "now", "--admin", "https://x"]).is_err());
+        assert!(Args::try_parse_from(["evergate", "now", "--cert", "a.pem"]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! One request to an admin API over a connection of its own: TCP or a unix socket, HTTP/1.1. No pool, no redirects, no
+//! One request to an admin API over a connection of its own: TCP, TLS or a unix socket, HTTP/1.1. No pool, no redirects, no
 //! retries: the caller decides what a lost answer means.
 
 use std::path::PathBuf;
@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
+use super::secure::Tls;
+
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -20,6 +22,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub(crate) enum Address {
     /// Host and port.
     Tcp(String),
+    /// The same, over TLS.
+    Tls(String),
     Unix(PathBuf),
 }
 
@@ -33,19 +37,22 @@ impl FromStr for Address {
                 false => Err("unix: takes an absolute path".to_owned()),
             };
         }
-        let authority = text
-            .strip_prefix("http://")
-            .unwrap_or(text)
-            .trim_end_matches('/');
+        let (of, rest): (fn(String) -> Address, &str) = match text.strip_prefix("https://") {
+            Some(rest) => (Address::Tls, rest),
+            None => (Address::Tcp, text.strip_prefix("http://").unwrap_or(text)),
+        };
+        let authority = rest.trim_end_matches('/');
         match authority.parse::<http::uri::Authority>() {
             Ok(parsed)
                 if parsed.port_u16().is_some()
                     && !authority.contains('@')
                     && !parsed.host().is_empty() =>
             {
-                Ok(Address::Tcp(authority.to_owned()))
+                Ok(of(authority.to_owned()))
             }
-            _ => Err("expected HOST:PORT, http://HOST:PORT or unix:/PATH".to_owned()),
+            _ => Err(
+                "expected HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH".to_owned(),
+            ),
         }
     }
 }
@@ -54,6 +61,7 @@ impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Address::Tcp(authority) => f.write_str(authority),
+            Address::Tls(authority) => write!(f, "https://{authority}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -89,20 +97,19 @@ impl Drop for Answer {
 pub(crate) async fn send(
     address: &Address,
     token: Option<&str>,
+    tls: &Tls,
     ask: Ask,
 ) -> Result<Answer, String> {
     let said = |what: &str, error: &dyn std::fmt::Display| format!("{what} {address}: {error}");
     let connect = async {
         match address {
-            Address::Tcp(authority) => {
+            Address::Tcp(authority) | Address::Tls(authority) => {
                 let stream = tokio::net::TcpStream::connect(authority).await?;
                 stream.set_nodelay(true)?;
-                std::io::Result::Ok(Box::new(stream) as Box<dyn Stream>)
+                std::io::Result::Ok(Socket::Tcp(stream))
             }
             #[cfg(unix)]
-            Address::Unix(path) => {
-                Ok(Box::new(tokio::net::UnixStream::connect(path).await?) as Box<dyn Stream>)
-            }
+            Address::Unix(path) => Ok(Socket::Unix(tokio::net::UnixStream::connect(path).await?)),
             #[cfg(not(unix))]
             Address::Unix(_) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
         }
@@ -112,8 +119,21 @@ pub(crate) async fn send(
         Ok(Err(error)) => return Err(said("no evergate at", &error)),
         Err(_) => return Err(said("no evergate at", &"it did not accept in time")),
     };
+    let stream: Box<dyn Stream> = match (stream, address) {
+        (Socket::Tcp(stream), Address::Tls(authority)) => {
+            let host = authority.rsplit_once(':').map_or("", |(host, _)| host);
+            match tokio::time::timeout(CONNECT, tls.connect(stream, host)).await {
+                Ok(Ok(stream)) => Box::new(stream),
+                Ok(Err(error)) => return Err(said("no TLS with", &error)),
+                Err(_) => return Err(said("no TLS with", &"it did not answer in time")),
+            }
+        }
+        (Socket::Tcp(stream), _) => Box::new(stream),
+        #[cfg(unix)]
+        (Socket::Unix(stream), _) => Box::new(stream),
+    };
     let host = match address {
-        Address::Tcp(authority) => authority.as_str(),
+        Address::Tcp(authority) | Address::Tls(authority) => authority.as_str(),
         Address::Unix(_) => "localhost",
     };
     let mut request = Request::builder()
@@ -155,6 +175,13 @@ pub(crate) async fn send(
     }
 }
 
+/// A connection that nothing was said over.
+enum Socket {
+    Tcp(tokio::net::TcpStream),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixStream),
+}
+
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
@@ -173,11 +200,12 @@ mod tests {
             "http://localhost:8837/".parse(),
             Ok(Address::Tcp("localhost:8837".into()))
         );
+        assert_eq!("https://a:1/".parse(), Ok(Address::Tls("a:1".into())));
         assert_eq!("[::1]:8837".parse(), Ok(Address::Tcp("[::1]:8837".into())));
         for wrong in [
             "",
             "localhost",
-            "https://a:1",
+            "https://a",
             "http://a",
             "unix:relative",
             "a b:1",

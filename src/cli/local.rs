@@ -111,7 +111,10 @@ fn announce(from: &str, app: &App) {
         .admin_binding()
         .borrow()
         .as_ref()
-        .map(|binding| binding.listener.address());
+        .map(|binding| match &binding.spec.tls {
+            Some(_) => format!("https://{}", binding.listener.address()),
+            None => binding.listener.address(),
+        });
     print(&draw::started(
         from,
         &app.handle().status(),

@@ -194,7 +194,7 @@ fn post(path: &str, query: &[(&str, String)], text: Option<&Text>) -> Ask {
 }
 
 async fn send(admin: &Admin, ask: Ask) -> Result<Answer, Failed> {
-    let sent = client::send(&admin.admin, admin.token.as_deref(), ask).await;
+    let sent = client::send(&admin.admin, admin.token.as_deref(), &admin.tls, ask).await;
     sent.map_err(|message| Failed::new(Exit::NoAnswer, message))
 }
 

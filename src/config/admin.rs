@@ -1,17 +1,24 @@
 //! `[admin]`: the control surface.
+
+mod tls;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
 use super::check::{Checker, shorten};
 use super::decode::{List, Loc, Map, section};
+use super::http::TlsSpec;
 use super::scalar::{HostPattern, ListenAddr, Secret, SecretRef, Wrong};
 use super::tree::At;
+
+use tls::AdminTlsRaw;
 
 section! {
     /// The control surface: where the admin API listens and who may call it.
     pub struct AdminRaw {
-        /// TCP address or `unix:` socket (mode 0600). A non-loopback address needs a token.
+        /// TCP address or `unix:` socket (mode 0600). A non-loopback address needs a token, or
+        /// `tls.client_ca`.
         listen: String = "127.0.0.1:8837",
         /// Bearer token that every call but `/livez` must carry.
         token: SecretRef,
@@ -22,10 +29,12 @@ section! {
         /// Second address, with `/livez`, `/readyz` and `/metrics` only, for which no token is asked: for whatever restarts,
         /// routes or graphs.
         monitor: String,
+        /// Makes it HTTPS; not `monitor`.
+        tls: AdminTlsRaw,
         /// Accepted values of `Host`, without port; left out: the loopback names.
         allowed_hosts: List<String>,
     }
-    later = [&["tls"]];
+    later = [];
 }
 
 /// Checked `[admin]`.
@@ -40,6 +49,8 @@ pub struct AdminSpec {
     pub read_tokens: BTreeMap<String, Secret>,
     /// Second address: `/livez`, `/readyz` and `/metrics` only, without token.
     pub monitor: Option<ListenAddr>,
+    /// One certificate, and who must have signed those of callers; `None`: cleartext.
+    pub tls: Option<TlsSpec>,
     /// `Host` values accepted, lower case, without port; empty stands for the loopback names.
     pub allowed_hosts: Vec<String>,
 }
@@ -68,7 +79,8 @@ impl AdminRaw {
             || self.tokens.as_ref().is_some_and(|map| !map.is_empty())
             || written("token")
             || written("tokens");
-        if let (Some(map), false) = (self.read_tokens.as_ref(), may_change)
+        let by_certificate = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if let (Some(map), false) = (self.read_tokens.as_ref(), may_change || by_certificate)
             && !map.is_empty()
         {
             check
@@ -84,13 +96,27 @@ impl AdminRaw {
             check.take(l.at, parsed)
         });
         let listen = listen.unwrap_or(ListenAddr::Tcp(([127, 0, 0, 1], 8837).into()));
-        let guarded = may_change || !read_tokens.is_empty() || written("read_tokens");
+        let tls = self.tls.as_ref().and_then(|tls| {
+            let spec = tls.spec(tls.at, running.and_then(|r| r.tls.as_ref()), check);
+            if matches!(listen, ListenAddr::Unix(_)) {
+                let message = "a `unix:` socket has no TLS: its file's mode says who may call";
+                check.findings.error(tls.at, message);
+            }
+            spec
+        });
+        let asks =
+            |tls: &Loc<AdminTlsRaw>| tls.client_ca.is_some() || tls.spoiled.contains(&"client_ca");
+        let asks_for_certificates = self.tls.as_ref().is_some_and(asks) || written("tls");
+        let guarded = may_change
+            || !read_tokens.is_empty()
+            || written("read_tokens")
+            || asks_for_certificates;
         if !listen.is_loopback() && !guarded {
             let at = self.listen.as_ref().map_or(At::NOWHERE, |l| l.at);
             check
                 .findings
-                .error(at, format!("the admin API on {listen} can be reached from other machines and has no `token`"))
-                .help("set `token`, or listen on `127.0.0.1` or a `unix:` socket");
+                .error(at, format!("the admin API on {listen} can be reached from other machines and has neither a `token` nor a `tls.client_ca`"))
+                .help("set `token` or `tls.client_ca`, or listen on `127.0.0.1` or a `unix:` socket");
         }
         let monitor = self.monitor.as_ref().and_then(|address| {
             let parsed = one_address(address, check.base);
@@ -121,6 +147,7 @@ impl AdminRaw {
             tokens,
             read_tokens,
             monitor,
+            tls,
             allowed_hosts,
         }
     }

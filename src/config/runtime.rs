@@ -136,11 +136,15 @@ fn connections_of_descriptors() -> usize {
     usize::try_from(connections_of(descriptors)).unwrap_or(usize::MAX)
 }
 
+/// Of a limit of `descriptors`, what clients may not have: one in twenty.
+pub fn reserved_descriptors(descriptors: u64) -> u64 {
+    RESERVED_DESCRIPTORS.max(descriptors / 20)
+}
+
 /// A proxied connection takes two descriptors, the client's and the target's. One in twenty is kept, at least
 /// [`RESERVED_DESCRIPTORS`].
 fn connections_of(descriptors: u64) -> u64 {
-    let reserved = RESERVED_DESCRIPTORS.max(descriptors / 20);
-    let connections = descriptors.saturating_sub(reserved) / 2;
+    let connections = descriptors.saturating_sub(reserved_descriptors(descriptors)) / 2;
     connections.clamp(LEAST_CONNECTIONS, 1 << 20)
 }
 

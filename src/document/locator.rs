@@ -258,6 +258,17 @@ impl Document {
                 }
             }
         }
+        let admin = self.admin.tls.as_ref();
+        for certificate in admin.iter().flat_map(|tls| &tls.certificates) {
+            if let CertificateSpec::Pair { cert, key } = certificate {
+                for (source, part) in [(cert, "cert"), (key, "key")] {
+                    let path = source.path().map(Path::to_owned);
+                    out.extend(path.map(|path| (path, format!("/admin/tls/{part}"))));
+                }
+            }
+        }
+        let admin_ca = admin.and_then(|tls| tls.client_auth.as_ref()?.ca.path());
+        out.extend(admin_ca.map(|path| (path.to_owned(), "/admin/tls/client_ca".to_owned())));
         for (name, server) in &self.http {
             let auth = server.tls.as_ref().and_then(|tls| tls.client_auth.as_ref());
             if let Some(PemSource::File(path)) = auth.map(|auth| &auth.ca) {

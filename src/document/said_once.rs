@@ -10,6 +10,7 @@ use serde_json::{Value as Json, json};
 use super::*;
 use crate::config::diagnostic::render_diagnostics;
 use crate::config::http::ActionSpec;
+use crate::config::upstream::ProbeSpec;
 
 const FORMATS: [Format; 3] = [Format::Toml, Format::Json, Format::Yaml];
 
@@ -156,6 +157,18 @@ fn a_value_of_a_header_is_bounded() {
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].contains("/filters/f/headers/response/set/x a value"));
     assert!(found[1].contains("/filters/f/headers/response/add/y/1 a value"));
+}
+
+#[test]
+fn another_kind_of_check_takes_the_place_of_the_one_in_defaults() {
+    let document = document(
+        "[defaults.upstreams]\nhealth = { path = '/healthz', interval = '9s' }\n\
+         [upstreams.a]\ntargets = '127.0.0.1:1'\nprotocol = 'h2c'\nhealth = { grpc = 'feed.Feed' }\n\
+         [http.x]\nlisten = '127.0.0.1:2'\nproxy = 'a'\n",
+    );
+    let health = document.upstreams["a"].health.as_ref().unwrap();
+    assert!(matches!(&health.probe, ProbeSpec::Grpc { service, .. } if service == "feed.Feed"));
+    assert_eq!(health.interval, std::time::Duration::from_secs(9));
 }
 
 #[test]

@@ -148,6 +148,9 @@ impl ResponseBody {
 
     /// Ties the request's end to this body's. `record`: unless something else keeps it.
     pub fn hold(&mut self, exchange: Exchange, record: Option<Record>) {
+        if exchange.progress.is_stream() && self.is_end_stream() {
+            exchange.progress.set_answered();
+        }
         self.exchange = Some(exchange);
         self.record = record;
     }
@@ -214,6 +217,15 @@ impl ResponseBody {
             Ok(compressed) => Content::Compressed(Box::new(compressed)),
             Err(content) => content,
         };
+    }
+
+    /// Nothing follows this.
+    fn ends_with(&self, polled: &Poll<Option<Result<Frame<Bytes>, Error>>>) -> bool {
+        match polled {
+            Poll::Pending => false,
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || self.is_end_stream(),
+            Poll::Ready(None | Some(Err(_))) => true,
+        }
     }
 
     pub fn content(&self) -> &Content {
@@ -283,6 +295,9 @@ impl Body for ResponseBody {
         };
         if let Some(exchange) = &this.exchange {
             exchange.progress.handed_over(polled.is_ready());
+            if exchange.progress.is_stream() && this.ends_with(&polled) {
+                exchange.progress.set_answered();
+            }
         }
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()

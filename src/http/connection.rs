@@ -54,6 +54,7 @@ pub struct Connection {
     multiplexed: AtomicBool,
     finishing: AtomicBool,
     unread: AtomicBool,
+    open_ended: AtomicBool,
     /// Something is in `State::streams`.
     switching: AtomicBool,
     state: Mutex<State>,
@@ -166,6 +167,7 @@ impl Connection {
             multiplexed: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             unread: AtomicBool::new(false),
+            open_ended: AtomicBool::new(false),
             switching: AtomicBool::new(false),
             state: Mutex::new(State {
                 tunnel: None,
@@ -352,7 +354,9 @@ impl Connection {
 
     /// HTTP/2: the streams that became something since the last look.
     pub fn take_streams(&self) -> Vec<(Box<Tunnel>, OnUpgrade)> {
-        if !self.switching.swap(false, Ordering::AcqRel) {
+        // Asked at each poll of the connection, and nearly always in vain: a look costs less than a swap.
+        if !self.switching.load(Ordering::Relaxed) || !self.switching.swap(false, Ordering::AcqRel)
+        {
             return Vec::new();
         }
         std::mem::take(&mut self.state.lock().streams)
@@ -396,8 +400,18 @@ impl Connection {
         self.unread.load(Ordering::Relaxed)
     }
 
-    /// Bytes came. True if they are the first since the last request, all of which was read.
-    pub fn received(&self) -> bool {
+    /// HTTP/1: the end of the connection is all that will end the response in progress. It must come only when that is
+    /// whole.
+    pub fn leave_open_ended(&self) {
+        self.open_ended.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_open_ended(&self) -> bool {
+        self.open_ended.load(Ordering::Relaxed)
+    }
+
+    /// Bytes came.
+    pub fn received(&self) {
         let mut state = self.state.lock();
         // Without an end of head there is nothing to time on HTTP/2: its idle time runs on.
         let first = matches!(state.phase, Phase::New | Phase::Idle)
@@ -406,7 +420,6 @@ impl Connection {
             state.phase = Phase::Head;
             state.since = None;
         }
-        first && state.is_clean()
     }
 
     /// What the head that is being read shows.

@@ -1,7 +1,7 @@
 //! The phases of a request, in order, in one function. The order is part of what they promise: nothing is routed that
 //! was not admitted, nothing is sent that is over its limit.
 
-use std::future::{Future as _, poll_fn};
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -71,6 +71,7 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Answer {
     let http1 = request.version() < Version::HTTP_2;
+    let http10 = request.version() == Version::HTTP_10;
     let is_head = request.method() == Method::HEAD;
     let has_body = !request.body().is_end_stream();
     // Neither exists on HTTP/1.
@@ -79,19 +80,16 @@ pub async fn serve(
     let counters = &exchange.connection.worker.counters;
     WorkerCounters::add(&counters.requests);
     let mut record = Record::new();
-    // A panic costs this request only. What it may have left half done is its own: nothing is shared mutably.
-    let handled = AssertUnwindSafe(handle(&exchange, begun, &serving, request, &mut record))
-        .catch_unwind()
-        .await;
+    let handled = contain(handle(&exchange, begun, &serving, request, &mut record)).await;
     // What is left needs no routes: a slow client must not keep those of an old generation in memory.
     drop(serving);
     let Handled {
         mut response,
         close,
         unread,
-    } = handled.unwrap_or_else(|_| {
+    } = handled.unwrap_or_else(|answer| {
         WorkerCounters::add(&counters.panics);
-        Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true)
+        answer
     });
     if grpc {
         response = grpc::in_words(response);
@@ -128,6 +126,9 @@ pub async fn serve(
             .insert(CONNECTION, HeaderValue::from_static("close"));
         connection.leave_unread();
     }
+    if http10 && !is_head && response.body().size_hint().exact().is_none() {
+        connection.leave_open_ended();
+    }
     response.headers_mut().insert(&X_REQUEST_ID, record.id());
     record.answered(&response);
     let record = if switches {
@@ -137,6 +138,13 @@ pub async fn serve(
     };
     response.body_mut().hold(exchange, record);
     Ok(response)
+}
+
+/// A panic costs this request only, and its connection. What it may have left half done is its own: nothing is shared
+/// mutably. `Err`: the answer to it.
+async fn contain(handling: impl Future<Output = Handled>) -> Result<Handled, Handled> {
+    let handled = AssertUnwindSafe(handling).catch_unwind().await;
+    handled.map_err(|_| Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true))
 }
 
 async fn handle(
@@ -443,4 +451,19 @@ async fn discard(mut body: Incoming, exchange: &Exchange) -> bool {
         Poll::Pending => read.as_mut().poll(cx).map(|done| done.unwrap_or(false)),
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_and_the_end_of_its_connection() {
+        let broken = async { panic!("in a handler") };
+        let answer = contain(broken).await.err();
+        let answer = answer.map(|handled| (handled.response.status().as_u16(), handled.close));
+        assert_eq!(answer, Some((500, true)));
+        let fine = async { Handled::answered(error::plain(StatusCode::OK), false) };
+        assert!(contain(fine).await.is_ok());
+    }
 }

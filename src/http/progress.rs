@@ -3,7 +3,7 @@
 //! owns the connection (HTTP/1) or the stream (HTTP/2) asks here.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,6 +19,8 @@ pub struct Progress {
     base: Option<Instant>,
     /// Milliseconds after `base`, plus one, since when a piece waits to be taken; 0: it waits for us or the origin.
     since: AtomicU64,
+    /// HTTP/2: the last of the response was handed over.
+    answered: AtomicBool,
     /// Among those that `concurrency` counts: free again when the request, or the websocket that came of it, has ended.
     place: OnceLock<Place>,
 }
@@ -30,6 +32,7 @@ impl Progress {
             flight,
             base: timed.then(Instant::now),
             since: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
             place: OnceLock::new(),
         }
     }
@@ -49,6 +52,21 @@ impl Progress {
             0
         };
         self.since.store(since, Ordering::Release);
+    }
+
+    /// It is a stream of HTTP/2.
+    pub(super) fn is_stream(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// The response has come to its end, a good or a bad one.
+    pub(super) fn set_answered(&self) {
+        self.answered.store(true, Ordering::Release);
+    }
+
+    /// False for a stream whose client did not wait for the end of the response.
+    pub fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Acquire)
     }
 
     /// Since when the last piece of the body waits for the client.

@@ -2,6 +2,7 @@
 //! supervisor's table closes an address. Told to retire, it shuts new handshakes out, serves what is queued, and ends.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -23,9 +24,9 @@ use crate::generation::EpochGuard;
 use crate::http::Secure;
 use crate::http::client::is_trusted;
 use crate::metrics::{WorkerContext, WorkerCounters};
-use crate::net::{self, Peer, Stream};
+use crate::net::{self, Peer, Sever, Stream};
 
-/// How long accepting pauses after an error that a retry will not cure at once (no descriptor, no memory).
+/// How long accepting pauses, at least, after an error that a retry will not cure at once (no descriptor, no memory).
 const BACK_OFF: Duration = Duration::from_millis(50);
 /// How long an address that retires without descriptors left tries to serve its queue.
 const DRAIN_TRIES: u32 = 100;
@@ -37,6 +38,10 @@ pub struct ConnectionLimit {
     max: AtomicUsize,
     now: AtomicUsize,
     freed: Notify,
+    #[cfg(unix)]
+    ceiling: net::Ceiling,
+    /// Accept loops that wait for descriptors.
+    paused: AtomicUsize,
 }
 
 impl ConnectionLimit {
@@ -45,7 +50,34 @@ impl ConnectionLimit {
             max: AtomicUsize::new(max),
             now: AtomicUsize::new(0),
             freed: Notify::new(),
+            #[cfg(unix)]
+            ceiling: net::Ceiling::of_process(),
+            paused: AtomicUsize::new(0),
         }
+    }
+
+    /// True while an address accepts nobody because descriptors (or the system's memory) have run out.
+    pub fn is_starved(&self) -> bool {
+        self.paused.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether clients have all descriptors that they may have, given the last one.
+    fn is_last(&self, stream: &Stream) -> bool {
+        #[cfg(unix)]
+        return self.ceiling.is_passed_by(stream);
+        #[cfg(not(unix))]
+        {
+            let _ = stream;
+            false
+        }
+    }
+
+    /// The same, found out.
+    fn is_used_up(&self) -> bool {
+        #[cfg(unix)]
+        return self.ceiling.is_reached();
+        #[cfg(not(unix))]
+        false
     }
 
     pub fn set(&self, max: usize) {
@@ -180,7 +212,13 @@ impl Acceptor {
                     biased;
                     () = &mut retired => break,
                     accepted = self.next(&socket) => match accepted {
-                        Ok((stream, peer)) => self.serve(stream, peer),
+                        Ok((stream, peer)) => {
+                            let last = self.limit.is_last(&stream);
+                            self.serve(stream, peer);
+                            if last {
+                                self.pause(&"the descriptors that are left are kept").await;
+                            }
+                        }
                         Err(error) => self.back_off(&error).await,
                     },
                 }
@@ -207,10 +245,28 @@ impl Acceptor {
         ) {
             return; // that client is gone; the next one waits
         }
-        tracing::warn!(address = %self.binding.address, %error, "accept pauses");
-        tokio::select! {
-            () = tokio::time::sleep(BACK_OFF) => {}
-            () = self.retire.cancelled() => {}
+        self.pause(error).await;
+    }
+
+    /// Until there are descriptors to give away again. Whoever comes meanwhile waits in the queue.
+    async fn pause(&self, why: &(dyn fmt::Display + Sync)) {
+        struct Paused<'a>(&'a AtomicUsize);
+        impl Drop for Paused<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        tracing::warn!(address = %self.binding.address, error = %why, "accept pauses");
+        self.limit.paused.fetch_add(1, Ordering::Relaxed);
+        let _paused = Paused(&self.limit.paused);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(BACK_OFF) => {}
+                () = self.retire.cancelled() => return,
+            }
+            if !self.limit.is_used_up() {
+                return;
+            }
         }
     }
 
@@ -341,7 +397,7 @@ impl Acceptor {
         guard: EpochGuard,
         held: Held,
     ) where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
     {
         let (listener, local) = (self.listener.clone(), self.binding.address.tcp());
         match secure {
@@ -370,4 +426,34 @@ fn spawn(connection: impl Future<Output = ()> + Send + 'static, peer: Peer, held
         }
         drop(held);
     });
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::http::test_kit::worker;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_connection_only_and_gives_its_place_back() {
+        let limit = Arc::new(ConnectionLimit::new(1));
+        let address = ListenAddr::Tcp("127.0.0.1:1".parse().unwrap());
+        let (binding, worker) = (Arc::new(Binding::new(1, address)), worker());
+        limit.now.fetch_add(1, Ordering::Relaxed);
+        binding.connections.fetch_add(1, Ordering::Relaxed);
+        WorkerCounters::add(&worker.counters.connections);
+        let held = Held {
+            limit: limit.clone(),
+            binding: binding.clone(),
+            worker: worker.clone(),
+            client: None,
+        };
+        let peer: std::net::SocketAddr = "192.0.2.1:50000".parse().unwrap();
+        spawn(async { panic!("in a connection") }, peer.into(), held);
+        limit.room().await;
+        let counters = &worker.counters;
+        assert_eq!(counters.panics.load(Ordering::Relaxed), 1);
+        assert_eq!(counters.connections.load(Ordering::Relaxed), 0);
+        assert_eq!(binding.connections(), 0);
+    }
 }

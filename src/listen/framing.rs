@@ -4,10 +4,10 @@
 //! which is safe; RFC 9112 section 6.1 lets a server refuse such a request instead, and so do we. It cuts a fragment off
 //! the target too. Neither can be seen in the parsed request, so heads are read here on their way to hyper.
 //!
-//! Only what certainly is a head is read as one: a length is counted down, and after a body whose end only hyper knows
-//! the look at heads rests until the bytes themselves show where the next message begins. What is missed meanwhile is
-//! resolved by hyper, safely; what is found is true.
+//! Only what certainly is a head is read as one: a length is counted down, chunks are followed as hyper does ([`Chunks`]).
+//! After what hyper can't read either the look at heads rests for good: hyper then ends the connection.
 
+use super::chunks::{Chunks, Fate};
 use crate::http::connection::HeadMarks;
 
 /// Follows the messages of one connection.
@@ -21,8 +21,11 @@ enum Step {
     Head(HeadScan),
     /// So many bytes of a body are still to come.
     Body(u64),
-    /// Somewhere; the last bytes that passed.
-    Lost([u8; 4]),
+    Chunks(Chunks),
+    /// In what hyper ends the connection for.
+    Lost,
+    /// Before a byte that is not handed on.
+    Refused,
 }
 
 impl Default for Framing {
@@ -36,20 +39,8 @@ impl Default for Framing {
 
 impl Framing {
     /// Follows `bytes` to the beginning of the next message and returns how many that are: what is read at once then
-    /// never holds parts of two heads. `between`: no request is in progress and the body of the last one was read.
-    pub fn follow(
-        &mut self,
-        bytes: &[u8],
-        between: bool,
-        mut show: impl FnMut(HeadMarks),
-    ) -> usize {
-        if between
-            && let Step::Lost(last) = &self.step
-            && last == b"\r\n\r\n"
-        {
-            // hyper had those bytes and took no request from them, so it keeps no part of a head.
-            self.step = Step::Head(HeadScan::default());
-        }
+    /// never holds parts of two heads.
+    pub fn follow(&mut self, bytes: &[u8], mut show: impl FnMut(HeadMarks)) -> usize {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];
@@ -61,10 +52,7 @@ impl Framing {
                         show(marks);
                     }
                     if scan.done {
-                        self.step = match scan.body() {
-                            Some(length) => Step::Body(length),
-                            None => Step::Lost(*b"\r\n\r\n"),
-                        };
+                        self.step = scan.body();
                     }
                 }
                 Step::Body(left) => {
@@ -72,13 +60,18 @@ impl Framing {
                     at += size;
                     *left -= size as u64;
                 }
-                Step::Lost(last) => {
-                    for byte in &rest[rest.len().saturating_sub(last.len())..] {
-                        last.rotate_left(1);
-                        last[3] = *byte;
+                Step::Chunks(chunks) => {
+                    let (size, fate) = chunks.feed(rest);
+                    at += size;
+                    match fate {
+                        Fate::More => {}
+                        Fate::Over => self.step = Step::Body(0),
+                        Fate::Malformed => self.step = Step::Lost,
+                        Fate::Forbidden => self.step = Step::Refused,
                     }
-                    return bytes.len();
                 }
+                Step::Lost => return bytes.len(),
+                Step::Refused => return at,
             }
             if let Step::Body(0) = self.step {
                 self.step = Step::Head(HeadScan::default());
@@ -86,6 +79,11 @@ impl Framing {
             }
         }
         at
+    }
+
+    /// True if what comes next must not be handed on: the connection is to end.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.step, Step::Refused)
     }
 }
 
@@ -173,13 +171,14 @@ impl HeadScan {
         }
     }
 
-    /// Length of the body that follows, if the head tells.
-    fn body(&self) -> Option<u64> {
-        match (self.encoding, self.lengths) {
-            _ if self.preface => None,
-            (false, 0) => Some(0),
-            (false, 1) => self.length,
-            _ => None,
+    /// What follows. hyper takes no other coding than one that ends in `chunked`, and no length that is not a number.
+    fn body(&self) -> Step {
+        match (self.encoding, self.lengths, self.length) {
+            _ if self.preface => Step::Lost,
+            (true, _, _) => Step::Chunks(Chunks::default()),
+            (false, 0, _) => Step::Body(0),
+            (false, 1, Some(length)) => Step::Body(length),
+            _ => Step::Lost,
         }
     }
 }
@@ -214,7 +213,11 @@ mod tests {
         for piece in pieces {
             scan.feed(piece);
         }
-        (scan.marks(), scan.done, scan.body())
+        let body = match scan.body() {
+            Step::Body(length) => Some(length),
+            _ => None,
+        };
+        (scan.marks(), scan.done, body)
     }
 
     #[test]
@@ -269,21 +272,29 @@ mod tests {
         let post = "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n";
         let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
         let mut framing = Framing::default();
-        let mut follow = |text: &str, between: bool| {
+        let mut follow = |text: &str| {
             let mut shown = None;
-            let size = framing.follow(text.as_bytes(), between, |marks| shown = Some(marks));
+            let size = framing.follow(text.as_bytes(), |marks| shown = Some(marks));
             (size, shown.is_some())
         };
-        assert_eq!(follow(&get.repeat(2), true), (get.len(), false));
-        assert_eq!(follow(&format!("{post}ab"), true), (post.len() + 2, false));
-        assert_eq!(follow(&format!("c{get}"), false), (1, false));
+        assert_eq!(follow(&get.repeat(2)), (get.len(), false));
+        assert_eq!(follow(&format!("{post}ab")), (post.len() + 2, false));
+        assert_eq!(follow(&format!("c{get}")), (1, false));
         let all = format!("{chunked}3\r\nabc\r\n0\r\n\r");
-        assert_eq!(follow(&all, true), (all.len(), false));
-        // The body's last byte, and part of the next head: lost, and quiet about what may be anything.
-        assert_eq!(follow("\nGET / HTTP/1.1\r\nRef", false), (20, false));
-        assert_eq!(follow("erer: #\r\n\r\n", true), (11, false));
-        // That was the end of a head, as its answer shows.
-        assert_eq!(follow("GET /# HTTP/1.1\r\n", true), (17, true));
+        assert_eq!(follow(&all), (all.len(), false));
+        assert_eq!(follow("\nGET /# HTTP/1.1\r\n"), (1, false));
+        assert_eq!(follow("GET /# HTTP/1.1\r\n"), (17, true));
+    }
+
+    #[test]
+    fn what_must_not_be_read_stops_there_for_good() {
+        let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x";
+        let mut framing = Framing::default();
+        let text = format!("{head}\0\r\nabc\r\n0\r\n\r\n");
+        assert_eq!(framing.follow(text.as_bytes(), |_| {}), head.len());
+        assert!(framing.is_refused());
+        assert_eq!(framing.follow(&text.as_bytes()[head.len()..], |_| {}), 0);
+        assert_eq!(framing.follow(b"GET / HTTP/1.1\r\n\r\n", |_| {}), 0);
     }
 
     proptest! {
@@ -310,23 +321,30 @@ mod tests {
         /// Heads and counted bodies, cut anywhere and given back where it stops: every head is seen once.
         #[test]
         fn every_head_is_found(
-            bodies in prop::collection::vec(prop::option::of(0usize..40), 1..6),
+            bodies in prop::collection::vec(prop::option::of((any::<bool>(), 0usize..40)), 1..6),
             sizes in prop::collection::vec(1usize..80, 1..40),
         ) {
             let mut bytes = Vec::new();
             for body in &bodies {
                 bytes.extend_from_slice(b"GET /# HTTP/1.1\r\n");
-                if let Some(length) = body {
-                    bytes.extend_from_slice(format!("Content-Length: {length}\r\n").as_bytes());
+                match body {
+                    None => bytes.extend_from_slice(b"\r\n"),
+                    Some((false, length)) => {
+                        bytes.extend_from_slice(format!("Content-Length: {length}\r\n\r\n").as_bytes());
+                        bytes.extend(std::iter::repeat_n(b'\n', *length));
+                    }
+                    Some((true, chunks)) => {
+                        bytes.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+                        bytes.extend_from_slice("2;x\r\n\r\n\r\n".repeat(*chunks).as_bytes());
+                        bytes.extend_from_slice(b"0\r\nt: 1\r\n\r\n");
+                    }
                 }
-                bytes.extend_from_slice(b"\r\n");
-                bytes.extend(std::iter::repeat_n(b'\n', body.unwrap_or(0)));
             }
             let mut framing = Framing::default();
             let (mut at, mut ends, mut sizes) = (0, 0, sizes.into_iter().cycle());
             while at < bytes.len() {
                 let end = bytes.len().min(at + sizes.next().unwrap_or(1));
-                let size = framing.follow(&bytes[at..end], true, |_| {});
+                let size = framing.follow(&bytes[at..end], |_| {});
                 prop_assert!(size > 0 && size <= end - at);
                 at += size;
                 ends += usize::from(matches!(&framing.step, Step::Head(scan) if !scan.started && scan.partial_len == 0));

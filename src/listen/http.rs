@@ -30,7 +30,7 @@ use crate::http::progress::Progress;
 use crate::http::tunnel::Tunnel;
 use crate::http::{Entry, pipeline};
 use crate::metrics::WorkerContext;
-use crate::net::Peer;
+use crate::net::{Peer, Sever};
 use crate::tls;
 
 /// One bound address on one worker: what its connections share.
@@ -58,6 +58,10 @@ const BUFFER: usize = 64 * 1024;
 /// Windows towards clients, who are not trusted to hold more than this of our memory.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The least that HTTP/2 allows, and all that its clients need.
+const FRAME: u32 = 16 * 1024;
+/// Bytes of field names and values that a client may have us remember (HPACK's own default).
+const FIELD_TABLE: u32 = 4096;
 /// Bytes of a response that may wait in a stream's send buffer.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Streams that a client opened and reset before we came to them (CVE-2023-44487); more is a GOAWAY.
@@ -77,7 +81,7 @@ pub async fn serve<S>(
     spec: Arc<ConnectionSpec>,
     guard: EpochGuard,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let connection = Arc::new(Connection::new(peer, local, spec, listener.worker.clone()));
     let switched = {
@@ -99,7 +103,7 @@ pub(super) async fn serve_chosen<S>(
     listener: Arc<Listener>,
     guard: EpochGuard,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let connection = Arc::new(connection);
     let switched = {
@@ -127,7 +131,7 @@ async fn speak<S>(
     watch: Pin<&mut Watch<'_>>,
 ) -> Option<Switched<S>>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let framing = (protocol == Protocol::Http1).then(Framing::default);
     let io = Watched::new(stream, prefix, connection.clone(), framing);
@@ -144,7 +148,7 @@ where
 /// connections of its epoch.
 async fn go_on<S>(switched: Option<Switched<S>>, guard: EpochGuard)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     drop(guard);
     match switched {
@@ -264,7 +268,7 @@ async fn serve_http1<S>(
     mut watch: Pin<&mut Watch<'_>>,
 ) -> Option<Switched<S>>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let service = {
         let (listener, connection) = (listener.clone(), connection.clone());
@@ -303,7 +307,10 @@ where
                     .await;
                 return None;
             }
-            Err(Event::Cut | Event::Expired(_)) => return None,
+            Err(Event::Cut | Event::Expired(_)) => {
+                give_up(&serving.into_parts().io.into_inner());
+                return None;
+            }
         }
     };
     if ended.is_ok()
@@ -342,8 +349,17 @@ where
     if malformed || (ended.is_ok() && connection.is_unread()) {
         let last = read_away(serving.into_parts().io.into_inner());
         watch.epoch.cut.run_until_cancelled(last).await;
+    } else if ended.is_err() {
+        give_up(&serving.into_parts().io.into_inner());
     }
     None
+}
+
+/// A close is the end of some responses: it must not be taken for that where they have been cut.
+fn give_up<S: Sever>(io: &Watched<S>) {
+    if io.connection().is_open_ended() {
+        io.sever();
+    }
 }
 
 /// What could not be read as a request is counted and written down like one.
@@ -394,7 +410,7 @@ async fn serve_http2<S>(
     mut watch: Pin<&mut Watch<'_>>,
 ) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     connection.set_multiplexed();
     let spec = connection.spec.clone();
@@ -414,6 +430,10 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
+        .max_frame_size(FRAME)
+        .header_table_size(FIELD_TABLE)
+        // A client that is gone shows by `timeouts.idle` and `timeouts.write`.
+        .keep_alive_interval(None)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut closing = false;
@@ -424,6 +444,9 @@ where
             join_streams(&listener, &connection, streams);
             match polled {
                 Poll::Ready(result) => return Poll::Ready(Ok(result)),
+                Poll::Pending if streams.are_abused() => {
+                    return Poll::Ready(Err(Event::Cut));
+                }
                 Poll::Pending
                     if !closing
                         && spec
@@ -448,6 +471,13 @@ where
             }
             // Said once; expired again, the client did not take the hint.
             Err(Event::Expired(Expired::Idle | Expired::Header { .. })) if !closing => {}
+            Err(Event::Cut) if streams.are_abused() => {
+                tracing::debug!(peer = %connection.peer, "too many requests given up");
+                // One word, if it can leave at once.
+                Pin::new(&mut serving).graceful_shutdown();
+                let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut serving).poll(cx))).await;
+                return None;
+            }
             // Each ends by its own definition, and then the connection.
             Err(Event::Cut) if streams.tunnels() > 0 => {
                 Pin::new(&mut serving).graceful_shutdown();

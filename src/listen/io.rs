@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::framing::Framing;
 use crate::http::connection::Connection;
+use crate::net::Sever;
 
 /// A client's stream. `connection` runs its timers.
 #[derive(Debug)]
@@ -49,23 +50,33 @@ impl<S> Watched<S> {
         }
     }
 
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// The stream and what was read of it and not handed on.
     pub fn into_parts(self) -> (S, Bytes) {
         (self.stream, self.prefix)
     }
 
     /// How many of these bytes, which are next, hyper may have now.
-    fn came(&mut self, bytes: &[u8]) -> usize {
+    ///
+    /// # Errors
+    /// The first of them must not be read.
+    fn came(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.is_empty() {
-            return 0;
+            return Ok(0);
         }
-        let between = self.connection.received();
-        match &mut self.framing {
-            Some(framing) => {
-                framing.follow(bytes, between, |marks| self.connection.mark_head(marks))
-            }
-            None => bytes.len(),
+        self.connection.received();
+        let Some(framing) = &mut self.framing else {
+            return Ok(bytes.len());
+        };
+        let size = framing.follow(bytes, |marks| self.connection.mark_head(marks));
+        if size == 0 && framing.is_refused() {
+            let why = "a control character in a chunk extension";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
+        Ok(size)
     }
 
     fn wrote<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -83,6 +94,13 @@ impl<S> Watched<S> {
         if before != (blocked || unflushed) {
             self.connection.set_blocked(!before);
         }
+    }
+}
+
+impl<S: Sever> Watched<S> {
+    /// [`Sever::sever`].
+    pub fn sever(&self) {
+        self.stream.sever();
     }
 }
 
@@ -134,7 +152,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
             ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
             let bytes = &buf.filled()[before..];
             this.drained = bytes.is_empty() && buf.remaining() > 0;
-            let size = this.came(bytes);
+            let size = this.came(bytes)?;
             // Another request, read together with the end of this one: it waits until hyper asks for it.
             if size < bytes.len() {
                 this.prefix = Bytes::copy_from_slice(&bytes[size..]);
@@ -143,7 +161,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         } else {
             let room = this.prefix.len().min(buf.remaining());
             buf.put_slice(&this.prefix[..room]);
-            let size = this.came(&buf.filled()[before..]);
+            let size = this.came(&buf.filled()[before..])?;
             buf.set_filled(before + size);
             this.prefix.advance(size);
             if this.prefix.is_empty() {

@@ -1,9 +1,11 @@
 //! How bytes arrive: accept loops and what is spoken on a connection.
 pub mod accept;
+mod chunks;
 pub mod framing;
 pub mod http;
 pub mod io;
 mod proxy_protocol;
+mod resets;
 pub mod streams;
 pub mod timers;
 pub mod tls;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 
+use super::resets::Resets;
 use crate::http::progress::Progress;
 use crate::metrics::{WorkerContext, WorkerCounters};
 
@@ -44,6 +45,7 @@ struct Shared {
     worker: Arc<WorkerContext>,
     /// Streams that are no requests any more.
     tunnels: AtomicUsize,
+    resets: Resets,
 }
 
 impl Owner {
@@ -55,6 +57,7 @@ impl Owner {
             write_timeout,
             worker,
             tunnels: AtomicUsize::new(0),
+            resets: Resets::default(),
         };
         Owner {
             streams: Streams {
@@ -93,6 +96,11 @@ impl Streams {
         });
     }
 
+    /// The client gives up more requests than anybody has to.
+    pub fn are_abused(&self) -> bool {
+        self.shared.resets.are_too_many()
+    }
+
     /// How many run.
     pub fn tunnels(&self) -> usize {
         self.shared.tunnels.load(Ordering::Acquire)
@@ -116,10 +124,16 @@ where
     fn execute(&self, stream: F) {
         let progress = self.shared.next.lock().take();
         let limit = self.shared.write_timeout;
+        let shared = Arc::downgrade(&self.shared);
         self.shared.tasks.lock().spawn(async move {
-            match progress {
-                Some(progress) => until_stalled(stream, progress, limit).await,
-                None => stream.await,
+            let Some(progress) = progress else {
+                return stream.await;
+            };
+            until_stalled(stream, &progress, limit).await;
+            if !progress.is_answered()
+                && let Some(shared) = shared.upgrade()
+            {
+                shared.resets.count();
             }
         });
     }
@@ -129,7 +143,7 @@ where
 /// told to end. What ends early is reset by being dropped.
 async fn until_stalled(
     stream: impl Future<Output = ()>,
-    progress: Arc<Progress>,
+    progress: &Progress,
     limit: Option<Duration>,
 ) {
     let mut stream = pin!(stream);

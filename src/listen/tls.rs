@@ -14,7 +14,7 @@ use crate::config::http::ConnectionSpec;
 use crate::generation::EpochGuard;
 use crate::http::Secure;
 use crate::http::connection::{Connection, IDLE_LINGER};
-use crate::net::Peer;
+use crate::net::{Peer, Sever};
 use crate::tls::{Failure, Handshake, Session};
 
 /// Serves one accepted connection to its end, as [`http::serve`] does. `secure`: of the entry it was accepted under.
@@ -28,7 +28,7 @@ pub async fn serve<S>(
     secure: Secure,
     guard: EpochGuard,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let counters = listener.handshakes.clone();
     let late = late(secure.connection.header_timeout, &guard);

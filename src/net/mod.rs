@@ -6,9 +6,12 @@
 //! process of the same user could bind beside us and silently get half of the connections.
 
 pub mod copy;
+#[cfg(unix)]
+mod descriptors;
 mod listening;
 mod owned;
 mod retire;
+mod sever;
 #[cfg(unix)]
 pub mod unix;
 
@@ -18,9 +21,12 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+#[cfg(unix)]
+pub use descriptors::Ceiling;
 pub use listening::{Listener, Listening, Peer, Reservation, Stream};
 pub use owned::Owned;
 pub use retire::{Shutter, accept_queued};
+pub use sever::Sever;
 
 /// Length of each accept queue; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::config::admin::AdminSpec;
 use crate::config::scalar::ListenAddr;
 use crate::net;
+use crate::tls;
 
 /// Calls that may wait to be accepted.
 #[cfg(unix)]
@@ -19,7 +20,9 @@ pub struct AdminBinding {
     /// Listening, non-blocking. The supervisor keeps the original: take a `try_clone`. The same `Arc` as in the
     /// binding before when the address did not change: then go on accepting from it without a break.
     pub listener: Arc<AdminListener>,
-    /// Of `monitor`; the same rules hold for it.
+    /// What `listener` presents; `None`: it is cleartext.
+    pub tls: Option<Arc<tls::Server>>,
+    /// Of `monitor`; the same rules hold for it, but it has no TLS.
     pub monitor: Option<Arc<AdminListener>>,
 }
 

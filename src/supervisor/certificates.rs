@@ -231,11 +231,11 @@ impl Supervisor {
         let tls = crew.tls.clone();
         let built = self.options.compiler.spawn_blocking(move || {
             let (old, files) = (&snapshot.certificates, &snapshot.pems.files);
-            let renewed = Material::renew(Wanted::http(&document), &read, old, files, &tls);
+            let renewed = Material::renew(Wanted::all(&document), &read, old, files, &tls);
             if whole && !renewed.material.kept_out.is_empty() {
                 return Err(renewed.material.kept_out);
             }
-            let servers = document.http.keys();
+            let servers = Wanted::all(&document).map(|wanted| wanted.name);
             let changed = servers.filter(|server| !renewed.material.same(old, server));
             let changed: Vec<String> = changed.map(ToString::to_string).collect();
             let pems = Pems {

@@ -232,11 +232,23 @@ impl Handle {
         view.figures(self.generation(), &inner.log.counts)
     }
 
-    /// True when at least one generation serves and no stop was asked for (`/readyz`).
-    pub fn ready(&self) -> bool {
-        !self.inner.leaving.load(Ordering::Acquire)
-            && !self.inner.stopping.is_cancelled()
-            && self.inner.running.load().is_some()
+    /// Whether new clients are served (`/readyz`).
+    ///
+    /// # Errors
+    /// Why they are not.
+    pub fn ready(&self) -> Result<(), &'static str> {
+        if self.inner.leaving.load(Ordering::Acquire) || self.inner.stopping.is_cancelled() {
+            return Err("the process is stopping");
+        }
+        // Who was told so finds it in `/status`.
+        let view = self.inner.view.load();
+        if self.inner.running.load().is_none() || !view.is_serving() {
+            return Err("no generation serves");
+        }
+        if view.is_starved() {
+            return Err("accepting pauses: the descriptors for clients are in use");
+        }
+        Ok(())
     }
 
     /// From now on `/readyz` says no; accepting goes on (`runtime.stop_delay`).

@@ -149,6 +149,7 @@ impl Supervisor {
             .current
             .as_ref()
             .filter(|_| matches!(request.source, Source::Running));
+        let same_pems = again.is_some();
         let contents = match again {
             // Nobody asked to read anything but targets.
             Some(current) => Contents {
@@ -203,7 +204,7 @@ impl Supervisor {
             }
         };
         let (snapshot, faults) = self
-            .compile(request.kind, &parsed, &document, contents, &crew)
+            .compile(request.kind, &parsed, &document, contents, &crew, same_pems)
             .await?;
         warnings.extend(faults);
         warnings.extend(resolve(&parsed, &snapshot, deadline).await);
@@ -424,6 +425,7 @@ impl Supervisor {
         document: &Arc<Document>,
         contents: Contents,
         crew: &Arc<Crew>,
+        same_pems: bool,
     ) -> Result<(Arc<Snapshot>, Vec<Diagnostic>), Rejection> {
         let before = self
             .current
@@ -438,8 +440,13 @@ impl Supervisor {
                 .map(|(document, snapshot)| (&**document, &**snapshot));
             let running = before.map(|(_, snapshot)| (&snapshot.certificates, &snapshot.clients));
             let (pems, answers) = (&contents.pems.files, &contents.answers);
-            let loaded = tls::store::load(&document, pems, answers, running, &crew.tls);
-            let (certificates, clients, warnings) = loaded?;
+            let (certificates, clients, warnings) = match running {
+                // Nothing was read anew: also what was kept out of them stays as it was.
+                Some((certificates, clients)) if same_pems => {
+                    (certificates.clone(), clients.clone(), Vec::new())
+                }
+                _ => tls::store::load(&document, pems, answers, running, &crew.tls)?,
+            };
             let log = document.access_log.as_ref().map(|spec| {
                 let log = match kind {
                     // It leaves nothing behind, no empty file either.

@@ -83,6 +83,7 @@ impl Supervisor {
         let drain_timeout = request
             .drain_timeout
             .unwrap_or(document.runtime.drain_timeout);
+        let admin_tls = snapshot.admin.clone();
         let previous = self.current.replace(Current {
             id,
             document: document.clone(),
@@ -118,6 +119,7 @@ impl Supervisor {
                 generation: id,
                 spec: document.admin.clone(),
                 listener: socket.listener.clone(),
+                tls: admin_tls,
                 monitor: self.monitor.as_ref().map(|socket| socket.listener.clone()),
             })));
         }

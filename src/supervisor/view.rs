@@ -94,6 +94,18 @@ impl View {
         }
     }
 
+    /// A generation has begun to serve, and is seen here.
+    pub(super) fn is_serving(&self) -> bool {
+        self.serving.is_some()
+    }
+
+    /// Accepting pauses somewhere for want of descriptors.
+    pub(super) fn is_starved(&self) -> bool {
+        self.crew
+            .as_ref()
+            .is_some_and(|crew| crew.limit.is_starved())
+    }
+
     pub(super) fn status(&self, generation: u64) -> Status {
         let CertificateList {
             certificates,

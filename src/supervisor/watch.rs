@@ -2,7 +2,7 @@
 //! what is done about it, the actor does between two swaps. Owned by the actor, ends with it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -31,16 +31,17 @@ pub(super) const SOON: i64 = 30 * 24 * 60 * 60;
 pub(super) async fn run(inner: Arc<Inner>) {
     let mut files = Follower::default();
     let mut ends = Ends::default();
-    let mut looked: Option<(Arc<Snapshot>, Instant)> = None;
+    // Weak: what is replaced must not live on here.
+    let mut looked: Option<(Weak<Snapshot>, Instant)> = None;
     let mut pause = LOOK;
     loop {
         tokio::time::sleep(pause).await;
         let Some((document, snapshot)) = inner.view.load().serving() else {
             continue;
         };
-        let again = looked
-            .as_ref()
-            .is_none_or(|(last, at)| !Arc::ptr_eq(last, &snapshot) || at.elapsed() >= ENDS);
+        let again = looked.as_ref().is_none_or(|(last, at)| {
+            !std::ptr::eq(last.as_ptr(), Arc::as_ptr(&snapshot)) || at.elapsed() >= ENDS
+        });
         if again {
             let now = Timestamp::now();
             for (certificate, word) in ends.look(&list(&snapshot.certificates, now).certificates) {
@@ -49,7 +50,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
                 let (source, not_after) = (&certificate.source, &certificate.not_after);
                 tracing::warn!(names, servers, source, not_after, "a certificate {word}");
             }
-            looked = Some((snapshot.clone(), Instant::now()));
+            looked = Some((Arc::downgrade(&snapshot), Instant::now()));
         }
         let started = Instant::now();
         if let Some((seen, aloud)) = files.look(&document, snapshot).await {

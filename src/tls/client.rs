@@ -44,6 +44,22 @@ pub struct Client {
 }
 
 impl Client {
+    /// One that belongs to no upstream, made of `files`. Warnings are not for who asks here.
+    ///
+    /// # Errors
+    /// Everything wrong with it.
+    pub fn alone(tls: &UpstreamTlsSpec, files: &Files) -> Result<Arc<Client>, Vec<Fault>> {
+        let mut loader = Loader {
+            files,
+            provider: &Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+            known: HashMap::new(),
+            system: None,
+            now: Timestamp::now(),
+            warnings: Vec::new(),
+        };
+        loader.client("", tls)
+    }
+
     pub fn identity(&self) -> &Identity {
         &self.identity
     }

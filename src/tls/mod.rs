@@ -45,6 +45,8 @@ const SESSIONS: usize = 4096;
 const MAX_UNUSED: usize = 64;
 const H2: &[u8] = b"h2";
 const H1: &[u8] = b"http/1.1";
+/// All that some clients offer when they want HTTP/1.0 (`curl --http1.0`).
+const H1_0: &[u8] = b"http/1.0";
 
 /// What outlives generations: ticket keys and sessions, so that clients resume across swaps, and the certificates made
 /// at start. One per process.

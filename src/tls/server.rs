@@ -14,7 +14,7 @@ use rustls::server::NoClientAuth;
 use super::choose::{Chooser, domains_above};
 use super::client_auth::{ClientAuth, Resumption};
 use super::store::Certificate;
-use super::{H1, H2, Shared};
+use super::{H1, H1_0, H2, Shared};
 use crate::config::http::{Alpn, ClientAuthSpec, TlsVersion};
 use crate::config::scalar::HostPattern;
 
@@ -160,11 +160,11 @@ impl State {
             .with_cert_resolver(self.chooser.clone());
         config.ticketer = resumption.tickets.clone();
         config.session_storage = resumption.sessions.clone();
-        let names = alpn.iter().map(|name| match name {
-            Alpn::H2 => H2.to_vec(),
-            Alpn::Http1 => H1.to_vec(),
+        let names = alpn.iter().flat_map(|name| match name {
+            Alpn::H2 => &[H2][..],
+            Alpn::Http1 => &[H1, H1_0],
         });
-        config.alpn_protocols = names.collect();
+        config.alpn_protocols = names.map(|name| name.to_vec()).collect();
         self.policies.push(Policy {
             config: Arc::new(config),
             client_auth: spec.cloned(),

@@ -9,7 +9,7 @@ mod load;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use jiff::{Span, Timestamp};
@@ -84,7 +84,7 @@ pub fn load(
     shared: &Shared,
 ) -> Result<(Material, Clients, Vec<Fault>), Vec<Fault>> {
     let (material, clients) = before.unzip();
-    let material = Material::load(Wanted::http(document), pems, material, shared);
+    let material = Material::load(Wanted::all(document), pems, material, shared);
     let clients = Clients::load(document.upstreams.values(), files, clients, shared);
     match (material, clients) {
         (Ok((material, mut warnings)), Ok((clients, more))) => {
@@ -150,9 +150,40 @@ pub struct Wanted<'a> {
     /// JSON Pointer of its `tls`.
     pub pointer: String,
     pub tls: &'a TlsSpec,
+    /// Its one certificate is written in `tls` itself.
+    pub flat: bool,
 }
 
+/// What the admin API is called among the servers. No server can have this name.
+pub static ADMIN: LazyLock<Arc<str>> = LazyLock::new(|| "[admin]".into());
+
 impl Wanted<'_> {
+    /// What all that a document serves wants.
+    pub fn all(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
+        Wanted::http(document).chain(document.admin.tls.as_ref().map(|tls| Wanted {
+            name: &ADMIN,
+            pointer: "/admin/tls".to_owned(),
+            tls,
+            flat: true,
+        }))
+    }
+
+    /// JSON Pointer of a certificate.
+    fn certificate(&self, index: usize) -> String {
+        match self.flat {
+            true => self.pointer.clone(),
+            false => format!("{}/certificates/{index}", self.pointer),
+        }
+    }
+
+    /// JSON Pointer of what signs the certificates of clients.
+    fn client_ca(&self) -> String {
+        match self.flat {
+            true => format!("{}/client_ca", self.pointer),
+            false => format!("{}/client_auth/ca", self.pointer),
+        }
+    }
+
     /// What the HTTP servers of a document want.
     pub fn http(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
         document.http.values().filter_map(|server| {
@@ -160,6 +191,7 @@ impl Wanted<'_> {
                 name: &server.name,
                 pointer: format!("/http/{}/tls", server.name),
                 tls: server.tls.as_ref()?,
+                flat: false,
             })
         })
     }

@@ -21,7 +21,8 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::error::{Error, chain};
+use super::error::Error;
+use super::source::Source;
 use super::timer::Timer;
 use crate::metrics::cell::Cell;
 
@@ -62,16 +63,6 @@ struct Stream {
     again: Option<VecDeque<Bytes>>,
 }
 
-/// Where the bytes come from.
-#[derive(Debug)]
-enum Source {
-    Client(Incoming),
-    /// Read before: what is left of it.
-    Kept(Bytes),
-    #[cfg(test)]
-    Test(http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>),
-}
-
 impl RequestBody {
     pub fn empty() -> RequestBody {
         RequestBody { stream: None }
@@ -81,7 +72,7 @@ impl RequestBody {
         if incoming.is_end_stream() {
             return RequestBody::empty();
         }
-        RequestBody::from_source(Source::Client(incoming), rules)
+        RequestBody::from_source(Source::client(incoming), rules)
     }
 
     fn from_source(source: Source, rules: BodyRules) -> RequestBody {
@@ -131,7 +122,7 @@ impl RequestBody {
                 whole.extend_from_slice(&data);
             }
         }
-        let source = Source::Kept(whole.freeze());
+        let source = Source::kept(whole.freeze());
         Ok(RequestBody::from_source(source, BodyRules::default()))
     }
 
@@ -139,9 +130,9 @@ impl RequestBody {
     pub(super) fn again(&self) -> Option<RequestBody> {
         match &self.stream {
             None => Some(RequestBody::empty()),
-            Some(stream) => match &stream.source {
-                Source::Kept(bytes) if stream.taken == 0 => Some(RequestBody::from_source(
-                    Source::Kept(bytes.clone()),
+            Some(stream) => match stream.source.at_hand() {
+                Some(bytes) if stream.taken == 0 => Some(RequestBody::from_source(
+                    Source::kept(bytes.clone()),
                     BodyRules::default(),
                 )),
                 _ => None,
@@ -155,8 +146,7 @@ impl RequestBody {
     where
         B: Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
     {
-        use http_body_util::BodyExt;
-        RequestBody::from_source(Source::Test(body.boxed_unsync()), rules)
+        RequestBody::from_source(Source::test(body), rules)
     }
 
     /// What the exchange watches; `None` for an empty body.
@@ -239,7 +229,7 @@ impl Stream {
                 return self.fail(Error::client(StatusCode::PAYLOAD_TOO_LARGE, detail));
             }
         }
-        // With a known length hyper stops asking at its last byte, which over HTTP/2 may come before the stream's end.
+        // With a known length hyper stops asking at its last byte, also where trailers follow.
         if frame.is_trailers()
             || self.source.is_end_stream()
             || self.source.size_hint().exact() == Some(0)
@@ -294,43 +284,6 @@ impl Stream {
     fn fail(&self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         *self.progress.failure.lock() = Some(error.clone());
         Poll::Ready(Some(Err(error)))
-    }
-}
-
-impl Source {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        // Malformed chunks and a client that went away look alike to the origin: the request never came whole.
-        fn bad(error: &dyn std::error::Error) -> Error {
-            Error::client(
-                StatusCode::BAD_REQUEST,
-                format!("request body: {}", chain(error)),
-            )
-        }
-        match self {
-            Source::Client(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|e| bad(&e)),
-            Source::Kept(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Source::Kept(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            #[cfg(test)]
-            Source::Test(body) => Pin::new(body).poll_frame(cx).map_err(|e| bad(&e)),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Source::Client(incoming) => incoming.is_end_stream(),
-            Source::Kept(bytes) => bytes.is_empty(),
-            #[cfg(test)]
-            Source::Test(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Source::Client(incoming) => incoming.size_hint(),
-            Source::Kept(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            #[cfg(test)]
-            Source::Test(body) => body.size_hint(),
-        }
     }
 }
 

@@ -137,13 +137,20 @@ async fn tcp(address: std::net::SocketAddr) -> io::Result<Socket> {
 
 /// HTTP/1 needs no round trip: this only sets up hyper's two halves, so it has no time limit of its own.
 async fn http1(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Dialed, Error> {
+    let wire = Wire::new(socket);
+    let awaited = wire.awaited();
     let (sender, http) = http1::Builder::new()
         .max_header_size(HEAD)
         .max_buf_size(BUFFER)
-        .handshake(TokioIo::new(Wire::new(socket)))
+        .handshake(TokioIo::new(wire))
         .await
         .map_err(|e| Error::exchange(&e, address).unsent())?;
-    Ok(Dialed::H1(Box::new(Parts { sender, http, slot })))
+    Ok(Dialed::H1(Box::new(Parts {
+        sender,
+        http,
+        awaited,
+        slot,
+    })))
 }
 
 async fn http2(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Dialed, Error> {

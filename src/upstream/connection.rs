@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::RequestBody;
+use super::interim::Awaited;
 use super::timer::Deadline;
 use super::wire::Wire;
 
@@ -25,6 +26,7 @@ use super::wire::Wire;
 pub(super) struct Parts {
     pub(super) sender: http1::SendRequest<RequestBody>,
     pub(super) http: http1::Connection<TokioIo<Wire>, RequestBody>,
+    pub(super) awaited: Arc<Awaited>,
     pub(super) slot: Slot,
 }
 
@@ -32,6 +34,8 @@ pub(super) struct Parts {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) sender: http1::SendRequest<RequestBody>,
+    /// What its socket knows of the answer that is waited for.
+    pub(super) awaited: Arc<Awaited>,
     _task: AbortOnDropHandle<()>,
     deadline: Deadline,
     /// Room for what a second try would need; kept so that it is not allocated per request.
@@ -128,7 +132,12 @@ impl Drop for Slot {
 impl Connection {
     /// Starts the connection's task on the current worker; its slot is given back when it ends.
     pub(super) fn new(parts: Parts, home: usize) -> Box<Connection> {
-        let Parts { sender, http, slot } = parts;
+        let Parts {
+            sender,
+            http,
+            awaited,
+            slot,
+        } = parts;
         let task = tokio::spawn(async move {
             let _slot = slot;
             if let Err(error) = http.await {
@@ -138,6 +147,7 @@ impl Connection {
         });
         Box::new(Connection {
             sender,
+            awaited,
             _task: AbortOnDropHandle::new(task),
             deadline: Deadline::default(),
             scratch: Vec::new(),

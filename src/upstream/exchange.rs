@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::body::{Progress, RequestBody};
 use super::connection::Connection;
 use super::error::{Error, Kind};
+use super::interim;
 use crate::config::scalar::TargetAddr;
 
 /// Bytes of a second try's copy that a connection keeps room for.
@@ -39,6 +40,7 @@ pub(super) async fn exchange(
     peer: &TargetAddr,
 ) -> Result<Response<Incoming>, Error> {
     let sending = std::mem::replace(request, Request::new(RequestBody::empty()));
+    connection.awaited.expect();
     let outcome = {
         let mut answer = pin!(connection.sender.try_send_request(sending));
         let mut due = None;
@@ -77,6 +79,10 @@ pub(super) async fn exchange(
                 sent.gate.shut();
             }
             Ok(response)
+        }
+        Some(Err(_)) if connection.awaited.flooded() => {
+            let detail = format!("{peer}: more than {} interim responses", interim::MOST);
+            Err(Error::upstream(Kind::HttpProtocolError, detail))
         }
         Some(Err(mut error)) => {
             let unsent = error

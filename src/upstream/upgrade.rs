@@ -252,6 +252,7 @@ impl Upstream {
             sender: _sender,
             mut http,
             slot,
+            ..
         } = parts;
         // The head is read and the request written: hyper has nothing left to do but to let go.
         poll_fn(|cx| http.poll_without_shutdown(cx))

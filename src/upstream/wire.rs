@@ -2,7 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -10,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio_rustls::client::TlsStream;
 
+use super::interim::{Awaited, Interim};
 use crate::net;
 
 /// A connected socket, in cleartext or after its TLS handshake.
@@ -44,6 +46,7 @@ impl Socket {
 pub(super) struct Wire {
     socket: Socket,
     deaf: bool,
+    interim: Interim,
 }
 
 impl Wire {
@@ -51,7 +54,13 @@ impl Wire {
         Wire {
             socket,
             deaf: false,
+            interim: Interim::default(),
         }
+    }
+
+    /// Where it is told that a request is about to be sent.
+    pub(super) fn awaited(&self) -> Arc<Awaited> {
+        self.interim.awaited.clone()
     }
 
     fn swallow(&mut self, result: Poll<io::Result<usize>>, len: usize) -> Poll<io::Result<usize>> {
@@ -123,7 +132,9 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
+        Poll::Ready(self.interim.look(&buf.filled()[before..]))
     }
 }
 

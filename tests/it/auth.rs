@@ -14,7 +14,7 @@ use crate::kit::raw::Head;
 use crate::kit::{Call, Conn, Gate, Origin, Response, free_port, get};
 
 /// A quick hash.
-fn bcrypt_of(password: &str) -> String {
+pub(crate) fn bcrypt_of(password: &str) -> String {
     bcrypt::hash(password, 4).unwrap()
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::kit::process::{Base, spawn};
-use crate::kit::{Gate, free_port, tls};
+use crate::kit::{Call, Gate, free_port, h2c, tls};
 
 fn samples() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
@@ -34,25 +34,22 @@ fn addresses(value: &serde_json::Value, found: &mut Vec<String>) {
     }
 }
 
-#[test]
-fn every_sample_starts_and_answers() {
-    for sample in samples() {
-        let text = std::fs::read_to_string(&sample).unwrap();
-        let checked = std::process::Command::new(env!("CARGO_BIN_EXE_evergate"))
-            .args(["check", "-c"])
-            .arg(&sample)
-            .output()
-            .unwrap();
-        assert!(
-            checked.status.success(),
-            "{}: {}",
-            sample.display(),
-            String::from_utf8_lossy(&checked.stderr)
-        );
+/// A sample that runs, with ports of its own.
+pub(crate) struct Sample {
+    pub(crate) gate: Gate,
+    /// Where a port that stands in the sample is now.
+    moved: BTreeMap<String, u16>,
+    /// The sample as it runs.
+    pub(crate) text: String,
+}
 
+impl Sample {
+    pub(crate) fn start(name: &str) -> Sample {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
         // A copy of the folder, with ports of our own.
         let dir = tempfile::tempdir().unwrap();
-        copy(sample.parent().unwrap(), dir.path());
+        copy(&folder, dir.path());
         // Longest first, so that `:80` does not eat the head of `:8080`; marks first, so that no new port is moved again.
         let mut ports = ports_of(&text);
         ports.sort_by_key(|p| std::cmp::Reverse(p.len()));
@@ -78,11 +75,10 @@ fn every_sample_starts_and_answers() {
         if !named {
             text = format!("{text}\n[admin]\nlisten = \"{admin}\"\n");
         }
-        let file = dir.path().join(sample.file_name().unwrap());
+        let file = dir.path().join(name);
         std::fs::write(&file, &text).unwrap();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_evergate"));
         command.args(["run", "-c"]).arg(&file);
-        command.env("XDG_STATE_HOME", dir.path().join("state"));
         let (child, output) = spawn(command, dir.path());
         let base = Base {
             admin,
@@ -90,19 +86,55 @@ fn every_sample_starts_and_answers() {
             runtime: String::new(),
         };
         let gate = Gate::adopt(child, output, base, dir);
-        let now = gate.now().json();
+        Sample { gate, moved, text }
+    }
+
+    /// Where the address with `port` is now.
+    pub(crate) fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.moved[&port.to_string()]))
+    }
+}
+
+#[test]
+fn every_sample_starts_and_answers() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for sample in samples() {
+        let checked = std::process::Command::new(env!("CARGO_BIN_EXE_evergate"))
+            .args(["check", "-c"])
+            .arg(&sample)
+            .output()
+            .unwrap();
+        assert!(
+            checked.status.success(),
+            "{}: {}",
+            sample.display(),
+            String::from_utf8_lossy(&checked.stderr)
+        );
+        let name = sample.file_name().unwrap().to_str().unwrap();
+        let running = Sample::start(name);
+        // With `[defaults]` in their places.
+        let now = running.gate.call(Call::get("/now?defaults=true")).json();
         for server in now["http"].as_object().unwrap().values() {
             let mut listens = Vec::new();
             addresses(server, &mut listens);
+            assert!(!listens.is_empty(), "{name}");
             for address in &listens {
                 let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
                 let to = SocketAddr::from(([127, 0, 0, 1], port));
                 // Its origins are not there: an answer is an answer.
-                let answer = match server.get("tls") {
-                    Some(_) => tls::Client::new().get(to, "localhost", "/"),
-                    None => crate::kit::get(to, "localhost", "/"),
+                let status = match server.get("tls") {
+                    Some(_) => tls::Client::new().get(to, "localhost", "/").status,
+                    None if server["protocols"] == serde_json::json!(["h2"]) => {
+                        runtime.block_on(async {
+                            let client = h2c::H2::open(to).await;
+                            let answer =
+                                h2c::send(client.stream(), "GET", "http://localhost/", "").await;
+                            answer.unwrap().0.status.as_u16()
+                        })
+                    }
+                    None => crate::kit::get(to, "localhost", "/").status,
                 };
-                assert!(answer.status >= 200, "{}: {address}", sample.display());
+                assert!(status >= 200, "{name}: {address}");
             }
         }
     }

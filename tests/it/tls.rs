@@ -79,6 +79,7 @@ fn the_protocol_is_chosen_by_alpn() {
     };
     assert_eq!(chosen(&["http/1.1", "h2"]).unwrap().as_deref(), Some("h2"));
     assert_eq!(chosen(&["http/1.1"]).unwrap().as_deref(), Some("http/1.1"));
+    assert_eq!(chosen(&["http/1.0"]).unwrap().as_deref(), Some("http/1.0"));
     assert!(chosen(&["spdy/3"]).is_err());
     gate.reload_ok(&site(to, "protocols = \"h1\"", "x"));
     assert_eq!(

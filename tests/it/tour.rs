@@ -3,7 +3,8 @@
 
 use std::net::SocketAddr;
 
-use crate::kit::{Call, Gate, free_port, get, raw};
+use crate::kit::{Call, Gate, free_port, get, raw, tls};
+use crate::samples::Sample;
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -55,4 +56,45 @@ fn the_tour_by_hand() {
     for port in [first, second, gate.base.admin.port()] {
         assert!(raw::refused(local(port)));
     }
+}
+
+#[test]
+fn a_site_with_https_and_its_maintenance_page() {
+    let site = Sample::start("site.toml");
+    let client = tls::Client::new();
+    let page = client.get(site.at(8443), "localhost", "/any/path");
+    assert_eq!(page.status, 200);
+    assert!(
+        page.text().starts_with("<!doctype html>"),
+        "{}",
+        page.text()
+    );
+    assert!(page.header("strict-transport-security").is_some());
+    let missing = client.get(site.at(8443), "localhost", "/assets/gone.js");
+    assert_eq!(missing.status, 404);
+    let plain = get(site.at(8088), "localhost", "/any/path");
+    let there = format!("https://localhost:{}/any/path", site.at(8443).port());
+    assert_eq!(
+        (plain.status, plain.header("location")),
+        (308, Some(&*there))
+    );
+
+    let page = Sample::start("maintenance.toml");
+    // The application is not there: its own page says so.
+    let lost = get(page.at(8091), "localhost", "/");
+    assert_eq!(lost.status, 502);
+    assert!(lost.text().contains("Back soon"));
+    let text = page
+        .text
+        .replacen("enabled   = false", "enabled   = true", 1);
+    assert_ne!(text, page.text);
+    page.gate
+        .call(Call::post("/reload").toml(&text))
+        .expect(200);
+    let closed = get(page.at(8091), "localhost", "/");
+    assert_eq!(
+        (closed.status, closed.header("retry-after")),
+        (503, Some("600"))
+    );
+    assert!(closed.text().contains("Back soon"));
 }

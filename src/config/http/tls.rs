@@ -143,7 +143,7 @@ pub struct ClientAuthSpec {
 }
 
 /// Checked `tls`, less what belongs to the connection ([`ConnectionSpec::tls`]) and the redirect, which is a server.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSpec {
     /// In the document's order.
     pub certificates: Vec<CertificateSpec>,
@@ -154,7 +154,7 @@ pub struct TlsSpec {
 }
 
 /// Where a certificate comes from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateSpec {
     Pair {
         cert: PemSource,

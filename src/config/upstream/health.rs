@@ -46,6 +46,7 @@ section! {
         on_down: OnDown = "keep",
     }
     short = path;
+    one_of = ["path", "grpc", "send", "receive"];
     later = [];
 }
 

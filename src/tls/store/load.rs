@@ -76,11 +76,13 @@ impl<'a> Loader<'a> {
     }
 
     fn server(&mut self, wanted: &Wanted<'_>) -> Held {
-        let Wanted { name, pointer, tls } = wanted;
+        let Wanted {
+            name, pointer, tls, ..
+        } = wanted;
         let before = self.before.and_then(|before| before.servers.get(*name));
         let mut out = Held::default();
         for (index, spec) in tls.certificates.iter().enumerate() {
-            let pointer = format!("{pointer}/certificates/{index}");
+            let pointer = wanted.certificate(index);
             match spec {
                 CertificateSpec::Pair { cert, key } => {
                     let paths = [cert, key].into_iter().filter_map(PemSource::path);
@@ -101,7 +103,7 @@ impl<'a> Loader<'a> {
         }
         if let Some(spec) = &tls.client_auth {
             let before = before.and_then(|before| before.client_auth.as_ref());
-            out.client_auth = self.client_auth(format!("{pointer}/client_auth/ca"), spec, before);
+            out.client_auth = self.client_auth(wanted.client_ca(), spec, before);
         }
         out
     }

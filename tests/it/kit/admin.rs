@@ -60,6 +60,14 @@ impl Call {
         self.body("application/json", body.to_string())
     }
 
+    pub(crate) fn method(&self) -> &str {
+        &self.method
+    }
+
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+
     /// What goes over the wire.
     pub(crate) fn bytes(&self, to: SocketAddr, keep: bool) -> Vec<u8> {
         let Call { method, target, .. } = self;

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 pub(crate) mod admin;
 pub(crate) mod authority;
 pub(crate) mod contract;
+pub(crate) mod frames;
+pub(crate) mod grpc;
 pub(crate) mod h2c;
 pub(crate) mod h2origin;
 pub(crate) mod load;

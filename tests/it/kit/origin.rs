@@ -318,6 +318,7 @@ impl State {
                  x-end: 1\r\nset-cookie: a=1\r\nset-cookie: b=2\r\n",
                 id.as_bytes(),
             )?,
+            "powered" => self.plain(conn, &method, "x-powered-by: evil/1\r\n", id.as_bytes())?,
             "twice" => {
                 let one = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{id}", id.len());
                 conn.send(format!("{one}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nstolen"))?;

@@ -55,6 +55,7 @@ pub(crate) struct Gate {
 pub(crate) struct Setup {
     runtime: String,
     files: Vec<(String, Vec<u8>)>,
+    descriptors: Option<u64>,
 }
 
 impl Setup {
@@ -62,6 +63,12 @@ impl Setup {
     pub(crate) fn runtime(mut self, lines: &str) -> Setup {
         self.runtime.push_str(lines);
         self.runtime.push('\n');
+        self
+    }
+
+    /// Gives the process no more descriptors than that.
+    pub(crate) fn descriptors(mut self, most: u64) -> Setup {
+        self.descriptors = Some(most);
         self
     }
 
@@ -87,7 +94,16 @@ impl Setup {
         };
         let config = dir.path().join("evergate.toml");
         std::fs::write(&config, base.document(rest)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_evergate"));
+        let binary = env!("CARGO_BIN_EXE_evergate");
+        let mut command = match self.descriptors {
+            None => Command::new(binary),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                let limit = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
+                shell.arg("-c").arg(limit).arg(binary);
+                shell
+            }
+        };
         command.args(["run", "-c"]).arg(&config);
         let (child, output) = spawn(command, dir.path());
         let mut gate = Gate {
