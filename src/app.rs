@@ -242,6 +242,7 @@ fn request(kind: Kind, source: Source, actor: &str) -> SwapRequest {
         strict: false,
         turn: None,
         actor: actor.into(),
+        read_only: false,
     }
 }
 

@@ -6,15 +6,16 @@ mod glob;
 mod include;
 mod locator;
 mod reach;
+mod returned;
 #[cfg(test)]
 mod said_once;
 mod schema;
+mod sealed;
 mod shown;
 mod targets;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,9 +29,9 @@ use crate::config::findings::{Findings, Kind};
 use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
 use crate::config::log::{self, AccessLogRaw, AccessLogSpec, LogRaw, LogSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
-use crate::config::scalar::{REDACTED, Secret, has_ipv6};
+use crate::config::scalar::{Secret, has_ipv6};
 use crate::config::texts::Texts;
-use crate::config::tree::{self, At, Node, Places, Tree, Value};
+use crate::config::tree::{self, At, Node, Places, Value};
 use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec, resolve_splits};
 use crate::config::{Diagnostic, Format, format, render};
 
@@ -132,6 +133,24 @@ impl Document {
         Self::parse_with(bytes, format, context, has_ipv6())
     }
 
+    /// Reads and checks a document of somebody who may not learn what the environment of the process or its files say: errors
+    /// quote values, so `${NAME}`, `include` and `targets_file` are refused.
+    ///
+    /// # Errors
+    /// As [`Document::parse`].
+    pub fn parse_sealed(
+        bytes: &[u8],
+        format: Format,
+        context: &Context<'_>,
+    ) -> Result<Parsed, Refused> {
+        let outside = Outside {
+            has_ipv6: has_ipv6(),
+            environment: None,
+            included: None,
+        };
+        Self::parse_in(bytes, format, context, &outside)
+    }
+
     /// Reads and checks a document whose files may have changed or be gone: from the texts that were read once.
     ///
     /// # Errors
@@ -139,7 +158,7 @@ impl Document {
     pub fn parse_again(sources: &Sources, context: &Context<'_>) -> Result<Parsed, Refused> {
         let outside = Outside {
             has_ipv6: has_ipv6(),
-            environment: &environment::process,
+            environment: Some(&environment::process),
             included: Some(&sources.included),
         };
         Self::parse_in(sources.text.as_bytes(), sources.format, context, &outside)
@@ -153,7 +172,7 @@ impl Document {
     ) -> Result<Parsed, Refused> {
         let outside = Outside {
             has_ipv6,
-            environment: &environment::process,
+            environment: Some(&environment::process),
             included: None,
         };
         Self::parse_in(bytes, format, context, &outside)
@@ -170,15 +189,19 @@ impl Document {
         let mut tree =
             format::parse(source, format).map_err(|(f, places)| syntax(f, source, &places))?;
         let mut findings = Findings::default();
-        let mut environment = Environment::new(outside.environment);
+        let mut environment = Environment::of(outside.environment);
         environment.fill(&mut tree.root);
         // Fails for an empty path only, from which relative paths stay what they are.
         let base = std::path::absolute(&context.base).unwrap_or_else(|_| context.base.clone());
-        let included = match outside.included {
-            Some(included) => included.to_vec(),
-            None => include::read(&tree.root, &base, source.len(), &mut findings),
+        let included = match (outside.included, outside.environment) {
+            (_, None) => {
+                sealed::refuse_files(&tree.root, &mut findings);
+                Vec::new()
+            }
+            (Some(included), _) => included.to_vec(),
+            (None, _) => include::read(&tree.root, &base, source.len(), &mut findings),
         };
-        let own = include::is_given(&tree.root)
+        let own = (outside.environment.is_some() && include::is_given(&tree.root))
             .then(|| Root::decode(&without_notes(tree.root.clone()), &mut Findings::default()))
             .flatten();
         let sources = Sources {
@@ -189,7 +212,12 @@ impl Document {
         let mut joined = include::join(tree, &sources, Some(&mut environment), &mut findings)
             .map_err(Refused::Syntax)?;
         if let Some(running) = context.running {
-            put_secrets_back(&mut joined.tree, running);
+            returned::put_back(
+                &mut joined.tree,
+                running,
+                outside.environment,
+                &mut findings,
+            );
         }
         let root = without_notes(joined.tree.root);
         let laid = is_laid(&root, &mut findings);
@@ -375,7 +403,8 @@ impl Document {
 /// What a document takes from the world around it.
 struct Outside<'o> {
     has_ipv6: bool,
-    environment: Lookup<'o>,
+    /// `None`: nothing of it may be told, neither of the environment nor of files that are read while parsing.
+    environment: Option<Lookup<'o>>,
     /// The texts of what it includes; `None`: from the files.
     included: Option<&'o [Included]>,
 }
@@ -395,6 +424,8 @@ struct ReadTree<'r> {
 
 /// Values that `[defaults]` may stand for in all tables together.
 const MAX_LAID: usize = 1_000_000;
+/// Bytes that the texts of these values may have.
+const MAX_LAID_BYTES: usize = 64 * 1024 * 1024;
 
 /// Whether `[defaults]` can be laid under: a small document could stand for a huge one.
 fn is_laid(root: &Node<'_>, findings: &mut Findings) -> bool {
@@ -408,33 +439,28 @@ fn is_laid(root: &Node<'_>, findings: &mut Findings) -> bool {
             _ => None,
         })
     };
-    let mut values = 0usize;
+    let (mut values, mut bytes) = (0usize, 0usize);
     for kind in shown::KINDS {
         let tables = match get(&[kind]).map(|node| &node.value) {
             Some(Value::Table(tables)) => tables.len(),
             _ => 0,
         };
-        let below = get(&["defaults", kind]).map_or(0, tree::count);
-        values = values.saturating_add(tables.saturating_mul(below));
+        let Some(below) = get(&["defaults", kind]) else {
+            continue;
+        };
+        values = values.saturating_add(tables.saturating_mul(tree::count(below)));
+        bytes = bytes.saturating_add(tables.saturating_mul(tree::bytes(below)));
     }
-    if values > MAX_LAID {
-        let at = get(&["defaults"]).map_or(At::ROOT, |node| node.at);
-        let message = format!("`[defaults]` would stand for more than {MAX_LAID} values");
-        findings.key_error(at, message);
-    }
-    values <= MAX_LAID
-}
-
-/// A `"<redacted>"` that came back, where the running document has a secret, is that secret.
-fn put_secrets_back(tree: &mut Tree<'_>, running: &Document) {
-    let Tree { root, places } = tree;
-    root.walk(&mut |node| {
-        if matches!(&node.value, Value::Text(text) if text == REDACTED)
-            && let Some(secret) = running.secret_at(&places.pointer(node.at))
-        {
-            node.value = Value::Text(Cow::Owned(secret.expose().to_owned()));
-        }
-    });
+    let more = match (values > MAX_LAID, bytes > MAX_LAID_BYTES) {
+        (true, _) => format!("{MAX_LAID} values"),
+        (false, true) => "64 MiB of text".to_owned(),
+        (false, false) => return true,
+    };
+    let at = get(&["defaults"]).map_or(At::ROOT, |node| node.at);
+    findings
+        .key_error(at, format!("`[defaults]` would stand for more than {more}"))
+        .help("say what is long in the tables that need it");
+    false
 }
 
 fn syntax(findings: Findings, source: &str, places: &Places<'_>) -> Refused {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use super::control::Control;
 use super::idempotency::{self, Claim};
-use super::incoming::{actor, document, if_match, read};
+use super::incoming::{actor, document, if_match, read, read_only};
 use super::media::{self, Media};
 use super::problem::{Problem, Refusal};
 use super::query::{Query, Wait};
@@ -90,6 +90,7 @@ pub(crate) async fn reload<C: Control>(
         strict: query.flag("strict")?,
         turn: query.duration("turn")?,
         actor: actor(&parts),
+        read_only: read_only(&parts),
     };
     let form = media::preferred(
         &parts.headers,
@@ -112,6 +113,7 @@ pub(crate) async fn adapt<C: Control>(
         strict: query.flag("strict")?,
         turn: query.duration("turn")?,
         actor: actor(&parts),
+        read_only: read_only(&parts),
     };
     let offered = [Media::Json, Media::Text, Media::Ndjson, Media::EventStream];
     let form = media::preferred(&parts.headers, &offered);
@@ -148,6 +150,7 @@ pub(crate) async fn stop<C: Control>(
         strict: false,
         turn: None,
         actor: actor(&parts),
+        read_only: read_only(&parts),
     };
     let form = media::preferred(
         &parts.headers,

@@ -255,10 +255,14 @@ fn allowed(spec: &AdminSpec, request: &Request) -> Result<Option<Caller>, Refusa
     Ok(caller)
 }
 
-/// Who calls: the subject of a certificate, or the name of a token in `tokens` or `read_tokens`, `token` for the one
-/// without a name.
+/// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Caller(pub(crate) String);
+pub(crate) struct Caller {
+    /// The subject of a certificate, or the name of a token in `tokens` or `read_tokens`, `token` for the one without a name.
+    pub(crate) name: String,
+    /// It is not one of `read_tokens`.
+    pub(crate) may_change: bool,
+}
 
 /// Whose certificate the connection has shown; where none is asked for, whose token the request carries.
 fn caller(
@@ -270,7 +274,10 @@ fn caller(
         return token(spec, request);
     }
     match secured.and_then(|secured| secured.proves(spec)) {
-        Some(subject) => Ok(Some(Caller(subject.to_owned()))),
+        Some(subject) => Ok(Some(Caller {
+            name: subject.to_owned(),
+            may_change: true,
+        })),
         // It was opened under an earlier configuration.
         None => Err(Problem::new(
             StatusCode::UNAUTHORIZED,
@@ -322,7 +329,10 @@ fn token(spec: &AdminSpec, request: &Request) -> Result<Option<Caller>, Refusal>
             format!("the token of `{name}` is in admin.read_tokens: it may GET and POST /adapt");
         return Err(Problem::new(StatusCode::FORBIDDEN, "read-only", detail));
     }
-    Ok(Some(Caller(name.to_owned())))
+    Ok(Some(Caller {
+        name: name.to_owned(),
+        may_change,
+    }))
 }
 
 fn bearer(value: &[u8]) -> Option<&[u8]> {
@@ -356,7 +366,7 @@ mod tests {
         let request = request.header(header::AUTHORIZATION, format!("Bearer {given}"));
         let caller = token(spec, &request.body(Body::empty()).unwrap());
         let caller = caller.map_err(|problem| problem.into_response().status().as_u16())?;
-        Ok(caller.map(|Caller(name)| name))
+        Ok(caller.map(|caller| caller.name))
     }
 
     #[test]

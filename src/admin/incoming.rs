@@ -81,6 +81,12 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     Ok((!tags.is_empty()).then(|| tags.join(", ")))
 }
 
+/// Whether a read token came along.
+pub(super) fn read_only(parts: &Parts) -> bool {
+    let caller = parts.extensions.get::<Caller>();
+    caller.is_some_and(|caller| !caller.may_change)
+}
+
 /// Who asked, for the log and `/swaps`.
 pub(super) fn actor(parts: &Parts) -> String {
     let from = parts
@@ -88,7 +94,7 @@ pub(super) fn actor(parts: &Parts) -> String {
         .get::<Peer>()
         .map_or_else(|| "unknown".to_owned(), Peer::to_string);
     match parts.extensions.get::<Caller>() {
-        Some(Caller(name)) => format!("{name}@{from}"),
+        Some(Caller { name, .. }) => format!("{name}@{from}"),
         None => from,
     }
 }

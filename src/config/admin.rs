@@ -192,6 +192,9 @@ fn one_address(text: &str, base: &Path) -> Result<ListenAddr, Wrong> {
     Ok(all.swap_remove(0))
 }
 
+/// What is wrong with a `"<redacted>"` that nothing stands behind.
+pub const NONE_RUNS: &str = "`<redacted>` keeps the running value, and none runs here";
+
 /// The text of a secret. References are read now, each time a document is checked.
 pub(super) fn secret(
     secret: &Loc<SecretRef>,
@@ -204,10 +207,7 @@ pub(super) fn secret(
             if running.is_none() {
                 check
                     .findings
-                    .error(
-                        secret.at,
-                        "`<redacted>` keeps the running value, and none runs here",
-                    )
+                    .error(secret.at, NONE_RUNS)
                     .help("write the secret itself, or where it is to be found");
             }
             running.cloned()

@@ -20,7 +20,8 @@ pub fn process(name: &str) -> Option<OsString> {
 
 /// Fills texts, and remembers what was written.
 pub struct Environment<'e> {
-    lookup: Lookup<'e>,
+    /// `None`: nothing may be taken from the environment.
+    lookup: Option<Lookup<'e>>,
     /// What was written, by place.
     written: Vec<(At, String)>,
     /// Bytes that may still be put in: a small document could stand for a huge one.
@@ -29,6 +30,11 @@ pub struct Environment<'e> {
 
 impl<'e> Environment<'e> {
     pub fn new(lookup: Lookup<'e>) -> Environment<'e> {
+        Self::of(Some(lookup))
+    }
+
+    /// `None`: whoever brings the text may not learn what the environment says, so each `${NAME}` is an error.
+    pub fn of(lookup: Option<Lookup<'e>>) -> Environment<'e> {
         Environment {
             lookup,
             written: Vec::new(),
@@ -63,14 +69,18 @@ impl<'e> Environment<'e> {
 /// One text, filled from the environment of the process: for what is asked of a document as it is shown. What cannot be
 /// filled stays what it is.
 pub fn filled(text: &str) -> Cow<'_, str> {
-    match expand(text, &process, &mut MAX_BYTES.clone()) {
+    match expand(text, Some(&process), &mut MAX_BYTES.clone()) {
         Ok(Some(filled)) => Cow::Owned(filled),
         Ok(None) | Err(_) => Cow::Borrowed(text),
     }
 }
 
 /// `None`: there is nothing to put in.
-fn expand(text: &str, lookup: Lookup<'_>, left: &mut usize) -> Result<Option<String>, Wrong> {
+fn expand(
+    text: &str,
+    lookup: Option<Lookup<'_>>,
+    left: &mut usize,
+) -> Result<Option<String>, Wrong> {
     // A single byte is looked for much quicker, and nearly no text has it.
     if !text.as_bytes().contains(&b'$') {
         return Ok(None);
@@ -86,7 +96,7 @@ fn expand(text: &str, lookup: Lookup<'_>, left: &mut usize) -> Result<Option<Str
             changed = true;
             rest = after;
         } else if let Some(reference) = Reference::at(from)? {
-            let value = reference.value(lookup)?;
+            let value = reference.value(lookup.ok_or_else(forbidden)?)?;
             *left = left.checked_sub(value.len()).ok_or_else(too_much)?;
             out.push_str(&value);
             changed = true;
@@ -98,6 +108,10 @@ fn expand(text: &str, lookup: Lookup<'_>, left: &mut usize) -> Result<Option<Str
     }
     out.push_str(rest);
     Ok(changed.then_some(out))
+}
+
+fn forbidden() -> Wrong {
+    Wrong::new("a read token may not have values of the environment").help("use a full token")
 }
 
 fn too_much() -> Wrong {
@@ -182,7 +196,7 @@ mod tests {
     }
 
     fn of(text: &str) -> Result<Option<String>, Wrong> {
-        expand(text, &lookup, &mut MAX_BYTES.clone())
+        expand(text, Some(&lookup), &mut MAX_BYTES.clone())
     }
 
     #[test]
@@ -204,6 +218,18 @@ mod tests {
         }
         for wrong in ["${NONE}", "${HOST", "${HOST-x}", "${HOST:-x", "${HOST x}"] {
             assert!(of(wrong).unwrap_err().help.is_some(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn who_may_not_have_it_gets_no_default_either() {
+        let of = |text: &str| expand(text, None, &mut MAX_BYTES.clone());
+        assert_eq!(
+            of("$${HOST} ${1}").unwrap().as_deref(),
+            Some("${HOST} ${1}")
+        );
+        for text in ["${HOST}", "${NONE}", "${HOST:-x}", "${NONE:-x}"] {
+            assert_eq!(of(text).unwrap_err(), forbidden(), "{text}");
         }
     }
 

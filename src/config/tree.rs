@@ -133,6 +133,19 @@ pub fn count(node: &Node<'_>) -> usize {
     }
 }
 
+/// Bytes of all keys and texts in a node.
+pub fn bytes(node: &Node<'_>) -> usize {
+    match &node.value {
+        Value::Text(text) => text.len(),
+        Value::List(items) => items.iter().map(bytes).sum(),
+        Value::Table(entries) => entries
+            .iter()
+            .map(|(key, child)| key.len() + bytes(child))
+            .sum(),
+        _ => 0,
+    }
+}
+
 /// A parsed document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tree<'a> {

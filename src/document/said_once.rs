@@ -73,13 +73,13 @@ impl Folder {
 fn outside(included: Option<&[Included]>) -> Outside<'_> {
     Outside {
         has_ipv6: true,
-        environment: &|name| match name {
+        environment: Some(&|name| match name {
             "PORT" => Some("8080".into()),
             "PAUSE" => Some("5s".into()),
             "COUNT" => Some("7".into()),
             "HTTP" => Some("h1".into()),
             _ => None,
-        },
+        }),
         included,
     }
 }
@@ -120,6 +120,43 @@ fn defaults_lie_under_every_table_of_their_kind() {
         json!({ "headers": 7, "streams": 9 })
     );
     assert!(document.whole().get("defaults").is_none());
+}
+
+#[test]
+fn what_defaults_stand_for_is_bounded_in_bytes_too() {
+    let text = |tables: usize| {
+        let mut text = format!(
+            "[defaults.http]\nlisten = '127.0.0.1:0'\nrespond = '{}'\n",
+            "x".repeat(1024 * 1024)
+        );
+        for n in 0..tables {
+            text.push_str(&format!("[http.s{n}]\n"));
+        }
+        text
+    };
+    assert_eq!(document(&text(63)).http.len(), 63);
+    let mut found = wrong(&text(64));
+    found.retain(|wrong| !wrong.ends_with("a server needs `listen`"));
+    assert_eq!(
+        found,
+        ["main:1:2 /defaults `[defaults]` would stand for more than 64 MiB of text"]
+    );
+}
+
+#[test]
+fn a_value_of_a_header_is_bounded() {
+    let text = |bytes: usize| {
+        let value = "x".repeat(bytes);
+        format!(
+            "[http.a]\nlisten = ':1'\nrespond = ''\nuse = 'f'\n\
+             [filters.f.headers.response]\nset.x = '{value}'\nadd.y = ['a', '{value}']\n"
+        )
+    };
+    document(&text(8192));
+    let found = wrong(&text(8193));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].contains("/filters/f/headers/response/set/x a value"));
+    assert!(found[1].contains("/filters/f/headers/response/add/y/1 a value"));
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn put(form: &mut Json, pointer: &str, text: &str) {
 
 /// The pointer that a value written at `pointer` has in the normalized form, where one value is a list of one and a short
 /// form a table of one key.
-fn normalized(form: &Json, pointer: &str) -> Option<String> {
+pub(super) fn normalized(form: &Json, pointer: &str) -> Option<String> {
     let mut here = form;
     let mut out = String::new();
     for token in pointer.split('/').skip(1) {

@@ -89,10 +89,10 @@ pub fn targets(
     })?;
     let port = upstream.health.as_ref().and_then(|health| health.port);
     let unix = |t: &&TargetSpec| matches!(t.address, TargetAddr::Unix(_));
-    match targets.iter().find(unix) {
-        Some(target) if port.is_some() => {
-            let address = &target.address;
-            let message = format!("{place}: `health.port` is given, but `{address}` has no port");
+    match targets.iter().any(|target| unix(&target)) {
+        true if port.is_some() => {
+            let message =
+                format!("{place}: `health.port` is given, but a `unix:` target has no port");
             Err(vec![message])
         }
         _ => Ok(targets),

@@ -159,9 +159,49 @@ impl Opened {
     }
 }
 
+/// Sees whether `path` could be opened, and leaves nothing behind.
+///
+/// # Errors
+/// When it could not.
+pub fn probe(path: &LogPath) -> io::Result<()> {
+    let LogPath::File(path) = path else {
+        return Ok(());
+    };
+    match options(path).create(false).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => room_for(path),
+        opened => opened.map(drop),
+    }
+}
+
+/// Whether a file could be made there.
+fn room_for(path: &std::path::Path) -> io::Result<()> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let folder = parent.unwrap_or(std::path::Path::new("."));
+    let meta = std::fs::metadata(folder)?;
+    if !meta.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    #[cfg(unix)]
+    {
+        use rustix::fs::{Access, access};
+        access(folder, Access::WRITE_OK | Access::EXEC_OK)?;
+    }
+    #[cfg(not(unix))]
+    if meta.permissions().readonly() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(())
+}
+
+fn open(path: &std::path::Path) -> io::Result<File> {
+    options(path).open(path)
+}
+
 /// A new file is readable by its group. A pipe is opened in both directions, so that opening never waits for a reader,
 /// and never blocks.
-fn open(path: &std::path::Path) -> io::Result<File> {
+fn options(path: &std::path::Path) -> std::fs::OpenOptions {
     let mut options = std::fs::OpenOptions::new();
     options.append(true).create(true);
     #[cfg(unix)]
@@ -174,7 +214,7 @@ fn open(path: &std::path::Path) -> io::Result<File> {
             options.custom_flags(i32::try_from(flags).unwrap_or(0));
         }
     }
-    options.open(path)
+    options
 }
 
 impl Writers {
@@ -417,6 +457,25 @@ mod tests {
         lines.sort_unstable();
         lines.dedup();
         assert_eq!(lines.len(), 1000);
+    }
+
+    #[test]
+    fn a_probe_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let probed = |path: &str| probe(&LogPath::File(folder.path().join(path)));
+        probed("a.log").unwrap();
+        assert!(!folder.path().join("a.log").exists());
+        std::fs::write(folder.path().join("b.log"), "x\n").unwrap();
+        probed("b.log").unwrap();
+        let kind = |path: &str| probed(path).unwrap_err().kind();
+        assert_eq!(kind("none/a.log"), io::ErrorKind::NotFound);
+        assert_eq!(kind("b.log/a.log"), io::ErrorKind::NotADirectory);
+        assert_eq!(kind("."), io::ErrorKind::IsADirectory);
+        assert_eq!(
+            std::fs::read_to_string(folder.path().join("b.log")).unwrap(),
+            "x\n"
+        );
+        assert!(probe(&LogPath::Stdout).is_ok());
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::config::{Diagnostic, Format};
 use crate::document::{Context, Document, Parsed, Refused};
 use crate::http::{Files, filter, record};
 use crate::listen::accept::{Binding, ConnectionLimit};
+use crate::log::sink;
 use crate::net;
 use crate::snapshot::{BindingKey, Contents, Lasting, Pems, Snapshot};
 use crate::tls;
@@ -122,7 +123,7 @@ impl Supervisor {
     ) -> Result<Option<Box<Prepared>>, Rejection> {
         self.inner.check_if_match(request.if_match.as_deref())?;
         let generation = self.current.as_ref().map_or(0, |current| current.id);
-        let (parsed, file) = self.parsed(&request.source).await?;
+        let (parsed, file) = self.parsed(request).await?;
         let mut document = parsed.document.clone();
         let mut warnings = parsed.warnings.clone();
         if let Some(current) = &self.current {
@@ -203,7 +204,7 @@ impl Supervisor {
             }
         };
         let (snapshot, faults) = self
-            .compile(&parsed, &document, contents, &crew, same_pems)
+            .compile(request.kind, &parsed, &document, contents, &crew, same_pems)
             .await?;
         warnings.extend(faults);
         warnings.extend(resolve(&parsed, &snapshot, deadline).await);
@@ -234,7 +235,8 @@ impl Supervisor {
     }
 
     /// The document that a swap is to, and the file that it was read from.
-    async fn parsed(&self, source: &Source) -> Result<(Parsed, Option<PathBuf>), Rejection> {
+    async fn parsed(&self, request: &SwapRequest) -> Result<(Parsed, Option<PathBuf>), Rejection> {
+        let source = &request.source;
         if let (Source::Running, Some(current)) = (source, &self.current) {
             return Ok((current.document.again(), None));
         }
@@ -248,7 +250,16 @@ impl Supervisor {
             .current
             .as_ref()
             .map(|current| current.document.clone());
-        let parsed = parse(&self.options.compiler, bytes, format, base, running).await?;
+        // The file of the process itself is no secret to who may see what runs.
+        let sealed = request.read_only && matches!(source, Source::Body { .. });
+        let parsed = parse(
+            &self.options.compiler,
+            (bytes, format),
+            base,
+            running,
+            sealed,
+        )
+        .await?;
         Ok((parsed, file))
     }
 
@@ -409,6 +420,7 @@ impl Supervisor {
     /// What the document is made into, and what of its certificates is worth a warning.
     async fn compile(
         &self,
+        kind: Kind,
         parsed: &Parsed,
         document: &Arc<Document>,
         contents: Contents,
@@ -436,8 +448,12 @@ impl Supervisor {
                 _ => tls::store::load(&document, pems, answers, running, &crew.tls)?,
             };
             let log = document.access_log.as_ref().map(|spec| {
-                let fault = |error| vec![unwritable(&spec.path, &error)];
-                crew.records.access_log(spec).map(Arc::new).map_err(fault)
+                let log = match kind {
+                    // It leaves nothing behind, no empty file either.
+                    Kind::Adapt => sink::probe(&spec.path).map(|()| None),
+                    _ => crew.records.access_log(spec).map(Arc::new).map(Some),
+                };
+                log.map_err(|error| vec![unwritable(&spec.path, &error)])
             });
             let lasting = Lasting {
                 upstreams: &crew.shared,
@@ -445,7 +461,7 @@ impl Supervisor {
                 filters: &crew.filters,
                 records: &crew.records,
             };
-            let log = log.transpose()?;
+            let log = log.transpose()?.flatten();
             let snapshot = Snapshot::build(
                 &document,
                 contents,
@@ -581,20 +597,20 @@ fn place_of(document: &Document, key: &BindingKey) -> String {
 
 async fn parse(
     compiler: &tokio::runtime::Handle,
-    bytes: Bytes,
-    format: Format,
+    (bytes, format): (Bytes, Format),
     base: PathBuf,
     running: Option<Arc<Document>>,
+    sealed: bool,
 ) -> Result<Parsed, Rejection> {
     let parsed = compiler.spawn_blocking(move || {
-        Document::parse(
-            &bytes,
-            format,
-            &Context {
-                base,
-                running: running.as_deref(),
-            },
-        )
+        let context = Context {
+            base,
+            running: running.as_deref(),
+        };
+        match sealed {
+            true => Document::parse_sealed(&bytes, format, &context),
+            false => Document::parse(&bytes, format, &context),
+        }
     });
     // It reads what the document includes and its secrets, and a file may hang.
     let Ok(parsed) = tokio::time::timeout(READ_FILE, parsed).await else {

@@ -39,6 +39,8 @@ pub struct SwapRequest {
     pub turn: Option<Duration>,
     /// Who asked: for the log and `/swaps`.
     pub actor: String,
+    /// Who asked may not change anything, and so not learn through a document of theirs what this machine keeps.
+    pub read_only: bool,
 }
 
 /// Why a request was not even queued.

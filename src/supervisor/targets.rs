@@ -102,6 +102,7 @@ async fn swap(handle: &Handle, path: &Path) -> Result<(), String> {
         strict: false,
         turn: None,
         actor: format!("targets_file {}", path.display()),
+        read_only: false,
     };
     let id = handle.submit(request).map_err(|error| error.to_string())?;
     match handle.wait(id, true).await {

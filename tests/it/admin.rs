@@ -293,6 +293,61 @@ fn a_token_is_asked_of_every_call_but_livez() {
 }
 
 #[test]
+fn a_read_token_learns_nothing_of_environment_and_files() {
+    let to = local(free_port());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    std::fs::write(&file, "hunter2 hunter3\n").unwrap();
+    let log = folder.path().join("access.log");
+    let gate = Gate::start("");
+    let tokens = "token = \"full\"\nread_tokens = { graphs = \"of graphs\" }\n[runtime]";
+    let document = |rest: &str| gate.document(rest).replace("[runtime]", tokens);
+    gate.call(Call::post("/reload").toml(&document("")))
+        .expect(200);
+    let adapt = |token: &str, rest: &str| {
+        let call = Call::post("/adapt").toml(&document(rest));
+        gate.call(call.header("authorization", &format!("Bearer {token}")))
+    };
+    let path = std::env::var("PATH").unwrap();
+    let server = format!("[http.web]\nlisten = \"{to}\"\nrespond = \"\"\n");
+    let of_environment = format!("{server}limits.headers = \"${{PATH}}\"\n");
+    let of_file = format!("[upstreams.u]\ntargets_file = \"{}\"\n", file.display());
+    for (rest, pointer) in [
+        (&of_environment, "/http/web/limits/headers"),
+        (&of_file, "/upstreams/u/targets_file"),
+    ] {
+        let refused = adapt("of graphs", rest);
+        let problem = refused.problem(422, "invalid-document");
+        assert_eq!(problem["errors"][0]["pointer"], pointer);
+        assert_eq!(problem["errors"][0]["help"], "use a full token");
+        assert!(!refused.text().contains(&path) && !refused.text().contains("hunter"));
+    }
+    // Who may change everything is told what is wrong, and of a file where.
+    adapt("full", &of_environment).problem(422, "invalid-document");
+    let refused = adapt("full", &of_file);
+    let problem = refused.problem(409, "not-prepared");
+    let message = problem["errors"][0]["message"].as_str().unwrap();
+    assert!(message.contains("secret:1: "), "{message}");
+    assert!(!refused.text().contains("hunter"));
+    // An adapt makes no file.
+    let access_log = format!("{server}[access_log]\npath = \"{}\"\n", log.display());
+    for token in ["of graphs", "full"] {
+        adapt(token, &access_log).expect(200);
+    }
+    assert!(!log.exists());
+    let nowhere = access_log.replace("access.log", "none/access.log");
+    adapt("full", &nowhere).problem(409, "not-prepared");
+    let reload = Call::post("/reload").toml(&document(&access_log));
+    gate.call(reload.header("authorization", "Bearer full"))
+        .expect(200);
+    assert!(log.exists());
+    // The file that the process runs by is adapted as before.
+    let own = Call::post("/adapt").header("authorization", "Bearer of graphs");
+    let own = gate.call(own);
+    assert!(own.status == 200 || own.status == 409, "{}", own.text());
+}
+
+#[test]
 fn tokens_have_names_and_some_may_only_read() {
     let to = local(free_port());
     let gate = Gate::start(&format!(

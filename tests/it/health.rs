@@ -354,7 +354,7 @@ fn a_file_of_targets_changes_them_under_load_without_a_reload() {
     write(format!("{}\nnonsense\n", a.addr));
     until("a warning", || {
         gate.output()
-            .contains("targets.txt:2: `nonsense` has no port; the old targets stay")
+            .contains("targets.txt:2: it does not begin with an address")
             .then_some(())
     });
     assert_eq!(gate.status()["generation"], status["generation"]);

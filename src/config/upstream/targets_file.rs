@@ -1,12 +1,13 @@
 //! `targets_file`: the targets of an upstream in a file of their own, one a line, so that who knows them need not touch
 //! the document.
 //!
-//! A line is `ADDRESS [weight=N] [backup]`. `#` begins a comment, empty lines are passed over.
+//! A line is `ADDRESS [weight=N] [backup]`. `#` begins a comment, empty lines are passed over. What is wrong with a line is
+//! told without its text: the path may be that of a file which holds something else, and a secret.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::super::check::{Checker, shorten};
+use super::super::check::Checker;
 use super::super::scalar::TargetAddr;
 use super::{TargetSpec, UpstreamRaw};
 
@@ -14,6 +15,9 @@ use super::{TargetSpec, UpstreamRaw};
 const TARGETS: usize = 10_000;
 /// Faults that are told of one file.
 const FAULTS: usize = 20;
+
+/// An address that is none.
+const NO_ADDRESS: &str = "it does not begin with an address: `HOST:PORT`, `IP:PORT`, `[IPv6]:PORT` or `unix:PATH`, with a port that is not 0";
 
 /// What is wrong with a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,15 +54,12 @@ pub fn parse(text: &[u8], base: &Path) -> Result<Vec<TargetSpec>, Vec<Fault>> {
         let target = match target(code, base) {
             Ok(target) => target,
             Err(message) => {
-                fault(message);
+                fault(message.to_owned());
                 continue;
             }
         };
         if let Some(first) = seen.insert(target.address.clone(), number) {
-            fault(format!(
-                "the target `{}` is on line {first} already",
-                target.address
-            ));
+            fault(format!("its target is on line {first} already"));
             continue;
         }
         if targets.len() == TARGETS {
@@ -89,10 +90,10 @@ fn whole(message: &str) -> Fault {
     }
 }
 
-fn target(line: &str, base: &Path) -> Result<TargetSpec, String> {
+fn target(line: &str, base: &Path) -> Result<TargetSpec, &'static str> {
     let mut words = line.split_whitespace();
     let address = words.next().unwrap_or("");
-    let address = TargetAddr::parse(address, base).map_err(|wrong| wrong.message)?;
+    let address = TargetAddr::parse(address, base).map_err(|_| NO_ADDRESS)?;
     let (mut weight, mut backup) = (None, false);
     for word in words {
         if word == "backup" {
@@ -100,17 +101,13 @@ fn target(line: &str, base: &Path) -> Result<TargetSpec, String> {
             continue;
         }
         let Some(("weight", number)) = word.split_once('=') else {
-            let word = shorten(word);
-            return Err(format!(
-                "`{word}` is not known here: a line is `ADDRESS [weight=N] [backup]`"
-            ));
+            return Err("a line is `ADDRESS [weight=N] [backup]`, and nothing else");
         };
         if weight.is_some() {
-            return Err("`weight` is given twice".to_owned());
+            return Err("`weight` is given twice");
         }
         let parsed = number.parse().ok().filter(|n| *n <= 1_000_u32);
-        let wrong = || format!("`{}` is not a weight from 0 to 1000", shorten(number));
-        weight = Some(parsed.ok_or_else(wrong)?);
+        weight = Some(parsed.ok_or("`weight` is not a number from 0 to 1000")?);
     }
     Ok(TargetSpec {
         address,
@@ -186,6 +183,18 @@ mod tests {
             assert!(faults[0].0 == 0 && faults[0].1.contains(word), "{faults:?}");
         }
         assert!(parse(b"\xff", Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn no_fault_quotes_the_file() {
+        let text = "hunter2\nhunter2:x\nhttp://hunter2\nhunter2!:80\nunix:\n\
+                    a:1 hunter2\na:2 weight=hunter2\nhunter2:1\nhunter2:1\n";
+        let faults = read(text).unwrap_err();
+        assert_eq!(faults.len(), 8, "{faults:?}");
+        assert!(
+            faults.iter().all(|f| !f.1.contains("hunter2")),
+            "{faults:?}"
+        );
     }
 
     proptest! {

@@ -39,6 +39,9 @@ section! {
     later = [];
 }
 
+/// Bytes of one value: few peers take more in one field, and a set of filters stands for many routes.
+const MAX_VALUE: usize = 8 * 1024;
+
 /// Checked `headers` of one table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeadersSpec {
@@ -146,6 +149,11 @@ fn edits(raw: Option<&Loc<EditsRaw>>, side: Side, check: &mut Checker<'_>) -> Ve
 }
 
 fn value(text: &Loc<String>, side: Side, check: &mut Checker<'_>) -> Option<Template> {
+    if text.len() > MAX_VALUE {
+        let message = format!("a value of a header has at most {MAX_VALUE} bytes");
+        check.findings.error(text.at, message);
+        return None;
+    }
     template_for(text.at, text, side, check).filter(|t| is_header_value(t, text.at, check))
 }
 

@@ -158,13 +158,13 @@ pub fn htpasswd(bytes: &[u8]) -> Result<Vec<User>, Vec<(usize, Wrong)>> {
             let (name, hash) = text
                 .split_once(':')
                 .ok_or_else(|| Wrong::new("no `name:hash`"))?;
-            user_name(name)?;
+            // Not quoted: the path may be that of a file which holds something else.
+            user_name(name).map_err(|_| Wrong::new("no user's name before `:`"))?;
             Ok((name.to_owned(), HashedPassword::parse(hash)?))
         };
         match read() {
             Ok((name, _)) if !names.insert(name.clone()) => {
-                let message = format!("`{}` is here twice", shorten(&name));
-                wrong.push((index + 1, Wrong::new(message)));
+                wrong.push((index + 1, Wrong::new("the user is here twice")));
             }
             Ok(user) => users.push(user),
             Err(error) => wrong.push((index + 1, error)),
