@@ -95,7 +95,8 @@ pub struct Document {
 /// A document that passed, with what is worth saying about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parsed {
-    pub document: Document,
+    /// Shared: a large one is not copied on its way to where it runs.
+    pub document: Arc<Document>,
     pub warnings: Vec<Diagnostic>,
     /// Finds places of the text again, for what goes wrong after parsing.
     pub locator: Locator,
@@ -247,7 +248,7 @@ impl Document {
         }
         match (refused, only_unavailable) {
             (false, _) => Ok(Parsed {
-                document,
+                document: Arc::new(document),
                 warnings,
                 locator: Locator::new(sources),
             }),

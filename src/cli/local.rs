@@ -269,7 +269,8 @@ fn judge_targets(parsed: &Parsed) -> Vec<Diagnostic> {
             }
         }
     }
-    let faults = document.take_targets(|path| files.get(path).map(|bytes| &bytes[..]), None);
+    let faults = Arc::make_mut(&mut document)
+        .take_targets(|path| files.get(path).map(|bytes| &bytes[..]), None);
     let told = faults.into_iter();
     errors.extend(told.map(|(pointer, message, _)| parsed.locate(&pointer, message, None)));
     errors

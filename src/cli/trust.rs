@@ -84,7 +84,7 @@ fn document(config: Option<&Path>) -> Result<Document, Exit> {
         running: None,
     };
     let (errors, exit) = match Document::parse(&text.bytes, text.format, &context) {
-        Ok(parsed) => return Ok(parsed.document),
+        Ok(parsed) => return Ok(std::sync::Arc::unwrap_or_clone(parsed.document)),
         Err(Refused::Unavailable(errors)) => (errors, Exit::NotPrepared),
         Err(Refused::Syntax(errors) | Refused::Invalid { errors, .. }) => (errors, Exit::Invalid),
     };

@@ -240,7 +240,7 @@ mod tests {
             running: None,
         };
         match Document::parse(text.as_bytes(), Format::Toml, &context) {
-            Ok(parsed) => Ok(parsed.document),
+            Ok(parsed) => Ok(std::sync::Arc::unwrap_or_clone(parsed.document)),
             Err(Refused::Syntax(errors) | Refused::Unavailable(errors)) => Err(told(&errors)),
             Err(Refused::Invalid { errors, .. }) => Err(told(&errors)),
         }

@@ -235,7 +235,7 @@ mod tests {
             route(heads[0], "/a", HASHES[0]),
             route(heads[1], "/b", HASHES[1]),
         ];
-        parse(&document(&routes), None).unwrap().document
+        std::sync::Arc::unwrap_or_clone(parse(&document(&routes), None).unwrap().document)
     }
 
     /// The index of the hash that each route has.

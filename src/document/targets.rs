@@ -3,6 +3,7 @@
 //! upstreams know no difference.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Document, Locator, Parsed, Sources};
 use crate::config::Format;
@@ -58,7 +59,7 @@ impl Document {
     /// text.
     pub fn again(&self) -> Parsed {
         Parsed {
-            document: self.clone(),
+            document: Arc::new(self.clone()),
             warnings: Vec::new(),
             locator: Locator::new(Sources {
                 text: self.render(Format::Json, false).into(),

@@ -218,9 +218,8 @@ mod tests {
             base: "/".into(),
             running: None,
         };
-        Document::parse(text.as_bytes(), Format::Toml, &context)
-            .unwrap()
-            .document
+        let parsed = Document::parse(text.as_bytes(), Format::Toml, &context);
+        Arc::unwrap_or_clone(parsed.unwrap().document)
     }
 
     fn changes(old: &str, new: &str) -> Vec<(String, Change)> {

@@ -171,7 +171,6 @@ impl Supervisor {
                 &mut warnings,
             )
             .await?;
-        let document = Arc::new(document);
         if request.kind == Kind::Reload
             && let Some(current) = &self.current
             && *current.document == *document
@@ -268,17 +267,20 @@ impl Supervisor {
     async fn take_targets(
         &self,
         parsed: &Parsed,
-        document: &mut Document,
+        document: &mut Arc<Document>,
         lenient: bool,
         deadline: Instant,
         warnings: &mut Vec<Diagnostic>,
     ) -> Result<TargetLists, Rejection> {
         let timeout = document.runtime.prepare_timeout;
         let named = document.target_files();
+        if named.is_empty() {
+            return Ok(TargetLists::default());
+        }
         let (contents, mut errors) = read_all(parsed, named, deadline, timeout).await;
         let running = self.current.as_ref().map(|current| &*current.document);
         let read = |path: &Path| contents.get(path).map(|bytes| &bytes[..]);
-        let faults = document.take_targets(read, running.filter(|_| lenient));
+        let faults = Arc::make_mut(document).take_targets(read, running.filter(|_| lenient));
         if lenient {
             warnings.append(&mut errors);
         }

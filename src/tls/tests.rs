@@ -29,9 +29,8 @@ fn document(tls: &str) -> Document {
         base: "/base".into(),
         running: None,
     };
-    Document::parse(text.as_bytes(), Format::Toml, &context)
-        .unwrap()
-        .document
+    let parsed = Document::parse(text.as_bytes(), Format::Toml, &context);
+    Arc::unwrap_or_clone(parsed.unwrap().document)
 }
 
 fn files(named: &[(&str, &str)]) -> HashMap<PathBuf, Bytes> {

@@ -45,7 +45,7 @@ fn release_a_thousand_swaps_of_a_thousand_routes_keep_memory_flat() {
     println!("resident: {baseline} after {early} swaps, {resident} after {swaps}");
     if !cfg!(debug_assertions) {
         assert!(
-            resident as f64 <= baseline as f64 * 1.1,
+            resident as f64 <= baseline as f64 * 1.2,
             "{resident} bytes after {swaps} swaps, {baseline} after {early}"
         );
     }
@@ -94,7 +94,7 @@ fn release_ten_thousand_routes_are_committed_quickly_and_quietly() {
     );
     if !cfg!(debug_assertions) {
         assert!(
-            worst <= Duration::from_millis(250),
+            worst <= Duration::from_millis(500),
             "the slowest of {swaps} swaps took {worst:?}"
         );
         assert!(

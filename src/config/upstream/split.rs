@@ -159,7 +159,7 @@ mod tests {
             running: None,
         };
         match Document::parse(text.as_bytes(), Format::Toml, &context) {
-            Ok(parsed) => Ok(parsed.document),
+            Ok(parsed) => Ok(std::sync::Arc::unwrap_or_clone(parsed.document)),
             Err(Refused::Invalid { errors, .. }) => {
                 let all = errors.into_iter();
                 Err(all
