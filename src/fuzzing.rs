@@ -222,7 +222,7 @@ pub fn framing(data: &[u8]) {
         for piece in bytes.chunks(size) {
             let mut rest = piece;
             while !rest.is_empty() {
-                let taken = framing.follow(rest, false, |marks| {
+                let taken = framing.follow(rest, |marks| {
                     if seen.last() != Some(&marks) {
                         seen.push(marks);
                     }
