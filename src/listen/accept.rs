@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -327,79 +327,78 @@ impl Acceptor {
         }
         let guard = self.listener.slot.epoch().join();
         let secure = serving.entry.secure();
-        let spec = limits.clone();
+        let accepted = Accepted {
+            peer,
+            local: self.binding.address.tcp(),
+            listener: self.listener.clone(),
+            spec: limits.clone(),
+            secure,
+            guard,
+            held,
+        };
         match stream {
-            Stream::Tcp(stream) if behind => {
-                self.start_behind(stream, peer, secure, spec, guard, held)
-            }
-            Stream::Tcp(stream) => self.start(stream, peer, secure, spec, guard, held),
+            Stream::Tcp(stream) if behind => accepted.start_behind(stream),
+            Stream::Tcp(stream) => accepted.start(stream),
             #[cfg(unix)]
-            Stream::Unix(stream) => self.start(stream, peer, secure, spec, guard, held),
+            Stream::Unix(stream) => accepted.start(stream),
         }
     }
+}
 
-    /// The same once the balancer has said who its client is.
-    fn start_behind(
-        &self,
-        mut stream: tokio::net::TcpStream,
-        peer: Peer,
-        secure: Option<Secure>,
-        spec: Arc<ConnectionSpec>,
-        guard: EpochGuard,
-        mut held: Held,
-    ) {
-        let (listener, local) = (self.listener.clone(), self.binding.address.tcp());
+/// A connection with all that it needs to be served.
+struct Accepted {
+    peer: Peer,
+    local: Option<SocketAddr>,
+    listener: Arc<Listener>,
+    secure: Option<Secure>,
+    spec: Arc<ConnectionSpec>,
+    guard: EpochGuard,
+    held: Held,
+}
+
+impl Accepted {
+    /// Once the balancer has said who its client is.
+    fn start_behind(mut self, mut stream: tokio::net::TcpStream) {
         tokio::spawn(async move {
-            let reading = proxy_protocol::read(&mut stream, spec.header_timeout);
-            let reading = AssertUnwindSafe(guard.epoch.cut.run_until_cancelled(reading));
-            let told = match reading.catch_unwind().await {
-                Ok(Some(told)) => told,
+            let reading = proxy_protocol::read(&mut stream, self.spec.header_timeout);
+            let reading = AssertUnwindSafe(self.guard.epoch.cut.run_until_cancelled(reading));
+            match reading.catch_unwind().await {
+                Ok(Some(Ok(Some((source, destination))))) => {
+                    (self.peer, self.local) = (source.into(), Some(destination));
+                }
+                Ok(Some(Ok(None))) => {}
+                Ok(Some(Err(error))) => {
+                    tracing::debug!(peer = %self.peer, %error, "no PROXY header, and one was due");
+                    return WorkerCounters::add(&self.held.binding.refused);
+                }
                 Ok(None) => return,
                 Err(_) => {
-                    WorkerCounters::add(&held.worker.counters.panics);
+                    WorkerCounters::add(&self.held.worker.counters.panics);
+                    let peer = self.peer;
                     tracing::error!(%peer, "reading a PROXY header panicked; only that connection ended");
                     return;
                 }
-            };
-            let admitted = match told {
-                Ok(Some((source, destination))) => Some((source.into(), Some(destination))),
-                Ok(None) => Some((peer, local)),
-                Err(error) => {
-                    tracing::debug!(%peer, %error, "no PROXY header, and one was due");
-                    None
-                }
-            };
-            let Some((peer, local)) = admitted.filter(|(peer, _)| held.admits(*peer, &spec)) else {
-                WorkerCounters::add(&held.binding.refused);
-                return;
-            };
-            match secure {
-                Some(secure) => spawn(
-                    tls::serve(stream, peer, local, listener, secure, guard),
-                    peer,
-                    held,
-                ),
-                None => spawn(
-                    http::serve(stream, peer, local, listener, spec, guard),
-                    peer,
-                    held,
-                ),
             }
+            if !self.held.admits(self.peer, &self.spec) {
+                return WorkerCounters::add(&self.held.binding.refused);
+            }
+            self.start(stream);
         });
     }
 
-    fn start<S>(
-        &self,
-        stream: S,
-        peer: Peer,
-        secure: Option<Secure>,
-        spec: Arc<ConnectionSpec>,
-        guard: EpochGuard,
-        held: Held,
-    ) where
+    fn start<S>(self, stream: S)
+    where
         S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
     {
-        let (listener, local) = (self.listener.clone(), self.binding.address.tcp());
+        let Accepted {
+            peer,
+            local,
+            listener,
+            secure,
+            spec,
+            guard,
+            held,
+        } = self;
         match secure {
             // Two kinds of task, so that a cleartext connection has no room for a handshake.
             Some(secure) => spawn(

@@ -315,9 +315,14 @@ async fn streams_are_held_back_each_by_itself() {
         .unwrap();
     assert_eq!(ask("/").await.0.status, 503);
     held.swap_remove(0).abort();
-    while ask("/").await.0.status != 200 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let freed = async {
+        while ask("/").await.0.status != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::kit::PATIENCE, freed)
+        .await
+        .expect("the place of the stream that was reset is free");
     origin.release_all();
     assert_eq!(held.remove(0).await.unwrap().0.status, 200);
     assert!(client.is_open());
