@@ -9,7 +9,8 @@ use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, 
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::http::record::{self, AccessLog, Recording};
-use crate::http::{Entry, Files, filter};
+use crate::http::{self, Face as _, Files, filter};
+use crate::listen::entry::Entry;
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
 use crate::tls::{self, store::Material};
@@ -18,26 +19,67 @@ use crate::upstream::{Shared, Upstream};
 /// Identity of a bound address. A port 0 is never shared, so its server and place belong to it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BindingKey {
+    pub transport: Transport,
     pub address: ListenAddr,
     pub owner: Option<(Arc<str>, usize)>,
 }
 
-/// Which servers stand behind which address, in the document's order.
-pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Vec<&HttpSpec>> {
-    let mut map: BTreeMap<BindingKey, Vec<&HttpSpec>> = BTreeMap::new();
+/// What a socket carries: the same address may be bound for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    Stream,
+    Datagram,
+}
+
+/// What a document puts behind one address.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Behind<'d> {
+    /// In the document's order.
+    pub http: Vec<&'d HttpSpec>,
+}
+
+/// What stands behind which address.
+pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Behind<'_>> {
+    let mut map: BTreeMap<BindingKey, Behind<'_>> = BTreeMap::new();
     for spec in document.http.values() {
-        for (index, address) in spec.listen.iter().enumerate() {
-            let any_port = matches!(address, ListenAddr::Tcp(a) if a.port() == 0);
-            let owner = any_port.then(|| (spec.name.clone(), index));
-            map.entry(BindingKey {
-                address: address.clone(),
-                owner,
-            })
-            .or_default()
-            .push(spec);
+        for key in keys(Transport::Stream, &spec.name, &spec.listen) {
+            map.entry(key).or_default().http.push(spec);
         }
     }
     map
+}
+
+/// Identities of the addresses that `name` listens on.
+fn keys<'a>(
+    transport: Transport,
+    name: &'a Arc<str>,
+    listen: &'a [ListenAddr],
+) -> impl Iterator<Item = BindingKey> + 'a {
+    listen.iter().enumerate().map(move |(index, address)| {
+        let any_port = matches!(address, ListenAddr::Tcp(a) if a.port() == 0);
+        BindingKey {
+            transport,
+            address: address.clone(),
+            owner: any_port.then(|| (name.clone(), index)),
+        }
+    })
+}
+
+impl Behind<'_> {
+    /// Names of what stands there.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.http.iter().map(|spec| &spec.name)
+    }
+
+    /// Names of the upstreams that it uses.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
+        upstreams_of(&self.http)
+    }
+
+    /// Names of those that present certificates there.
+    fn presenting(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.http.iter().map(|spec| &spec.name)
+    }
 }
 
 fn actions_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a ActionSpec> {
@@ -48,7 +90,7 @@ fn actions_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a ActionSpec
 }
 
 /// Names of the upstreams that the servers of an address use.
-pub fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<str>> {
+fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<str>> {
     let proxied = actions_of(specs).filter_map(|action| match action {
         ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
         ActionSpec::Files(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
@@ -155,15 +197,16 @@ impl Snapshot {
         let old_bindings = before.map(|(old, _)| bindings(old)).unwrap_or_default();
         let entries = bindings(document)
             .into_iter()
-            .map(|(key, specs)| {
+            .map(|(key, behind)| {
                 let kept = before.and_then(|(_, snapshot)| {
                     let same = same_log
-                        && old_bindings.get(&key) == Some(&specs)
-                        && specs
-                            .iter()
-                            .all(|s| certificates.same(&snapshot.certificates, &s.name))
-                        && files_of(&specs).all(|path| snapshot.files.get(path) == files.get(path))
-                        && upstreams_of(&specs).all(|name| {
+                        && old_bindings.get(&key) == Some(&behind)
+                        && behind
+                            .presenting()
+                            .all(|name| certificates.same(&snapshot.certificates, name))
+                        && files_of(&behind.http)
+                            .all(|path| snapshot.files.get(path) == files.get(path))
+                        && behind.upstreams().all(|name| {
                             match (upstreams.get(name), snapshot.upstreams.get(name)) {
                                 (Some(new), Some(old)) => Arc::ptr_eq(new, old),
                                 _ => false,
@@ -172,8 +215,13 @@ impl Snapshot {
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
                 let entry = kept.unwrap_or_else(|| {
-                    let entry = Entry::build(&specs, &upstreams, &files, filters, recording);
-                    Arc::new(entry.over_tls(presented(&specs, &certificates, tls)))
+                    let specs = &behind.http;
+                    let http = http::Entry::build(specs, &upstreams, &files, filters, recording);
+                    Arc::new(Entry::of_http(http.over_tls(presented(
+                        specs,
+                        &certificates,
+                        tls,
+                    ))))
                 });
                 (key, entry)
             })
@@ -200,12 +248,13 @@ impl Snapshot {
         certificates: Material,
         tls: &tls::Shared,
     ) -> Snapshot {
-        for (key, specs) in bindings(document) {
-            let same = specs
-                .iter()
-                .all(|s| certificates.same(&self.certificates, &s.name));
+        for (key, behind) in bindings(document) {
+            let same = behind
+                .presenting()
+                .all(|name| certificates.same(&self.certificates, name));
             if let Some(entry) = self.entries.get(&key).filter(|_| !same) {
-                entry.present(presented(&specs, &certificates, tls));
+                let presented = presented(&behind.http, &certificates, tls);
+                entry.http().present(presented);
             }
         }
         let same = certificates.same(&self.certificates, &tls::store::ADMIN);

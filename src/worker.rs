@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::runtime::{Model, OnChange};
 use crate::generation::{Asked, Epoch, Generation, Serving, Slot, Verdict};
-use crate::http::Entry;
+use crate::http::Face as _;
 use crate::listen::accept::{Acceptor, Binding, ConnectionLimit};
+use crate::listen::entry::Entry;
 use crate::listen::http::Listener;
 use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net;

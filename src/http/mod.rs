@@ -68,6 +68,15 @@ pub struct Entry {
     pub watch: Watch,
 }
 
+/// What a generation does behind one address, as far as requests are concerned.
+pub trait Face: Send + Sync + 'static {
+    /// Without servers where no HTTP is spoken (any more).
+    fn http(&self) -> &Entry;
+
+    /// True if a flow that lives by `definition` would live by the same here.
+    fn holds(&self, definition: u64) -> bool;
+}
+
 /// What a handshake needs: what the address presents, and the settings its connections live under.
 #[derive(Debug, Clone)]
 pub struct Secure {

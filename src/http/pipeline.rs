@@ -16,7 +16,6 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
 
-use super::Entry;
 use super::action::proxy::Inbound;
 use super::action::{Action, Kind};
 use super::body::{Answer, Exchange, ResponseBody};
@@ -31,6 +30,7 @@ use super::record::id::X_REQUEST_ID;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
 use super::tunnel::Switch;
 use super::vars::Vars;
+use super::{Entry, Face};
 use crate::generation::Serving;
 use crate::metrics::WorkerCounters;
 use crate::upstream::error::Error;
@@ -68,10 +68,10 @@ impl Handled {
 }
 
 /// Answers one request. The caller has pinned `serving` and begun the exchange at its head.
-pub async fn serve(
+pub async fn serve<F: Face>(
     exchange: Exchange,
     begun: Begun,
-    serving: Arc<Serving<Entry>>,
+    serving: Arc<Serving<F>>,
     request: Request<Incoming>,
 ) -> Answer {
     let http1 = request.version() < Version::HTTP_2;
@@ -84,7 +84,14 @@ pub async fn serve(
     let counters = &exchange.connection.worker.counters;
     WorkerCounters::add(&counters.requests);
     let mut record = Record::new();
-    let handled = contain(handle(&exchange, begun, &serving, request, &mut record)).await;
+    let handled = contain(handle(
+        &exchange,
+        begun,
+        (serving.entry.http(), serving.generation.id),
+        request,
+        &mut record,
+    ))
+    .await;
     // What is left needs no routes: a slow client must not keep those of an old generation in memory.
     drop(serving);
     let Handled {
@@ -160,12 +167,11 @@ async fn contain(handling: impl Future<Output = Handled>) -> Result<Handled, Han
 async fn handle(
     exchange: &Exchange,
     begun: Begun,
-    serving: &Serving<Entry>,
+    (entry, generation): (&Entry, u64),
     request: Request<Incoming>,
     record: &mut Record,
 ) -> Handled {
     let connection = &*exchange.connection;
-    let generation = serving.generation.id;
     let (mut parts, body) = request.into_parts();
     let handshake = extended::take(&mut parts);
     // hyper's offer to upgrade: whoever drives the connection takes it apart by hand.
@@ -181,7 +187,7 @@ async fn handle(
     let (handshake, mut context) = match admitted {
         Ok(admitted) => admitted,
         Err(error) => {
-            let watch = &serving.entry.watch;
+            let watch = &entry.watch;
             record.place_stranger(watch, connection, (&parts, &uri), generation);
             return Handled::failed(&error, true);
         }
@@ -194,7 +200,7 @@ async fn handle(
             route: None,
             generation,
         };
-        record.place(&serving.entry.watch, &vars);
+        record.place(&entry.watch, &vars);
     };
     let expectation = match expectation(&mut parts) {
         Ok(expectation) => expectation,
@@ -228,7 +234,6 @@ async fn handle(
     }
 
     // Routing.
-    let entry = &*serving.entry;
     let Some(server) = entry.server(context.host_name()) else {
         nowhere(record, &parts);
         return local(

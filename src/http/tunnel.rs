@@ -16,7 +16,7 @@ use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use super::Entry;
+use super::Face;
 use super::progress::Progress;
 use super::record::Record;
 use super::websocket::{Frames, going_away, going_away_masked};
@@ -59,7 +59,7 @@ pub struct Switch {
 impl Tunnel {
     /// The request has become a long flow. `newest` is what serves now: if it is not the generation that the request
     /// began in, a commit has passed by that did not know.
-    pub fn settle(&self, newest: &Serving<Entry>) {
+    pub fn settle<F: Face>(&self, newest: &Serving<F>) {
         let flight = &self.progress.flight;
         flight.set_long(self.on_change);
         flight.reconsider(&newest.generation, |asked| {

@@ -16,13 +16,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::entry::{Entry, Plane};
 use super::http::{self, Listener};
 use super::{proxy_protocol, tls};
-use crate::config::http::ConnectionSpec;
 use crate::config::scalar::ListenAddr;
-use crate::generation::EpochGuard;
-use crate::http::Secure;
-use crate::http::client::is_trusted;
+use crate::generation::{EpochGuard, Serving};
+use crate::http::Face as _;
 use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net::{self, Peer, Sever, Stream};
 
@@ -152,8 +151,8 @@ struct Held {
 
 impl Held {
     /// Counts the client; false if it has too many connections. Clients of a unix socket cannot be told apart.
-    fn admits(&mut self, peer: Peer, limits: &ConnectionSpec) -> bool {
-        let (Some(max), Some(ip)) = (limits.connections_per_client, peer.ip()) else {
+    fn admits(&mut self, peer: Peer, max: Option<usize>) -> bool {
+        let (Some(max), Some(ip)) = (max, peer.ip()) else {
             return true;
         };
         let mut clients = self.binding.clients.lock();
@@ -302,7 +301,7 @@ impl Acceptor {
 
     fn serve(&self, stream: Stream, peer: Peer) {
         let serving = self.listener.slot.pin();
-        let limits = &serving.entry.connection;
+        let limits = &serving.entry.admission;
         let before = self.binding.connections.fetch_add(1, Ordering::Relaxed);
         self.limit.now.fetch_add(1, Ordering::Relaxed);
         WorkerCounters::add(&self.listener.worker.counters.connections);
@@ -315,32 +314,28 @@ impl Acceptor {
         };
         let mut admitted = limits.connections.is_none_or(|max| before < max);
         // Who the client of a balancer is, is not known yet.
-        let behind = limits.proxy_protocol
-            && peer
-                .ip()
-                .is_some_and(|ip| is_trusted(ip, &limits.trusted_proxies));
-        admitted = admitted && (behind || held.admits(peer, limits));
+        let behind = limits.behind(peer).map(|behind| behind.within);
+        let per_client = limits.connections_per_client;
+        admitted = admitted && (behind.is_some() || held.admits(peer, per_client));
         if !admitted {
             WorkerCounters::add(&self.binding.refused);
             tracing::debug!(%peer, address = %self.binding.address, "connection limit reached");
             return;
         }
         let guard = self.listener.slot.epoch().join();
-        let secure = serving.entry.secure();
         let accepted = Accepted {
             peer,
             local: self.binding.address.tcp(),
             listener: self.listener.clone(),
-            spec: limits.clone(),
-            secure,
+            serving,
             guard,
             held,
         };
-        match stream {
-            Stream::Tcp(stream) if behind => accepted.start_behind(stream),
-            Stream::Tcp(stream) => accepted.start(stream),
+        match (stream, behind) {
+            (Stream::Tcp(stream), Some(within)) => accepted.start_behind(stream, within),
+            (Stream::Tcp(stream), None) => accepted.start(stream),
             #[cfg(unix)]
-            Stream::Unix(stream) => accepted.start(stream),
+            (Stream::Unix(stream), _) => accepted.start(stream),
         }
     }
 }
@@ -350,17 +345,17 @@ struct Accepted {
     peer: Peer,
     local: Option<SocketAddr>,
     listener: Arc<Listener>,
-    secure: Option<Secure>,
-    spec: Arc<ConnectionSpec>,
+    /// Of the instant in which it was accepted.
+    serving: Arc<Serving<Entry>>,
     guard: EpochGuard,
     held: Held,
 }
 
 impl Accepted {
     /// Once the balancer has said who its client is.
-    fn start_behind(mut self, mut stream: tokio::net::TcpStream) {
+    fn start_behind(mut self, mut stream: tokio::net::TcpStream, within: Option<Duration>) {
         tokio::spawn(async move {
-            let reading = proxy_protocol::read(&mut stream, self.spec.header_timeout);
+            let reading = proxy_protocol::read(&mut stream, within);
             let reading = AssertUnwindSafe(self.guard.epoch.cut.run_until_cancelled(reading));
             match reading.catch_unwind().await {
                 Ok(Some(Ok(Some((source, destination))))) => {
@@ -379,7 +374,8 @@ impl Accepted {
                     return;
                 }
             }
-            if !self.held.admits(self.peer, &self.spec) {
+            let per_client = self.serving.entry.admission.connections_per_client;
+            if !self.held.admits(self.peer, per_client) {
                 return WorkerCounters::add(&self.held.binding.refused);
             }
             self.start(stream);
@@ -394,23 +390,25 @@ impl Accepted {
             peer,
             local,
             listener,
-            secure,
-            spec,
+            serving,
             guard,
             held,
         } = self;
-        match secure {
-            // Two kinds of task, so that a cleartext connection has no room for a handshake.
-            Some(secure) => spawn(
-                tls::serve(stream, peer, local, listener, secure, guard),
-                peer,
-                held,
-            ),
-            None => spawn(
-                http::serve(stream, peer, local, listener, spec, guard),
-                peer,
-                held,
-            ),
+        let entry = &*serving.entry;
+        // Each its own kind of task, so that none has room for what only another needs.
+        match &entry.plane {
+            Plane::Http => match entry.http().secure() {
+                Some(secure) => spawn(
+                    tls::serve(stream, peer, local, listener, secure, guard),
+                    peer,
+                    held,
+                ),
+                None => {
+                    let spec = entry.http().connection.clone();
+                    let connection = http::serve(stream, peer, local, listener, spec, guard);
+                    spawn(connection, peer, held);
+                }
+            },
         }
     }
 }

@@ -18,6 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
+use super::entry::Entry;
 use super::framing::Framing;
 use super::io::Watched;
 use super::streams::{Owner, Streams};
@@ -28,7 +29,7 @@ use crate::http::body::{Answer, Exchange};
 use crate::http::connection::{Connection, Expired};
 use crate::http::progress::Progress;
 use crate::http::tunnel::Tunnel;
-use crate::http::{Entry, pipeline};
+use crate::http::{Face as _, pipeline};
 use crate::metrics::WorkerContext;
 use crate::net::{Peer, Sever};
 use crate::tls;
@@ -368,6 +369,7 @@ fn refused(listener: &Listener, connection: &Connection, status: StatusCode) {
     let generation = serving.generation.id;
     serving
         .entry
+        .http()
         .watch
         .refused(connection, generation, status.as_u16());
 }

@@ -1,6 +1,7 @@
 //! How bytes arrive: accept loops and what is spoken on a connection.
 pub mod accept;
 mod chunks;
+pub mod entry;
 pub mod framing;
 pub mod http;
 pub mod io;

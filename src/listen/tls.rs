@@ -12,8 +12,8 @@ use tokio_rustls::server::TlsStream;
 use super::http::{self, Listener, Protocol};
 use crate::config::http::ConnectionSpec;
 use crate::generation::EpochGuard;
-use crate::http::Secure;
 use crate::http::connection::{Connection, IDLE_LINGER};
+use crate::http::{Face as _, Secure};
 use crate::net::{Peer, Sever};
 use crate::tls::{Failure, Handshake, Session};
 
@@ -74,7 +74,13 @@ where
 {
     let hello = LazyConfigAcceptor::new(Default::default(), stream).await?;
     // An address that speaks cleartext by now has told this connection to finish: it may do so as it was accepted.
-    let secure = listener.slot.pin().entry.secure().unwrap_or(accepted);
+    let secure = listener
+        .slot
+        .pin()
+        .entry
+        .http()
+        .secure()
+        .unwrap_or(accepted);
     let Handshake {
         config,
         client_auth,

@@ -10,7 +10,7 @@ use crate::config::http::{ConnectionSpec, HttpSpec};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::UpstreamSpec;
 use crate::document::Document;
-use crate::snapshot::{BindingKey, bindings, upstreams_of};
+use crate::snapshot::{Behind, BindingKey, bindings};
 
 /// What happens to one listening address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -80,34 +80,33 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
     let new_upstreams = new.map_or(&no_upstreams, |d| &d.upstreams);
     let mut steps = Vec::new();
     let mut listeners = Vec::new();
-    let mut add = |key: &BindingKey, change, servers: &[&HttpSpec]| {
+    let mut add = |key: &BindingKey, change, behind: &Behind<'_>| {
         listeners.push(ListenerPlan {
             address: key.address.to_string(),
             change,
-            servers: servers.iter().map(|s| s.name.to_string()).collect(),
+            servers: behind.names().map(ToString::to_string).collect(),
         });
         steps.push(Step {
             key: key.clone(),
             change,
         });
     };
-    for (key, specs) in &after {
+    for (key, behind) in &after {
         let change = match before.get(key) {
             None => Change::Open,
-            Some(was) if connection(was) != connection(specs) || asks_otherwise(was, specs) => {
-                Change::Refresh
-            }
-            Some(was) if was != specs => Change::Update,
+            Some(was) if is_refreshed(was, behind) => Change::Refresh,
+            Some(was) if was != behind => Change::Update,
             Some(_) => {
-                let same =
-                    upstreams_of(specs).all(|name| is_same(name, old_upstreams, new_upstreams));
+                let same = behind
+                    .upstreams()
+                    .all(|name| is_same(name, old_upstreams, new_upstreams));
                 if same { Change::Keep } else { Change::Update }
             }
         };
-        add(key, change, specs);
+        add(key, change, behind);
     }
-    for (key, specs) in before.iter().filter(|(key, _)| !after.contains_key(*key)) {
-        add(key, Change::Close, specs);
+    for (key, behind) in before.iter().filter(|(key, _)| !after.contains_key(*key)) {
+        add(key, Change::Close, behind);
     }
     let targets = |map: &BTreeMap<Arc<str>, UpstreamSpec>| -> BTreeSet<(Arc<str>, TargetAddr)> {
         map.values()
@@ -154,6 +153,11 @@ fn is_same(
 ) -> bool {
     let below = |spec: &UpstreamSpec| spec.split.iter().all(|m| is_same(&m.upstream, old, new));
     old.get(name) == new.get(name) && new.get(name).is_none_or(below)
+}
+
+/// Whether the connections that are there must end, after their current work.
+fn is_refreshed(was: &Behind<'_>, is: &Behind<'_>) -> bool {
+    connection(&was.http) != connection(&is.http) || asks_otherwise(&was.http, &is.http)
 }
 
 /// All servers of an address agree on this, so the first one speaks for them.

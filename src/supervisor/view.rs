@@ -178,9 +178,9 @@ impl View {
         let one = |bound: &Bound, state: &str| ListenerStatus {
             address: bound.binding.address.to_string(),
             configured: bound.key.address.to_string(),
-            servers: servers
-                .get(&bound.key)
-                .map_or_else(Vec::new, |s| s.iter().map(|s| s.name.to_string()).collect()),
+            servers: servers.get(&bound.key).map_or_else(Vec::new, |behind| {
+                behind.names().map(ToString::to_string).collect()
+            }),
             state: state.into(),
             connections: bound.binding.connections() as u64,
             sockets: bound.sockets.len() as u64,

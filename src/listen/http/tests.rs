@@ -18,13 +18,13 @@ fn entry(spec: &HttpSpec) -> Arc<Entry> {
         shared: &records(),
         log: None,
     };
-    Arc::new(Entry::build(
+    Arc::new(Entry::of_http(crate::http::Entry::build(
         &[spec],
         &BTreeMap::new(),
         &Files::new(),
         &Default::default(),
         recording,
-    ))
+    )))
 }
 
 fn listener(connection: ConnectionSpec) -> Arc<Listener> {
@@ -48,7 +48,7 @@ impl Client {
     fn connect(listener: &Arc<Listener>) -> Client {
         let (io, theirs) = tokio::io::duplex(256 * 1024);
         let guard = listener.slot.epoch().join();
-        let spec = listener.slot.pin().entry.connection.clone();
+        let spec = listener.slot.pin().entry.http().connection.clone();
         let peer: std::net::SocketAddr = "192.0.2.1:50000".parse().unwrap();
         let local = Some("192.0.2.2:80".parse().unwrap());
         let served = tokio::spawn(serve(
@@ -385,7 +385,7 @@ async fn a_connection_accepted_from_a_retired_queue_is_served_and_told() {
     listener.slot.finish_epoch();
     io.write_all(GET.as_bytes()).await.unwrap();
     let peer = crate::net::Peer::Unix;
-    let spec = listener.slot.pin().entry.connection.clone();
+    let spec = listener.slot.pin().entry.http().connection.clone();
     let served = tokio::spawn(serve(theirs, peer, None, listener.clone(), spec, guard));
     let mut answer = String::new();
     io.read_to_string(&mut answer).await.unwrap();

@@ -1,0 +1,88 @@
+//! What a generation does behind one bound address: who is let in, and what is spoken with those who are.
+//!
+//! An address keeps its socket when its plane changes. Connections that were made before go on with what they were: a
+//! request on one of them finds that no server is there any more.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::config::http::ConnectionSpec;
+use crate::http::client::is_trusted;
+use crate::http::{self, Face};
+use crate::net::Peer;
+
+/// What one generation does behind one bound address. Shared by the workers.
+#[derive(Debug)]
+pub struct Entry {
+    pub admission: Admission,
+    pub plane: Plane,
+    http: http::Entry,
+}
+
+/// What is spoken with a new connection.
+#[derive(Debug)]
+pub enum Plane {
+    Http,
+}
+
+/// Who is let in, and what is known of clients before their first byte.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Connections of this address, the whole process together.
+    pub connections: Option<usize>,
+    /// Connections of this address from one client address.
+    pub connections_per_client: Option<usize>,
+    /// Whose connections begin with a PROXY header; `None`: nobody's.
+    pub behind: Option<Behind>,
+}
+
+/// Balancers that say who their clients are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Behind {
+    pub trusted_proxies: Vec<IpNet>,
+    /// How long the header may take; `None`: no limit.
+    pub within: Option<Duration>,
+}
+
+impl Entry {
+    /// An address that speaks HTTP.
+    pub fn of_http(http: http::Entry) -> Entry {
+        Entry {
+            admission: Admission::of(&http.connection),
+            plane: Plane::Http,
+            http,
+        }
+    }
+}
+
+impl Face for Entry {
+    fn http(&self) -> &http::Entry {
+        &self.http
+    }
+
+    fn holds(&self, definition: u64) -> bool {
+        match &self.plane {
+            Plane::Http => self.http.holds(definition),
+        }
+    }
+}
+
+impl Admission {
+    fn of(connection: &ConnectionSpec) -> Admission {
+        Admission {
+            connections: connection.connections,
+            connections_per_client: connection.connections_per_client,
+            behind: connection.proxy_protocol.then(|| Behind {
+                trusted_proxies: connection.trusted_proxies.clone(),
+                within: connection.header_timeout,
+            }),
+        }
+    }
+
+    /// The balancers among which `peer` is, if its connections begin with a PROXY header.
+    pub fn behind(&self, peer: Peer) -> Option<&Behind> {
+        let (behind, ip) = (self.behind.as_ref()?, peer.ip()?);
+        is_trusted(ip, &behind.trusted_proxies).then_some(behind)
+    }
+}
