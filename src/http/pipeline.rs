@@ -3,7 +3,7 @@
 
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -84,14 +84,11 @@ pub async fn serve<F: Face>(
     let counters = &exchange.connection.worker.counters;
     WorkerCounters::add(&counters.requests);
     let mut record = Record::new();
-    let handled = contain(handle(
-        &exchange,
-        begun,
-        (serving.entry.http(), serving.generation.id),
-        request,
-        &mut record,
-    ))
-    .await;
+    let handled = {
+        let place = (serving.entry.http(), serving.generation.id);
+        let handling = pin!(handle(&exchange, begun, place, request, &mut record));
+        contain(handling).await
+    };
     // What is left needs no routes: a slow client must not keep those of an old generation in memory.
     drop(serving);
     let Handled {
@@ -158,8 +155,8 @@ pub async fn serve<F: Face>(
 }
 
 /// A panic costs this request only, and its connection. What it may have left half done is its own: nothing is shared
-/// mutably. `Err`: the answer to it.
-async fn contain(handling: impl Future<Output = Handled>) -> Result<Handled, Handled> {
+/// mutably. `Err`: the answer to it. The caller pins it: taken by value it would have two places in the request's future.
+async fn contain(handling: Pin<&mut impl Future<Output = Handled>>) -> Result<Handled, Handled> {
     let handled = AssertUnwindSafe(handling).catch_unwind().await;
     handled.map_err(|_| Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true))
 }
@@ -479,11 +476,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_500_and_the_end_of_its_connection() {
-        let broken = async { panic!("in a handler") };
+        let broken = pin!(async { panic!("in a handler") });
         let answer = contain(broken).await.err();
         let answer = answer.map(|handled| (handled.response.status().as_u16(), handled.close));
         assert_eq!(answer, Some((500, true)));
-        let fine = async { Handled::answered(error::plain(StatusCode::OK), false) };
+        let fine = pin!(async { Handled::answered(error::plain(StatusCode::OK), false) });
         assert!(contain(fine).await.is_ok());
     }
 }

@@ -5,6 +5,7 @@
 //! just closing an idle connection: it is sent once more if it is idempotent and has no body (RFC 9110 section 9.2.2).
 //! Everything else is the caller's to know.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,8 +92,10 @@ impl Upstream {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
             let began = self.watches_latency().then(Instant::now);
-            let trying = self.try_member(member, &plan, &mut request, flight);
-            let mut outcome = self.ending_with_target(member, trying).await;
+            let mut outcome = {
+                let trying = pin!(self.try_member(member, &plan, &mut request, flight));
+                self.ending_with_target(member, trying).await
+            };
             self.note(member, &mut outcome);
             if let Some(began) = began {
                 member.learn(began, outcome.is_ok());

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -189,15 +189,16 @@ impl Proxy {
             // Boxed: it happens once in the life of a connection, and every request's future would carry its state.
             let upgrading =
                 upgrade::run(chosen, context, outbound, progress, definition, switching);
-            return until_cut(Box::pin(upgrading), flight).await;
+            return until_cut(Box::pin(upgrading).as_mut(), flight).await;
         }
         if self.buffer > 0 && !request.body().is_end_stream() {
             let (parts, body) = request.into_parts();
             // Boxed: every request's future would carry its state.
-            let kept = until_cut(Box::pin(body.keep(self.buffer)), flight).await?;
+            let mut keeping = Box::pin(body.keep(self.buffer));
+            let kept = until_cut(keeping.as_mut(), flight).await?;
             request = Request::from_parts(parts, kept);
         }
-        let sending = upstream.send(&context.connection.worker, request, options);
+        let sending = pin!(upstream.send(&context.connection.worker, request, options));
         let (response, in_flight) = until_cut(sending, flight).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::upstream(
@@ -330,12 +331,12 @@ pub(in crate::http) fn inbound_response<B>(response: Response<B>) -> Response<B>
     Response::from_parts(parts, body)
 }
 
-/// Waits for `work`, unless the request is told to end before.
+/// Waits for `work`, unless the request is told to end before. The caller pins it: taken by value it would have two places
+/// in the request's future.
 async fn until_cut<T>(
-    work: impl Future<Output = Result<T, Error>>,
+    mut work: Pin<&mut impl Future<Output = Result<T, Error>>>,
     flight: &Flight,
 ) -> Result<T, Error> {
-    let mut work = pin!(work);
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(done);
