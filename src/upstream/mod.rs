@@ -22,6 +22,7 @@ pub mod hash;
 pub mod health;
 mod interim;
 mod latency;
+pub mod link;
 mod multiplex;
 mod outgoing;
 mod pool;
@@ -35,6 +36,7 @@ mod source;
 mod split;
 mod state;
 pub mod sticky;
+pub mod stream;
 mod streams;
 #[cfg(test)]
 mod tests;
