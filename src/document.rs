@@ -26,6 +26,7 @@ use crate::config::decode::{Decode, List, Map, Switch, section};
 use crate::config::defaults::{DefaultsRaw, lay_under};
 use crate::config::environment::{self, Environment, Lookup};
 use crate::config::findings::{Findings, Kind};
+use crate::config::forward::{ForwardRaw, ForwardSpec};
 use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
 use crate::config::log::{self, AccessLogRaw, AccessLogSpec, LogRaw, LogSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
@@ -59,6 +60,8 @@ section! {
         access_log: Switch<AccessLogRaw>,
         /// HTTP servers by name.
         http: Map<HttpRaw> = {},
+        /// Forward proxies by name.
+        forward: Map<ForwardRaw> = {},
         /// Filters that servers and routes take with `use`, by name.
         filters: Map<FiltersRaw> = {},
         /// Where requests go, by name.
@@ -66,7 +69,7 @@ section! {
         /// What lies under every table of a kind.
         defaults: DefaultsRaw,
     }
-    later = [&["forward", "tcp", "udp", "tunnels", "agents"]];
+    later = [&["tcp", "udp", "tunnels", "agents"]];
 }
 
 /// A checked configuration: every reference resolved, every default in, nothing left to parse.
@@ -79,6 +82,8 @@ pub struct Document {
     pub access_log: Option<AccessLogSpec>,
     /// By name; only enabled servers.
     pub http: BTreeMap<Arc<str>, HttpSpec>,
+    /// By name; only enabled ones.
+    pub forward: BTreeMap<Arc<str>, ForwardSpec>,
     /// By name; those of `[upstreams]` and those that a URL or address in an action stands for.
     pub upstreams: BTreeMap<Arc<str>, UpstreamSpec>,
     /// The normalized document as JSON, as it is written, secrets redacted: what `GET /now` answers. No key that was left
@@ -285,6 +290,10 @@ impl Document {
                         .map(|upstreams| &mut upstreams.value),
                     defaults.upstreams.as_ref().map(|u| &*u.value),
                 );
+                lay_under(
+                    root.forward.as_mut().map(|forward| &mut forward.value),
+                    defaults.forward.as_ref().map(|f| &*f.value),
+                );
             }
             let mut laid = json(&root);
             behind.restore_laid(&joined, &mut laid);
@@ -352,12 +361,24 @@ impl Document {
         for server in &servers {
             reach::warn(server, check);
         }
+        let forward_raw = root.forward.unwrap_or_default().value;
+        check.names(&forward_raw);
+        let mut forward: Vec<_> = forward_raw
+            .iter()
+            .map(|(name, raw)| {
+                let running = running.and_then(|r| r.forward.get(name.as_str()));
+                let around = (&admin, runtime.on_change);
+                raw.spec(name, raw.at, running, around, check)
+            })
+            .collect();
         references.warn_unused(check);
         sets.warn_unused(check);
         upstreams.append(&mut references.implicit);
         servers.retain(|server| server.enabled);
         across::add_redirects(&mut servers, check);
         across::check(&servers, &admin.listen, check);
+        forward.retain(|proxy| proxy.enabled);
+        across::check_forward(&forward, &servers, &admin.listen, check);
         let http = servers
             .into_iter()
             .map(|s| (s.spec.name.clone(), s.spec))
@@ -368,6 +389,10 @@ impl Document {
             log,
             access_log,
             http,
+            forward: forward
+                .into_iter()
+                .map(|f| (f.spec.name.clone(), f.spec))
+                .collect(),
             upstreams,
             normal,
             origins: read.origins,

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::config::forward::ForwardSpec;
 use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, TlsVersion};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
+use crate::forward::{self, Forward};
 use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{self, Face as _, Files, filter};
 use crate::listen::entry::Entry;
@@ -36,6 +38,8 @@ pub enum Transport {
 pub struct Behind<'d> {
     /// In the document's order.
     pub http: Vec<&'d HttpSpec>,
+    /// Nobody else is there then.
+    pub forward: Option<&'d ForwardSpec>,
 }
 
 /// What stands behind which address.
@@ -44,6 +48,12 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Behind<'_>> {
     for spec in document.http.values() {
         for key in keys(Transport::Stream, &spec.name, &spec.listen) {
             map.entry(key).or_default().http.push(spec);
+        }
+    }
+    for spec in document.forward.values() {
+        let name = tls::store::forward_name(&spec.name);
+        for key in keys(Transport::Stream, &name, &spec.listen) {
+            map.entry(key).or_default().forward = Some(spec);
         }
     }
     map
@@ -68,7 +78,8 @@ fn keys<'a>(
 impl Behind<'_> {
     /// Names of what stands there.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.http.iter().map(|spec| &spec.name)
+        let servers = self.http.iter().map(|spec| &spec.name);
+        servers.chain(self.forward.iter().map(|spec| &spec.name))
     }
 
     /// Names of the upstreams that it uses.
@@ -76,9 +87,17 @@ impl Behind<'_> {
         upstreams_of(&self.http)
     }
 
-    /// Names of those that present certificates there.
-    fn presenting(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.http.iter().map(|spec| &spec.name)
+    /// Names of those that present certificates there, as [`Material`] knows them.
+    fn presenting(&self) -> impl Iterator<Item = Arc<str>> {
+        let servers = self.http.iter().map(|spec| spec.name.clone());
+        let proxy = self.forward.iter();
+        servers.chain(proxy.map(|spec| tls::store::forward_name(&spec.name)))
+    }
+
+    /// Paths of the files that it answers with, or goes by.
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let proxy = self.forward.iter().flat_map(|spec| spec.files());
+        files_of(&self.http).chain(proxy.map(|(path, _)| path))
     }
 }
 
@@ -155,6 +174,7 @@ pub struct Lasting<'a> {
     pub upstreams: &'a Arc<Shared>,
     pub tls: &'a tls::Shared,
     pub filters: &'a filter::Shared,
+    pub forward: &'a forward::Shared,
     pub records: &'a record::Shared,
 }
 
@@ -177,6 +197,7 @@ impl Snapshot {
             upstreams: shared,
             tls,
             filters,
+            forward,
             records,
         } = lasting;
         // One that changed is another for every entry.
@@ -203,8 +224,9 @@ impl Snapshot {
                         && old_bindings.get(&key) == Some(&behind)
                         && behind
                             .presenting()
-                            .all(|name| certificates.same(&snapshot.certificates, name))
-                        && files_of(&behind.http)
+                            .all(|name| certificates.same(&snapshot.certificates, &name))
+                        && behind
+                            .files()
                             .all(|path| snapshot.files.get(path) == files.get(path))
                         && behind.upstreams().all(|name| {
                             match (upstreams.get(name), snapshot.upstreams.get(name)) {
@@ -214,15 +236,24 @@ impl Snapshot {
                         });
                     same.then(|| snapshot.entries.get(&key).cloned()).flatten()
                 });
-                let entry = kept.unwrap_or_else(|| {
+                if let Some(kept) = kept {
+                    return (key, kept);
+                }
+                let entry = {
                     let specs = &behind.http;
                     let http = http::Entry::build(specs, &upstreams, &files, filters, recording);
+                    if let Some(spec) = behind.forward {
+                        let presented = presented_by(spec, &certificates, tls);
+                        let passwords = &filters.passwords;
+                        let proxy = Forward::build(spec, &files, presented, passwords, forward);
+                        return (key, Arc::new(Entry::of_forward(Arc::new(proxy), http)));
+                    }
                     Arc::new(Entry::of_http(http.over_tls(presented(
                         specs,
                         &certificates,
                         tls,
                     ))))
-                });
+                };
                 (key, entry)
             })
             .collect();
@@ -251,10 +282,12 @@ impl Snapshot {
         for (key, behind) in bindings(document) {
             let same = behind
                 .presenting()
-                .all(|name| certificates.same(&self.certificates, name));
+                .all(|name| certificates.same(&self.certificates, &name));
             if let Some(entry) = self.entries.get(&key).filter(|_| !same) {
-                let presented = presented(&behind.http, &certificates, tls);
-                entry.http().present(presented);
+                match behind.forward {
+                    Some(spec) => entry.present(presented_by(spec, &certificates, tls)),
+                    None => entry.present(presented(&behind.http, &certificates, tls)),
+                }
             }
         }
         let same = certificates.same(&self.certificates, &tls::store::ADMIN);
@@ -364,6 +397,30 @@ fn presented(
     let made = tls::Server::new(&all, oldest, &connection.alpn, shared);
     // It fails for versions of TLS that are not in the library, and those we name are.
     made.inspect_err(|error| tracing::error!(%error, "an address cannot present anything"))
+        .ok()
+}
+
+/// What a forward proxy presents; `None`: it is cleartext.
+fn presented_by(
+    spec: &ForwardSpec,
+    certificates: &Material,
+    shared: &tls::Shared,
+) -> Option<tls::Server> {
+    spec.tls.as_ref()?;
+    let name = tls::store::forward_name(&spec.name);
+    let presented = tls::Presented {
+        hosts: &[],
+        certificates: certificates.of(&name),
+        client_auth: certificates.client_auth(&name),
+    };
+    // SOCKS has no name there; whoever offers something means HTTP.
+    let alpn: &[Alpn] = match spec.http {
+        true => &[Alpn::H2, Alpn::Http1],
+        false => &[],
+    };
+    let made = tls::Server::new(&[presented], spec.min_version, alpn, shared);
+    // As in `presented`.
+    made.inspect_err(|error| tracing::error!(%error, "a forward proxy cannot present anything"))
         .ok()
 }
 

@@ -3,6 +3,7 @@
 //! written.
 
 use super::decode::{Decode, Map, section};
+use super::forward::ForwardRaw;
 use super::http::HttpRaw;
 use super::upstream::UpstreamRaw;
 
@@ -13,8 +14,10 @@ section! {
         http: Box<HttpRaw>,
         /// Under every `[upstreams.NAME]`.
         upstreams: Box<UpstreamRaw>,
+        /// Under every `[forward.NAME]`.
+        forward: Box<ForwardRaw>,
     }
-    later = [&["forward", "tcp", "udp"]];
+    later = [&["tcp", "udp"]];
 }
 
 /// Lays `below` under every table of its kind.

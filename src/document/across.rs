@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use crate::config::check::Checker;
+use crate::config::forward;
 use crate::config::http::Checked;
 use crate::config::scalar::ListenAddr;
 use crate::config::tree::At;
@@ -62,6 +63,45 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
                         same_host(&taken.key().1, other, addr, at, check)
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Checks the addresses of forward proxies: nobody else may have them.
+pub(super) fn check_forward(
+    proxies: &[forward::Checked],
+    servers: &[Checked],
+    admin: &ListenAddr,
+    check: &mut Checker<'_>,
+) {
+    let mut owners: HashMap<&ListenAddr, String> = HashMap::new();
+    for server in servers {
+        for addr in server.spec.listen.iter().filter(|a| !a.is_any_port()) {
+            owners.insert(addr, format!("http.{}", server.spec.name));
+        }
+    }
+    for proxy in proxies {
+        let mut told = false;
+        for (addr, at) in proxy.spec.listen.iter().zip(&proxy.listen_at) {
+            if addr.is_any_port() {
+                continue;
+            }
+            if addr.conflicts_with(admin) {
+                check
+                    .findings
+                    .error(*at, format!("the admin API listens on {admin}"))
+                    .help("choose another port here or in `admin.listen`");
+            }
+            let name = format!("forward.{}", proxy.spec.name);
+            // `:3128` is two addresses; once is enough.
+            if let Some(other) = owners.insert(addr, name)
+                && !std::mem::replace(&mut told, true)
+            {
+                check
+                    .findings
+                    .error(*at, format!("`{other}` has the address {addr} too"))
+                    .help("a forward proxy needs an address of its own");
             }
         }
     }

@@ -9,8 +9,9 @@ use super::Document;
 use super::include::{self, Sources};
 use crate::config::environment::filled;
 use crate::config::findings::Findings;
+use crate::config::forward::ForwardSpec;
 use crate::config::http::{
-    ActionSpec, CertificateSpec, FiltersSpec, HttpSpec, PemSource, RespondBody, htpasswd,
+    ActionSpec, CertificateSpec, FiltersSpec, HttpSpec, PemSource, RespondBody, TlsSpec, htpasswd,
     redirects_to,
 };
 use crate::config::scalar::ListenAddr;
@@ -107,9 +108,19 @@ impl Document {
             Some(to) => format!("/http/{to}/tls/redirect_http"),
             None => format!("/http/{server}/listen"),
         };
-        let Some(listen) = self.http.get(server).map(|s| &s.listen[..]) else {
-            return pointer;
-        };
+        let listen = self.http.get(server).map(|s| &s.listen[..]);
+        self.address_pointer(pointer, listen.unwrap_or_default(), index)
+    }
+
+    /// As [`Document::listen_pointer`], of a forward proxy.
+    pub fn forward_listen_pointer(&self, name: &str, index: usize) -> String {
+        let listen = self.forward.get(name).map(|f| &f.listen[..]);
+        let pointer = format!("/forward/{name}/listen");
+        self.address_pointer(pointer, listen.unwrap_or_default(), index)
+    }
+
+    /// The JSON Pointer of the text that an address came from; `pointer` is that of the list.
+    fn address_pointer(&self, pointer: String, listen: &[ListenAddr], index: usize) -> String {
         let written = self.whole().pointer(&pointer).and_then(|l| l.as_array());
         // `:80` stands for two addresses, of which the IPv6 one may be left out: so the texts are walked beside the
         // addresses, and the text that `index` is reached in is the one.
@@ -182,7 +193,8 @@ impl Document {
     /// Those of them that hold users. A file that several places take from `[filters]` is here once.
     pub fn htpasswd_pointers(&self) -> Vec<(PathBuf, String)> {
         let all = self.http.values().flat_map(HttpSpec::all_filters);
-        let files = all.flat_map(FiltersSpec::files);
+        let proxies = self.forward.values().flat_map(ForwardSpec::files);
+        let files = all.flat_map(FiltersSpec::files).chain(proxies);
         let once: BTreeSet<_> = files
             .map(|(path, at)| (path.clone(), at.to_owned()))
             .collect();
@@ -248,8 +260,7 @@ impl Document {
     /// Those of them that hold certificates, keys and CAs.
     pub fn certificate_pointers(&self) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
-        let all = self.http.iter().flat_map(|(name, s)| certificates(name, s));
-        for (pointer, certificate) in all {
+        for (pointer, certificate) in self.certificates() {
             if let CertificateSpec::Pair { cert, key } = certificate {
                 for (source, part) in [(cert, "cert"), (key, "key")] {
                     if let PemSource::File(path) = source {
@@ -269,10 +280,10 @@ impl Document {
         }
         let admin_ca = admin.and_then(|tls| tls.client_auth.as_ref()?.ca.path());
         out.extend(admin_ca.map(|path| (path.to_owned(), "/admin/tls/client_ca".to_owned())));
-        for (name, server) in &self.http {
-            let auth = server.tls.as_ref().and_then(|tls| tls.client_auth.as_ref());
+        for (pointer, tls) in self.presented() {
+            let auth = tls.client_auth.as_ref();
             if let Some(PemSource::File(path)) = auth.map(|auth| &auth.ca) {
-                out.push((path.clone(), format!("/http/{name}/tls/client_auth/ca")));
+                out.push((path.clone(), format!("{pointer}/client_auth/ca")));
             }
         }
         out
@@ -280,22 +291,33 @@ impl Document {
 
     /// The folders of certificates, each with the JSON Pointer of its path.
     pub fn certificate_folders(&self) -> Vec<(PathBuf, String)> {
-        let all = self.http.iter().flat_map(|(name, s)| certificates(name, s));
-        all.filter_map(|(pointer, certificate)| match certificate {
-            CertificateSpec::Folder(path) => Some((path.clone(), format!("{pointer}/dir"))),
-            CertificateSpec::Pair { .. } => None,
-        })
-        .collect()
+        self.certificates()
+            .filter_map(|(pointer, certificate)| match certificate {
+                CertificateSpec::Folder(path) => Some((path.clone(), format!("{pointer}/dir"))),
+                CertificateSpec::Pair { .. } => None,
+            })
+            .collect()
     }
-}
 
-fn certificates<'a>(
-    name: &'a str,
-    server: &'a HttpSpec,
-) -> impl Iterator<Item = (String, &'a CertificateSpec)> {
-    let all = server.tls.iter().flat_map(|tls| &tls.certificates);
-    all.enumerate()
-        .map(move |(index, c)| (format!("/http/{name}/tls/certificates/{index}"), c))
+    /// What listeners present, but for the admin API, each with the JSON Pointer of its `tls`.
+    fn presented(&self) -> impl Iterator<Item = (String, &TlsSpec)> {
+        let servers = self
+            .http
+            .iter()
+            .filter_map(|(name, s)| Some((format!("/http/{name}/tls"), s.tls.as_ref()?)));
+        let proxies = self
+            .forward
+            .iter()
+            .filter_map(|(name, f)| Some((format!("/forward/{name}/tls"), f.tls.as_ref()?)));
+        servers.chain(proxies)
+    }
+
+    fn certificates(&self) -> impl Iterator<Item = (String, &CertificateSpec)> {
+        self.presented().flat_map(|(pointer, tls)| {
+            let all = tls.certificates.iter().enumerate();
+            all.map(move |(index, c)| (format!("{pointer}/certificates/{index}"), c))
+        })
+    }
 }
 
 fn is_enabled(route: &serde_json::Value) -> bool {

@@ -3,14 +3,17 @@
 //! An address keeps its socket when its plane changes. Connections that were made before go on with what they were: a
 //! request on one of them finds that no server is there any more.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::config::http::ConnectionSpec;
+use crate::forward::Forward;
 use crate::http::client::is_trusted;
 use crate::http::{self, Face};
 use crate::net::Peer;
+use crate::tls;
 
 /// What one generation does behind one bound address. Shared by the workers.
 #[derive(Debug)]
@@ -24,6 +27,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub enum Plane {
     Http,
+    Forward(Arc<Forward>),
 }
 
 /// Who is let in, and what is known of clients before their first byte.
@@ -54,6 +58,30 @@ impl Entry {
             http,
         }
     }
+
+    /// An address of a forward proxy. `http`: for those who speak it with a proxy.
+    pub fn of_forward(forward: Arc<Forward>, http: http::Entry) -> Entry {
+        Entry {
+            admission: Admission {
+                connections: forward.spec.limits.connections,
+                ..Admission::default()
+            },
+            plane: Plane::Forward(forward),
+            http,
+        }
+    }
+
+    /// From now on the address presents `server`; it stays what it is, cleartext or not.
+    pub fn present(&self, server: Option<tls::Server>) {
+        match &self.plane {
+            Plane::Http => self.http.present(server),
+            Plane::Forward(forward) => {
+                if let (Some(tls), Some(server)) = (&forward.tls, server) {
+                    tls.exchange(server);
+                }
+            }
+        }
+    }
 }
 
 impl Face for Entry {
@@ -64,6 +92,9 @@ impl Face for Entry {
     fn holds(&self, definition: u64) -> bool {
         match &self.plane {
             Plane::Http => self.http.holds(definition),
+            Plane::Forward(forward) => {
+                forward.holds(definition) || self.http.holds(definition)
+            }
         }
     }
 }

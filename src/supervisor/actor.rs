@@ -25,6 +25,7 @@ use super::state_dir::StateLock;
 use super::targets::Watch;
 use super::view::View;
 use crate::document::Document;
+use crate::forward;
 use crate::generation::Generation;
 use crate::http::{filter, record};
 use crate::listen::accept::ConnectionLimit;
@@ -122,6 +123,7 @@ pub(super) struct Crew {
     pub(super) shared: Arc<Shared>,
     pub(super) tls: Arc<tls::Shared>,
     pub(super) filters: filter::Shared,
+    pub(super) forward: forward::Shared,
     pub(super) records: record::Shared,
     pub(super) limit: Arc<ConnectionLimit>,
     pub(super) model: crate::config::runtime::Model,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::http::{ConnectionSpec, HttpSpec};
+use crate::config::forward::ForwardSpec;
+use crate::config::http::{ClientAuthSpec, ConnectionSpec, HttpSpec};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::UpstreamSpec;
 use crate::document::Document;
@@ -127,6 +128,9 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
         if old.runtime != new.runtime {
             sections.push("runtime".to_owned());
         }
+        if old.forward != new.forward {
+            sections.push("forward".to_owned());
+        }
     }
     let plan = Plan {
         listeners,
@@ -157,7 +161,15 @@ fn is_same(
 
 /// Whether the connections that are there must end, after their current work.
 fn is_refreshed(was: &Behind<'_>, is: &Behind<'_>) -> bool {
-    connection(&was.http) != connection(&is.http) || asks_otherwise(&was.http, &is.http)
+    connection(&was.http) != connection(&is.http)
+        || asks_otherwise(&was.http, &is.http)
+        || was.forward.map(proved) != is.forward.map(proved)
+}
+
+/// What a forward proxy's clients have proved by their connection.
+fn proved(spec: &ForwardSpec) -> (bool, Option<Arc<ClientAuthSpec>>) {
+    let tls = spec.tls.as_ref();
+    (tls.is_some(), tls.and_then(|tls| tls.client_auth.clone()))
 }
 
 /// All servers of an address agree on this, so the first one speaks for them.

@@ -26,6 +26,7 @@ use crate::config::log::LogPath;
 use crate::config::scalar::ListenAddr;
 use crate::config::{Diagnostic, Format};
 use crate::document::{Context, Document, Parsed, Refused};
+use crate::forward;
 use crate::http::{Files, filter, record};
 use crate::listen::accept::{Binding, ConnectionLimit};
 use crate::log::sink;
@@ -410,6 +411,7 @@ impl Supervisor {
         })?;
         Ok(Crew {
             workers,
+            forward: forward::Shared::new(&shared),
             shared,
             tls: Arc::new(tls.with_state_folder(state_folder)),
             filters: filter::Shared::default(),
@@ -461,6 +463,7 @@ impl Supervisor {
                 upstreams: &crew.shared,
                 tls: &crew.tls,
                 filters: &crew.filters,
+                forward: &crew.forward,
                 records: &crew.records,
             };
             let log = log.transpose()?.flatten();
@@ -594,7 +597,22 @@ fn place_of(document: &Document, key: &BindingKey) -> String {
             .filter(|_| owned)
             .map(|index| document.listen_pointer(&server.name, index))
     });
-    named.unwrap_or_default()
+    named
+        .or_else(|| place_of_proxy(document, key))
+        .unwrap_or_default()
+}
+
+/// The same of a forward proxy.
+fn place_of_proxy(document: &Document, key: &BindingKey) -> Option<String> {
+    document.forward.values().find_map(|proxy| {
+        let index = match &key.owner {
+            Some((name, index)) => {
+                (*name == tls::store::forward_name(&proxy.name)).then_some(*index)
+            }
+            None => proxy.listen.iter().position(|a| *a == key.address),
+        };
+        index.map(|index| document.forward_listen_pointer(&proxy.name, index))
+    })
 }
 
 async fn parse(

@@ -146,7 +146,7 @@ impl Place {
 #[derive(Debug)]
 pub struct Wanted<'a> {
     /// Found again by it.
-    pub name: &'a Arc<str>,
+    pub name: Arc<str>,
     /// JSON Pointer of its `tls`.
     pub pointer: String,
     pub tls: &'a TlsSpec,
@@ -157,11 +157,17 @@ pub struct Wanted<'a> {
 /// What the admin API is called among the servers. No server can have this name.
 pub static ADMIN: LazyLock<Arc<str>> = LazyLock::new(|| "[admin]".into());
 
+/// What a forward proxy is called among the servers. No server can have this name.
+pub fn forward_name(name: &str) -> Arc<str> {
+    format!("[forward.{name}]").into()
+}
+
 impl Wanted<'_> {
     /// What all that a document serves wants.
     pub fn all(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
-        Wanted::http(document).chain(document.admin.tls.as_ref().map(|tls| Wanted {
-            name: &ADMIN,
+        let listeners = Wanted::http(document).chain(Wanted::forward(document));
+        listeners.chain(document.admin.tls.as_ref().map(|tls| Wanted {
+            name: ADMIN.clone(),
             pointer: "/admin/tls".to_owned(),
             tls,
             flat: true,
@@ -184,11 +190,23 @@ impl Wanted<'_> {
         }
     }
 
+    /// What the forward proxies of a document want.
+    fn forward(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
+        document.forward.values().filter_map(|proxy| {
+            Some(Wanted {
+                name: forward_name(&proxy.name),
+                pointer: format!("/forward/{}/tls", proxy.name),
+                tls: proxy.tls.as_ref()?,
+                flat: false,
+            })
+        })
+    }
+
     /// What the HTTP servers of a document want.
     pub fn http(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
         document.http.values().filter_map(|server| {
             Some(Wanted {
-                name: &server.name,
+                name: server.name.clone(),
                 pointer: format!("/http/{}/tls", server.name),
                 tls: server.tls.as_ref()?,
                 flat: false,
