@@ -17,7 +17,7 @@
 //! | 6 supervisor | `supervisor` |
 //! | 5 assembly | `snapshot` |
 //! | 4 entry | `worker`, `listen` |
-//! | 3 meaning | `http` |
+//! | 3 meaning | `http`, `l4` |
 //! | 2 reach | `upstream`, `tls`, `registry` |
 //! | 1 base | `net`, `generation`, `metrics`, `log` |
 //! | 0 grammar | `config`, `document` |
@@ -40,6 +40,7 @@ pub mod document;
 pub mod fuzzing;
 pub mod generation;
 pub mod http;
+pub mod l4;
 pub mod listen;
 pub mod log;
 pub mod metrics;
