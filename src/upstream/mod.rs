@@ -27,7 +27,7 @@ mod multiplex;
 mod outgoing;
 mod pool;
 mod queue;
-mod resolve;
+pub mod resolve;
 mod response;
 mod retry;
 mod select;
@@ -95,7 +95,7 @@ pub struct Shared {
     checking: Arc<Semaphore>,
     budgets: Registry<Arc<str>, retry::Budget>,
     queues: Registry<Arc<str>, queue::Queue>,
-    resolver: Arc<Resolver>,
+    pub resolver: Arc<Resolver>,
 }
 
 impl Shared {
