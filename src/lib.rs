@@ -36,9 +36,9 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod document;
+pub mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-pub mod forward;
 pub mod generation;
 pub mod http;
 pub mod l4;
