@@ -17,7 +17,7 @@
 //! | 6 supervisor | `supervisor` |
 //! | 5 assembly | `snapshot` |
 //! | 4 entry | `worker`, `listen` |
-//! | 3 meaning | `http`, `forward` |
+//! | 3 meaning | `http`, `l4`, `forward` |
 //! | 2 reach | `upstream`, `tls`, `registry`, `password` |
 //! | 1 base | `net`, `generation`, `metrics`, `log` |
 //! | 0 grammar | `config`, `document` |
@@ -36,11 +36,12 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod document;
+pub mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-pub mod forward;
 pub mod generation;
 pub mod http;
+pub mod l4;
 pub mod listen;
 pub mod log;
 pub mod metrics;

@@ -95,11 +95,11 @@ impl Rules {
     }
 
     /// Whether a default denial stands that nothing in `lifting` names.
-    fn is_prohibited<'p>(
+    fn is_prohibited(
         &self,
         name: Option<&str>,
         to: SocketAddr,
-        lifting: &mut dyn Iterator<Item = &'p Pattern>,
+        lifting: &mut dyn Iterator<Item = &Pattern>,
     ) -> bool {
         let (ip, inner) = forms(to.ip());
         let ranges = denied(ip).or_else(|| denied(IpAddr::V4(inner?)));

@@ -35,6 +35,11 @@ impl Link {
         }
     }
 
+    /// A connected socket.
+    pub fn of_tcp(stream: TcpStream) -> Link {
+        Link::socket(Socket::Tcp(stream), None)
+    }
+
     pub(super) fn socket(socket: Socket, slot: Option<Slot>) -> Link {
         Link {
             inner: Inner::Socket(socket),
