@@ -11,7 +11,7 @@ use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::forward::{self, Forward};
 use crate::http::record::{self, AccessLog, Recording};
-use crate::http::{self, Face as _, Files, filter};
+use crate::http::{self, Files, filter};
 use crate::listen::entry::Entry;
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;

@@ -242,11 +242,11 @@ pub struct TimeoutsSpec {
 
 impl ForwardSpec {
     /// The files that it names, but for certificates, each with the JSON Pointer of its path.
-    pub fn files(&self) -> impl Iterator<Item = (&PathBuf, &String)> {
+    pub fn files(&self) -> impl Iterator<Item = (&PathBuf, &str)> {
         let users = self.users.as_ref();
         users
             .and_then(|users| users.htpasswd.as_ref())
             .into_iter()
-            .map(|(path, pointer)| (path, pointer))
+            .map(|(path, pointer)| (path, pointer.as_str()))
     }
 }

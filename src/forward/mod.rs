@@ -5,6 +5,7 @@
 //! destination is judged by the address that was found for it, in every notation; and that very address is dialled.
 
 mod dial;
+pub mod associate;
 mod limits;
 mod refused;
 mod rules;
@@ -19,7 +20,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::config::forward::ForwardSpec;
@@ -28,6 +28,7 @@ use crate::password::{self, Passwords};
 use crate::tls;
 use crate::upstream;
 use crate::upstream::error::{Error, Kind};
+use crate::upstream::link::Link;
 use limits::Users;
 use rules::Rules;
 
@@ -85,7 +86,9 @@ pub struct Ask<'a> {
 /// Where somebody has got.
 #[derive(Debug)]
 pub struct Reached {
-    pub link: TcpStream,
+    pub link: Link,
+    /// Of ours, towards it.
+    pub local: Option<SocketAddr>,
     /// The address that was judged and dialled.
     pub address: SocketAddr,
     /// Of the user's sessions: to be held as long as this one lasts.
@@ -171,7 +174,8 @@ impl Forward {
         let addresses = self.resolve(ask, deadline).await?;
         let (link, address) = dial::any(&addresses, ask.destination, deadline).await?;
         Ok(Reached {
-            link,
+            local: link.local_addr().ok(),
+            link: Link::of_tcp(link),
             address,
             place,
         })
@@ -192,6 +196,11 @@ impl Forward {
                 .unsent()
                 .into()
         })
+    }
+
+    /// Whether this client may send to an address.
+    pub fn allows(&self, ask: Ask<'_>, address: SocketAddr) -> bool {
+        self.rules.judge(&ask, ask.destination.name(), address) == Verdict::Allowed
     }
 
     /// The addresses of a destination to which this client may go, in the order in which they are to be tried; never empty.

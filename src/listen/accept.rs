@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Plane};
 use super::http::{self, Listener};
-use super::{proxy_protocol, tls};
+use super::{forward, proxy_protocol, tls};
 use crate::config::scalar::ListenAddr;
 use crate::generation::{EpochGuard, Serving};
 use crate::http::Face as _;
@@ -397,6 +397,11 @@ impl Accepted {
         let entry = &*serving.entry;
         // Each its own kind of task, so that none has room for what only another needs.
         match &entry.plane {
+            Plane::Forward(proxy) => {
+                let proxy = proxy.clone();
+                let session = forward::serve(stream, peer, listener, proxy, guard);
+                spawn(session, peer, held);
+            }
             Plane::Http => match entry.http().secure() {
                 Some(secure) => spawn(
                     tls::serve(stream, peer, local, listener, secure, guard),

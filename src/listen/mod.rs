@@ -2,6 +2,7 @@
 pub mod accept;
 mod chunks;
 pub mod entry;
+pub mod forward;
 pub mod framing;
 pub mod http;
 pub mod io;

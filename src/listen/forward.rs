@@ -1,0 +1,450 @@
+//! A connection to a forward proxy: TLS if there is any, then the first byte tells what is spoken. All of it until the end
+//! of the client's request is over within `timeouts.handshake`, and nothing is dialled before that. Every request that
+//! cannot be met is answered in its protocol, and then the connection ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::entry::{Entry, Plane};
+use super::http::Listener;
+use crate::config::runtime::OnChange;
+use crate::forward::associate::{self, Association};
+use crate::forward::socks::v5::{self, Method, To};
+use crate::forward::socks::{Parsed, Reply, v4};
+use crate::forward::{Ask, Destination, Forward, Reached, Refused};
+use crate::generation::{EpochGuard, Flight, Serving, Verdict};
+use crate::http::Face as _;
+use crate::http::connection::IDLE_LINGER;
+use crate::l4::relay::{Terms, relay};
+use crate::net::{Peer, Sever};
+use crate::tls::{Failure, Handshake, Session};
+
+/// Of each read before a session begins.
+const READ: usize = 1024;
+/// How long an answer may take to leave, and how long a client that got a refusal is read on, so that it is not lost to a
+/// reset.
+const LAST_WRITE: Duration = Duration::from_secs(5);
+const LAST_READ: Duration = Duration::from_secs(1);
+
+/// Who has connected, and to what.
+struct Client {
+    peer: Peer,
+    /// Of ours, as the client reached it.
+    local: Option<SocketAddr>,
+    listener: Arc<Listener>,
+    /// Of the instant in which it was accepted.
+    accepted: Arc<Forward>,
+}
+
+impl Client {
+    /// What serves now; an address that is another thing by now goes on as it was accepted.
+    fn proxy(&self) -> Arc<Forward> {
+        match &self.listener.slot.pin().entry.plane {
+            Plane::Forward(proxy) => proxy.clone(),
+            _ => self.accepted.clone(),
+        }
+    }
+}
+
+/// What a client asks for.
+struct Asked {
+    version: Version,
+    user: Option<Arc<str>>,
+    what: What,
+}
+
+enum What {
+    Connect(Destination),
+    Associate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Socks4,
+    Socks5,
+}
+
+impl Version {
+    fn refusal(self, reply: Reply) -> Vec<u8> {
+        match self {
+            Version::Socks4 => v4::REFUSED.to_vec(),
+            Version::Socks5 => v5::refusal(reply),
+        }
+    }
+
+    fn success(self, bound: Option<SocketAddr>) -> Vec<u8> {
+        match (self, bound) {
+            (Version::Socks4, _) => v4::GRANTED.to_vec(),
+            (Version::Socks5, Some(bound)) => v5::reply(Reply::Succeeded, bound),
+            (Version::Socks5, None) => v5::refusal(Reply::Succeeded),
+        }
+    }
+}
+
+/// Why a handshake comes to nothing.
+enum Over {
+    /// The client left, or speaks nothing that could be answered.
+    Silently,
+    /// With these last bytes.
+    With(Vec<u8>),
+}
+
+/// Serves one accepted connection to its end. The caller holds permits and counts, catches panics.
+pub async fn serve<S>(
+    stream: S,
+    peer: Peer,
+    listener: Arc<Listener>,
+    proxy: Arc<Forward>,
+    guard: EpochGuard,
+) where
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
+{
+    if !proxy.may_connect(peer.ip()) {
+        tracing::debug!(%peer, proxy = %proxy.name, "not one of the clients");
+        return;
+    }
+    let deadline = Instant::now() + proxy.spec.timeouts.handshake;
+    let local = stream.plain_tcp().and_then(|tcp| tcp.local_addr().ok());
+    let client = Client {
+        peer,
+        local,
+        listener,
+        accepted: proxy,
+    };
+    if client.accepted.tls.is_none() {
+        return speak(stream, client, deadline, guard).await;
+    }
+    let done = tokio::select! {
+        biased;
+        done = timeout_at(deadline, secure(stream, &client)) => done,
+        () = impatient(&guard) => return client.listener.handshakes.failed(Failure::Timeout),
+    };
+    match done {
+        Ok(Ok((stream, resumed))) => {
+            client.listener.handshakes.done(resumed);
+            // Boxed: the larger of the two would be the size of both.
+            Box::pin(speak(stream, client, deadline, guard)).await;
+        }
+        Ok(Err(error)) => {
+            client.listener.handshakes.failed(Failure::of(&error));
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+        }
+        Err(_) => client.listener.handshakes.failed(Failure::Timeout),
+    }
+}
+
+async fn secure<S>(stream: S, client: &Client) -> io::Result<(TlsStream<S>, bool)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let hello = LazyConfigAcceptor::new(Default::default(), stream).await?;
+    let now = client.proxy();
+    let Some(server) = now.tls.as_ref().or(client.accepted.tls.as_ref()) else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let Handshake {
+        config,
+        client_auth,
+    } = server.handshake(hello.client_hello().server_name());
+    let stream = hello.into_stream(config).await?;
+    let session = Session::of(stream.get_ref().1, client_auth)?;
+    Ok((stream, session.resumed))
+}
+
+/// Ends when a handshake must because its address goes, or is another thing.
+async fn impatient(guard: &EpochGuard) {
+    let finish = async {
+        guard.epoch.finish.cancelled().await;
+        tokio::time::sleep(IDLE_LINGER).await;
+    };
+    tokio::select! {
+        () = finish => {}
+        () = guard.epoch.cut.cancelled() => {}
+    }
+}
+
+async fn speak<S>(stream: S, client: Client, deadline: Instant, guard: EpochGuard)
+where
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
+{
+    let mut said = Said {
+        stream,
+        bytes: BytesMut::new(),
+    };
+    let asked = tokio::select! {
+        biased;
+        asked = timeout_at(deadline, said.handshake(&client)) => asked,
+        () = impatient(&guard) => return,
+    };
+    match asked {
+        Ok(Ok(asked)) => session(said, client, asked, guard).await,
+        Ok(Err(Over::With(last))) => said.end(&last).await,
+        Ok(Err(Over::Silently)) => {}
+        Err(_) => {
+            tracing::debug!(peer = %client.peer, "no request within the time for a handshake")
+        }
+    }
+}
+
+/// A client's stream, and what it has said that was not understood yet.
+struct Said<S> {
+    stream: S,
+    bytes: BytesMut,
+}
+
+impl<S> Said<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    /// From the first byte to the end of the request.
+    async fn handshake(&mut self, client: &Client) -> Result<Asked, Over> {
+        let first = |bytes: &[u8]| Ok::<_, ()>(bytes.first().map(|first| (*first, 0)));
+        let first = self.message(first).await?.unwrap_or_default();
+        let spec = &client.accepted.spec;
+        match first {
+            v5::VERSION if spec.socks5 => self.socks5(client).await,
+            v4::VERSION if spec.socks4 => self.socks4(client).await,
+            _ => {
+                tracing::debug!(peer = %client.peer, first, "a protocol that is not spoken here");
+                Err(Over::Silently)
+            }
+        }
+    }
+
+    async fn socks5(&mut self, client: &Client) -> Result<Asked, Over> {
+        let Ok(offer) = self.message(v5::greeting).await? else {
+            return Err(Over::Silently);
+        };
+        let proxy = client.proxy();
+        let method = match proxy.asks_for_users() {
+            true => offer.password.then_some(Method::Password),
+            // Whoever insists on showing a password is let in with any.
+            false if offer.none => Some(Method::None),
+            false => offer.password.then_some(Method::Password),
+        };
+        let choice = v5::choice(method);
+        let Some(method) = method else {
+            return Err(Over::With(choice.to_vec()));
+        };
+        self.send(&choice).await?;
+        let mut user = None;
+        if method == Method::Password {
+            let Ok(given) = self.message(v5::credentials).await? else {
+                return Err(Over::With(v5::verdict(false).to_vec()));
+            };
+            if proxy.asks_for_users() {
+                let name = given.name.unwrap_or_default();
+                match proxy.authenticate(name, given.password).await {
+                    Ok(known) => user = Some(known),
+                    Err(denied) => {
+                        let (peer, proxy) = (client.peer, &proxy.name);
+                        tracing::debug!(%peer, %proxy, ?denied, "nobody we know");
+                        return Err(Over::With(v5::verdict(false).to_vec()));
+                    }
+                }
+            }
+            self.send(&v5::verdict(true)).await?;
+        }
+        let request = self.message(v5::request).await?;
+        let request = request.map_err(|reply| Over::With(v5::refusal(reply)))?;
+        let what = match request.command {
+            v5::Command::Connect => What::Connect(destination(request.to, Version::Socks5)?),
+            v5::Command::Associate => What::Associate,
+        };
+        Ok(Asked {
+            version: Version::Socks5,
+            user,
+            what,
+        })
+    }
+
+    async fn socks4(&mut self, client: &Client) -> Result<Asked, Over> {
+        let refused = || Over::With(v4::REFUSED.to_vec());
+        let request = self.message(v4::request).await?;
+        let request = request.map_err(|_| refused())?;
+        // It has no passwords.
+        if client.proxy().asks_for_users() {
+            return Err(refused());
+        }
+        Ok(Asked {
+            version: Version::Socks4,
+            user: None,
+            what: What::Connect(destination(request.to, Version::Socks4)?),
+        })
+    }
+
+    /// Reads until a whole message is there, and takes it away. What follows stays.
+    async fn message<T, E>(
+        &mut self,
+        parse: impl Fn(&[u8]) -> Parsed<T, E>,
+    ) -> Result<Result<T, E>, Over> {
+        loop {
+            match parse(&self.bytes) {
+                Ok(Some((message, length))) => {
+                    let _ = self.bytes.split_to(length.min(self.bytes.len()));
+                    return Ok(Ok(message));
+                }
+                Ok(None) => {}
+                Err(error) => return Ok(Err(error)),
+            }
+            self.bytes.reserve(READ);
+            let read = (&mut self.stream).take(READ as u64).read_buf(&mut self.bytes).await;
+            if !matches!(read, Ok(1..)) {
+                return Err(Over::Silently);
+            }
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), Over> {
+        let sent = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        sent.await.map_err(|_| Over::Silently)
+    }
+
+    /// Says its last words and ends.
+    async fn end(mut self, last: &[u8]) {
+        let write = async {
+            self.stream.write_all(last).await?;
+            self.stream.shutdown().await
+        };
+        if !matches!(timeout(LAST_WRITE, write).await, Ok(Ok(()))) {
+            return;
+        }
+        let read = async {
+            let mut buffer = [0; READ];
+            while let Ok(1..) = self.stream.read(&mut buffer).await {}
+        };
+        let _ = timeout(LAST_READ, read).await;
+    }
+}
+
+fn destination(to: To, version: Version) -> Result<Destination, Over> {
+    to.destination()
+        .ok_or_else(|| Over::With(version.refusal(Reply::Failed)))
+}
+
+/// What a request becomes: it gets where it wants to, and is a long flow from then on.
+async fn session<S>(mut said: Said<S>, client: Client, asked: Asked, guard: EpochGuard)
+where
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
+{
+    let (serving, proxy) = (client.listener.slot.pin(), client.proxy());
+    let flight = serving.generation.begin(client.listener.slot.binding);
+    flight.define(proxy.definition());
+    // It would keep an old generation in memory.
+    drop(serving);
+    let on_change = proxy.spec.on_change;
+    let begun = tokio::select! {
+        biased;
+        begun = begin(&proxy, &client, &asked) => begun,
+        () = std::future::poll_fn(|cx| flight.poll_cut(cx)) => Err(Reply::Failed),
+        () = guard.epoch.cut.cancelled() => Err(Reply::Failed),
+    };
+    let begun = match begun {
+        Ok(begun) => begun,
+        Err(reply) => return said.end(&asked.version.refusal(reply)).await,
+    };
+    let bound = match &begun {
+        Begun::Connected(reached) => reached.local,
+        Begun::Associated(association) => Some(association.advertised),
+    };
+    let success = asked.version.success(bound);
+    if !matches!(timeout(LAST_WRITE, said.send(&success)).await, Ok(Ok(()))) {
+        return;
+    }
+    settle(&flight, on_change, &client.listener.slot.pin());
+    // From now on it lives and ends by its own definition, not with the connections of its epoch.
+    drop(guard);
+    let Said { stream, bytes } = said;
+    let (peer, to) = (client.peer, asked.what);
+    match begun {
+        Begun::Connected(reached) => {
+            let Reached { link, place, .. } = *reached;
+            let terms = Terms {
+                idle: proxy.spec.timeouts.idle,
+                bandwidth: proxy.spec.limits.bandwidth,
+                flight: &flight,
+                in_flight: None,
+            };
+            // What it has to know is in hand: neither rules nor users are kept for it.
+            drop((proxy, client));
+            let early = Bytes::from(bytes);
+            let relayed = relay(stream, link, early, terms).await;
+            if let What::Connect(to) = to {
+                tracing::debug!(%peer, %to, ?relayed, "session ended");
+            }
+            drop(place);
+        }
+        Begun::Associated(association) => {
+            let ended = Box::pin(association.run(stream, &flight)).await;
+            tracing::debug!(%peer, ?ended, "association ended");
+        }
+    }
+}
+
+enum Begun {
+    Connected(Box<Reached>),
+    Associated(Box<Association>),
+}
+
+async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<Begun, Reply> {
+    let (peer, user) = (client.peer, asked.user.as_ref());
+    let refused = |refused: Refused| {
+        let detail = &refused.error.detail;
+        tracing::debug!(%peer, detail, "not reached");
+        refused.reply()
+    };
+    match &asked.what {
+        What::Connect(destination) => {
+            let ask = Ask {
+                user,
+                client: peer.ip(),
+                destination,
+            };
+            let reached = proxy.reach(&client.listener.worker, ask).await;
+            Ok(Begun::Connected(Box::new(reached.map_err(refused)?)))
+        }
+        What::Associate => {
+            let (Some(ip), Some(local)) = (peer.ip(), client.local) else {
+                return Err(Reply::NoSuchCommand);
+            };
+            let place = proxy.place(user).map_err(refused)?;
+            let who = associate::Who {
+                ip,
+                local: local.ip().to_canonical(),
+                user: user.cloned(),
+            };
+            let made = Association::open(proxy.clone(), who, place);
+            let made = made.map_err(|error| {
+                tracing::warn!(%error, proxy = %proxy.name, "no port for datagrams");
+                Reply::Failed
+            })?;
+            Ok(Begun::Associated(Box::new(made)))
+        }
+    }
+}
+
+/// It has become a long flow. `newest` is what serves now: if it is not the generation that the session began in, a commit
+/// has passed by that did not know.
+fn settle(flight: &Flight, on_change: OnChange, newest: &Serving<Entry>) {
+    flight.set_long(on_change);
+    flight.reconsider(&newest.generation, |asked| {
+        let holds = newest.entry.holds(asked.definition);
+        match asked.long {
+            Some(OnChange::Keep) => Verdict::Moves(newest.generation.clone()),
+            _ if holds => Verdict::Moves(newest.generation.clone()),
+            Some(OnChange::Cut) => Verdict::Ends,
+            Some(OnChange::Drain) | None => Verdict::Stays,
+        }
+    });
+}
