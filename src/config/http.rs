@@ -22,6 +22,7 @@ use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
+pub(super) use check::addresses;
 pub use check::{Around, Checked, RouteAt};
 pub use error_pages::{ErrorPagesSpec, PageFor};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
@@ -38,7 +39,7 @@ pub use tls::{
     Alpn, CertificateSpec, ClientAuthMode, ClientAuthSpec, KeyRaw, PemSource, TlsSpec, TlsVersion,
     redirects_to,
 };
-pub(super) use tls::{cert_source, key_source};
+pub(super) use tls::{CertificateRaw, ClientAuthRaw, TlsRaw, cert_source, key_source};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
 #[derive(Debug, Clone, PartialEq)]

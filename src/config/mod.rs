@@ -10,6 +10,7 @@ pub mod diagnostic;
 pub mod environment;
 pub mod findings;
 pub mod format;
+pub mod forward;
 pub mod http;
 pub mod log;
 pub mod render;

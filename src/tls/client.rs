@@ -32,6 +32,8 @@ pub enum Offer {
     H1,
     H2,
     Both,
+    /// What is spoken is no HTTP.
+    Nothing,
 }
 
 /// How TLS is spoken to the targets of an upstream.
@@ -41,6 +43,7 @@ pub struct Client {
     h1: Arc<ClientConfig>,
     h2: Arc<ClientConfig>,
     both: Arc<ClientConfig>,
+    nothing: Arc<ClientConfig>,
 }
 
 impl Client {
@@ -64,12 +67,13 @@ impl Client {
         &self.identity
     }
 
-    /// The three share their sessions.
+    /// All share their sessions.
     pub fn config(&self, offer: Offer) -> Arc<ClientConfig> {
         match offer {
             Offer::H1 => self.h1.clone(),
             Offer::H2 => self.h2.clone(),
             Offer::Both => self.both.clone(),
+            Offer::Nothing => self.nothing.clone(),
         }
     }
 
@@ -296,6 +300,7 @@ impl Loader<'_> {
             h1: offering(&[H1]),
             h2: offering(&[H2]),
             both: offering(&[H2, H1]),
+            nothing: offering(&[]),
         })
     }
 

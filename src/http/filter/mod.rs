@@ -34,6 +34,7 @@ use super::request::RequestContext;
 use super::vars::Vars;
 use crate::config::http::FiltersSpec;
 use crate::generation::Flight;
+use crate::password;
 use crate::registry::Registry;
 use crate::upstream::Upstream;
 use crate::upstream::error::{Error, Kind};
@@ -55,10 +56,8 @@ use rewrite::Rewrite;
 #[derive(Debug, Default)]
 pub struct Shared {
     limiters: Registry<Arc<str>, rate_limit::Limiter>,
-    /// By digest of names and hashes.
-    users: Registry<[u8; 32], basic_auth::KnownUsers>,
-    /// One, while anybody has users.
-    hashers: Registry<(), basic_auth::Hasher>,
+    /// Of all that ask for passwords, not of filters alone.
+    pub passwords: password::Shared,
     gates: Registry<Arc<str>, concurrency::Gate>,
     builds: AtomicU64,
 }
