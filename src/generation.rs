@@ -336,6 +336,14 @@ impl Flight {
         }
     }
 
+    /// Tells others the generation that it lives by, wherever it moves. (A place that was watched is not used again.)
+    pub fn watch(&self) -> Watch {
+        Watch {
+            shared: self.shared.clone(),
+            began: self.generation.id,
+        }
+    }
+
     fn home(&self) -> (Arc<Generation>, usize) {
         let moved = self.shared.moved.lock().clone();
         moved.unwrap_or_else(|| (self.generation.clone(), self.index))
@@ -377,6 +385,21 @@ impl Drop for Flight {
         }
         // The place it has left may be used again.
         *self.shared.moved.lock() = None;
+    }
+}
+
+/// Looks at a flight from outside. It keeps no generation in memory.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    shared: Arc<Shared>,
+    began: u64,
+}
+
+impl Watch {
+    /// The generation that the flight lives by now.
+    pub fn generation(&self) -> u64 {
+        let moved = self.shared.moved.lock();
+        moved.as_ref().map_or(self.began, |(to, _)| to.id)
     }
 }
 

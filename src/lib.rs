@@ -19,7 +19,7 @@
 //! | 4 entry | `worker`, `listen` |
 //! | 3 meaning | `http`, `l4`, `forward` |
 //! | 2 reach | `upstream`, `tls`, `registry`, `password` |
-//! | 1 base | `net`, `generation`, `metrics`, `log` |
+//! | 1 base | `net`, `generation`, `session`, `metrics`, `log` |
 //! | 0 grammar | `config`, `document` |
 //!
 //! # Words
@@ -48,6 +48,7 @@ pub mod metrics;
 pub mod net;
 pub mod password;
 pub mod registry;
+pub mod session;
 pub mod snapshot;
 pub mod supervisor;
 pub mod tls;
