@@ -38,7 +38,8 @@ pub use tls::{
     Alpn, CertificateSpec, ClientAuthMode, ClientAuthSpec, KeyRaw, PemSource, TlsSpec, TlsVersion,
     redirects_to,
 };
-pub(super) use tls::{cert_source, key_source};
+pub(super) use check::addresses;
+pub(super) use tls::{CertificateRaw, ClientAuthRaw, TlsRaw, cert_source, key_source};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.
 #[derive(Debug, Clone, PartialEq)]

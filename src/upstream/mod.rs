@@ -363,7 +363,7 @@ impl Member {
             TargetAddr::Name(host, port) => {
                 Some(shared.lookup(host, *port, spec.resolve.interval, spec.resolve.timeout))
             }
-            TargetAddr::Ip(_) | TargetAddr::Unix(_) => None,
+            TargetAddr::Ip(_) | TargetAddr::Unix(_) | TargetAddr::Tunnel(..) => None,
         };
         let key = (spec.name.clone(), address.clone());
         let names = lookup.as_ref().map(|lookup| lookup.names.clone());
@@ -386,8 +386,8 @@ impl Member {
             })
         });
         let host = match address {
-            // A socket has no authority; this is what clients of unix sockets commonly say.
-            TargetAddr::Unix(_) => HeaderValue::from_static("localhost"),
+            // They have no authority; this is what clients of unix sockets commonly say.
+            TargetAddr::Unix(_) | TargetAddr::Tunnel(..) => HeaderValue::from_static("localhost"),
             // Addresses and checked names are always valid here; an impossible one is left to the origin to refuse.
             named => {
                 HeaderValue::try_from(named.to_string()).unwrap_or(HeaderValue::from_static(""))

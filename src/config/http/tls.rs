@@ -191,7 +191,7 @@ pub fn redirects_to(name: &str) -> Option<&str> {
 
 impl TlsRaw {
     /// `running` is what serves under the same name: it has the keys behind `"<redacted>"`.
-    pub(super) fn spec(
+    pub(in crate::config) fn spec(
         &self,
         at: At,
         running: Option<&TlsSpec>,

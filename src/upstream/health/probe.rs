@@ -52,7 +52,7 @@ impl Probe {
         let authority = match (&address, spec.port) {
             (TargetAddr::Ip(ip), Some(port)) => SocketAddr::new(ip.ip(), port).to_string(),
             (TargetAddr::Name(name, _), Some(port)) => format!("{name}:{port}"),
-            (TargetAddr::Unix(_), _) => "localhost".to_owned(),
+            (TargetAddr::Unix(_) | TargetAddr::Tunnel(..), _) => "localhost".to_owned(),
             (address, None) => address.to_string(),
         };
         Probe {
