@@ -17,7 +17,7 @@
 //! | 6 supervisor | `supervisor` |
 //! | 5 assembly | `snapshot` |
 //! | 4 entry | `worker`, `listen` |
-//! | 3 meaning | `http` |
+//! | 3 meaning | `http`, `tunnel` |
 //! | 2 reach | `upstream`, `tls`, `registry` |
 //! | 1 base | `net`, `generation`, `metrics`, `log` |
 //! | 0 grammar | `config`, `document` |
@@ -48,5 +48,6 @@ pub mod registry;
 pub mod snapshot;
 pub mod supervisor;
 pub mod tls;
+pub mod tunnel;
 pub mod upstream;
 pub mod worker;
