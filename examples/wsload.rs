@@ -19,6 +19,11 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+#[path = "common/outcome.rs"]
+mod outcome;
+
+use outcome::{Outcome, Times};
+
 type Stream = BufReader<TcpStream>;
 
 /// The nonce and its answer of RFC 6455 section 1.3. The origin takes no other: neither side then needs SHA-1.
@@ -215,7 +220,8 @@ async fn load(address: SocketAddr, plan: Plan) -> Result<(), Box<dyn Error>> {
     for talk in talks {
         outcome.add(talk.await?);
     }
-    println!("JSON {}", outcome.json(begun.elapsed(), wanted.len()));
+    let bytes = outcome.requests() * wanted.len() as u64;
+    println!("JSON {}", outcome.json(begun.elapsed(), bytes));
     Ok(())
 }
 
@@ -296,95 +302,4 @@ fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         .filter_map(|line| line.split_once(':'))
         .find(|(key, _)| key.eq_ignore_ascii_case(name))
         .map(|(_, value)| value.trim())
-}
-
-/// What came of it.
-#[derive(Default)]
-struct Outcome {
-    times: Times,
-    errors: u64,
-    note: Option<String>,
-}
-
-impl Outcome {
-    fn failed(&mut self, note: String) {
-        self.errors += 1;
-        self.note.get_or_insert(note);
-    }
-
-    fn add(&mut self, other: Self) {
-        for (sum, count) in self.times.counts.iter_mut().zip(&other.times.counts) {
-            *sum += count;
-        }
-        self.errors += other.errors;
-        self.note = self.note.take().or(other.note);
-    }
-
-    fn json(&self, time: Duration, bytes: usize) -> String {
-        let requests: u64 = self.times.counts.iter().sum();
-        format!(
-            "{{\"requests\":{requests},\"seconds\":{:.6},\"bytes\":{},\"p50\":{:.3},\"p99\":{:.3},\"p999\":{:.3},\
-             \"errors\":{},\"note\":\"{}\"}}",
-            time.as_secs_f64(),
-            requests * bytes as u64,
-            self.times.percentile(requests, 0.5),
-            self.times.percentile(requests, 0.99),
-            self.times.percentile(requests, 0.999),
-            self.errors,
-            plain(self.note.as_deref().unwrap_or_default()),
-        )
-    }
-}
-
-/// What may stand in a JSON string as it is: a peer's status line may hold anything.
-fn plain(text: &str) -> String {
-    text.chars()
-        .filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\'))
-        .collect()
-}
-
-/// Counts of times in microseconds, in steps of at most 1/64.
-struct Times {
-    counts: Vec<u64>,
-}
-
-impl Default for Times {
-    fn default() -> Self {
-        Self {
-            counts: vec![0; Self::place(u32::MAX) + 1],
-        }
-    }
-}
-
-impl Times {
-    fn add(&mut self, time: Duration) {
-        self.counts[Self::place(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))] += 1;
-    }
-
-    fn place(micros: u32) -> usize {
-        let step = micros.max(64).ilog2() - 6;
-        step as usize * 64 + (micros >> step) as usize
-    }
-
-    /// The shortest time of a place.
-    fn time(place: usize) -> u64 {
-        if place < 128 {
-            return place as u64;
-        }
-        let step = place / 64 - 1;
-        ((place - step * 64) as u64) << step
-    }
-
-    /// In milliseconds; 0 if there was nothing.
-    fn percentile(&self, total: u64, share: f64) -> f64 {
-        let rank = (total as f64 * share).ceil() as u64;
-        let mut seen = 0;
-        for (place, count) in self.counts.iter().enumerate() {
-            seen += count;
-            if seen >= rank && seen > 0 {
-                return Self::time(place) as f64 / 1000.0;
-            }
-        }
-        0.0
-    }
 }

@@ -1,6 +1,7 @@
 """The load that `scripts/bench` puts on a server, and what counts as a success.
 
-wrk does HTTP/1 (with and without TLS), h2load HTTP/2, `openssl s_time` TLS handshakes, `examples/wsload.rs` websockets.
+wrk does HTTP/1 (with and without TLS), h2load HTTP/2, `openssl s_time` TLS handshakes, `examples/wsload.rs` websockets, `examples/streamload.rs` the
+rest.
 Every tool offers TLS 1.3, AES-128-GCM and X25519 first (P-256 must stand beside it: OpenSSL refuses the certificate
 otherwise), so that the servers do the same cryptography. Each function returns requests, seconds, bytes, errors, a note
 on the first error, and milliseconds p50, p99, p999 where the tool knows them."""
@@ -46,8 +47,8 @@ SIZES = {"/small": len(ANSWER), "/1k": 1024, "/10k": 10 * 1024, "/10m": 10 * 102
 class Load:
     """Starts load generators, on one core if it is given."""
 
-    def __init__(self, place, core, wsload):
-        self.place, self.core, self.wsload = place, core, wsload
+    def __init__(self, place, core, wsload, streamload):
+        self.place, self.core, self.wsload, self.streamload = place, core, wsload, streamload
         self.lua = place.folder / "report.lua"
         self.lua.write_text(LUA)
         openssl = place.folder / "openssl.cnf"
@@ -178,10 +179,15 @@ class Load:
         return self.report(seconds, self.wsload, "load", f"127.0.0.1:{server.port}", "--path", work.path, "--connections",
                            work.connections, "--size", work.size, "--seconds", seconds)
 
+    def streams(self, server, work, seconds):
+        return self.report(seconds, self.streamload, "load", f"127.0.0.1:{server.port}", "--through", work.site,
+                           "--origin", f"127.0.0.1:{server.origin}", "--connections", work.connections,
+                           "--size", work.size, "--seconds", seconds, "--fresh", "yes" if work.fresh else "no")
+
     def check(self, server, work):
         """One request, looked at as wrk and s_time do not: status and whole body."""
-        if work.listener == "h2c" or work.site == "websocket":
-            # h2load and wsload look themselves.
+        if work.listener == "h2c" or work.tool in ("websockets", "streams"):
+            # h2load and our own look themselves.
             return
         try:
             with socket.create_connection(("127.0.0.1", server.port), timeout=10) as stream:

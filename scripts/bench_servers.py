@@ -1,7 +1,7 @@
 """The servers that `scripts/bench` compares, and the origins behind them.
 
 Each peer is started for one kind of work: one listener (`h1`, `tls` or `h2c`) and one site (`proxy`, `websocket`, `files`
-or `answer`), tuned as its manual advises and without an access log. All show the same certificate."""
+or `answer`; without HTTP `tcp`, `udp`, `connect` and `socks5`), tuned as its manual advises and without an access log. All show the same certificate."""
 
 import os
 import shutil
@@ -16,6 +16,7 @@ ANSWER = "y" * 100
 # Idle connections to the origin that a server may keep: more than any work has requests in flight.
 POOL = 1024
 FOREVER = 1_000_000_000
+NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
 class Broken(Exception):
@@ -43,6 +44,8 @@ class Server:
         self.name, self.port = name, port
         # What load generators remember of it: requests a second, bytes of an answer.
         self.pace, self.answer = 0, 0
+        # What a forward proxy is asked for.
+        self.origin = port
         path = folder / f"{name}.log"
         self.log = open(path, "wb")
         self.process = subprocess.Popen(pinned(core, [str(part) for part in command]), stdout=self.log,
@@ -128,13 +131,14 @@ class Place:
         return path
 
 
-def run_nginx(name, place, port, workers, core, body):
-    """An nginx of its own; `body` is what stands in its http block."""
+def run_nginx(name, place, port, workers, core, body, stream=""):
+    """An nginx of its own; `body` is what stands in its http block, or `stream` in the other one."""
     if not program("nginx"):
         raise Broken("nginx is not installed")
     path = place.sub(name)
     config = path / "nginx.conf"
     config.write_text(f"""
+{f'load_module {NGINX_STREAM};' if stream else ''}
 daemon off;
 master_process on;
 worker_processes {workers};
@@ -143,6 +147,7 @@ pid {path}/pid;
 error_log {path}/error.log warn;
 {'user root;' if os.geteuid() == 0 else ''}
 events {{ worker_connections 8192; }}
+{f'stream {{ {stream} }}' if stream else ''}
 http {{
     access_log off;
     sendfile on;
@@ -173,8 +178,25 @@ def echo_origin(wsload, place, core):
     return Server("echo", [wsload, "echo", f"127.0.0.1:{port}"], port, place.folder, core)
 
 
+def stream_origin(streamload, place, core):
+    port = free_port()
+    return Server("origin", [streamload, "origin", f"127.0.0.1:{port}"], port, place.folder, core)
+
+
 def nginx(place, listener, site, target, workers, core, name="nginx"):
     port = free_port()
+    if site in ("connect", "socks5"):
+        return None
+    if site in ("tcp", "udp"):
+        if not NGINX_STREAM.exists():
+            raise Broken("libnginx-mod-stream is not installed")
+        return run_nginx(name, place, port, workers, core, "", f"""
+    server {{
+        listen 127.0.0.1:{port} reuseport backlog=4096;
+        listen 127.0.0.1:{port} udp reuseport;
+        proxy_pass 127.0.0.1:{target};
+        proxy_timeout 60s;
+    }}""")
     kind = {"h1": "", "tls": "ssl http2", "h2c": "http2"}[listener]
     tls = f"""
         ssl_certificate {place.cert};
@@ -212,10 +234,28 @@ def nginx(place, listener, site, target, workers, core, name="nginx"):
 
 
 def haproxy(place, listener, site, target, workers, core):
-    if site == "files":
+    if site in ("files", "connect", "socks5", "udp"):
         return None
     port = free_port()
     path = place.sub("haproxy")
+    if site == "tcp":
+        config = path / "haproxy.cfg"
+        config.write_text(f"""
+global
+    nbthread {workers}
+    # Each may need two pipes besides its sockets.
+    maxconn 2048
+defaults
+    mode tcp
+    option splice-auto
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+listen bench
+    bind 127.0.0.1:{port} backlog 4096
+    server origin 127.0.0.1:{target}
+""")
+        return Server("haproxy", [program("haproxy"), "-db", "-f", config], port, place.folder, core)
     kind = {"h1": "", "tls": f"ssl crt {place.both} alpn h2,http/1.1", "h2c": "proto h2"}[listener]
     what = f"""
     http-request return status 200 content-type text/plain string {ANSWER}
@@ -247,7 +287,69 @@ frontend bench
     return Server("haproxy", [program("haproxy"), "-db", "-f", config], port, place.folder, core)
 
 
+def squid(place, listener, site, target, workers, core):
+    if site != "connect":
+        return None
+    port = free_port()
+    path = place.sub("squid")
+    path.chmod(0o777)
+    config = path / "squid.conf"
+    config.write_text(f"""
+http_port 127.0.0.1:{port}
+http_access allow all
+cache deny all
+access_log none
+cache_log {path}/cache.log
+pid_filename {path}/pid
+coredump_dir {path}
+workers {workers}
+shutdown_lifetime 0 seconds
+""")
+    alone = ["-N"] if workers == 1 else ["--foreground"]
+    return Server("squid", [program("squid"), *alone, "-f", config], port, place.folder, core)
+
+
+def tinyproxy(place, listener, site, target, workers, core):
+    if site != "connect":
+        return None
+    port = free_port()
+    path = place.sub("tinyproxy")
+    config = path / "tinyproxy.conf"
+    config.write_text(f"""
+Port {port}
+Listen 127.0.0.1
+Timeout 600
+MaxClients 4096
+Allow 127.0.0.1
+LogLevel Error
+DisableViaHeader Yes
+""")
+    return Server("tinyproxy", [program("tinyproxy"), "-d", "-c", config], port, place.folder, core)
+
+
+def danted(place, listener, site, target, workers, core):
+    if site != "socks5":
+        return None
+    port = free_port()
+    path = place.sub("danted")
+    config = path / "danted.conf"
+    config.write_text(f"""
+errorlog: {path}/errors
+internal: 127.0.0.1 port = {port}
+external: lo
+socksmethod: none
+clientmethod: none
+user.privileged: root
+user.unprivileged: nobody
+client pass {{ from: 127.0.0.0/8 to: 0.0.0.0/0 }}
+socks pass {{ from: 127.0.0.0/8 to: 0.0.0.0/0 }}
+""")
+    return Server("danted", [program("danted"), "-f", config, "-p", path / "pid", "-N", workers], port, place.folder, core)
+
+
 def caddy(place, listener, site, target, workers, core):
+    if site in ("tcp", "udp", "connect", "socks5"):
+        return None
     port = free_port()
     path = place.sub("caddy")
     what = {
@@ -294,6 +396,25 @@ targets = ["127.0.0.1:{target}"]
 pool = {{ idle = {POOL} }}
 """ if target else ""
     config = path / "evergate.toml"
+    section = f"""
+[http.bench]
+listen = "127.0.0.1:{port}"
+{what}
+{tls}
+{upstream}"""
+    if site in ("tcp", "udp"):
+        # Whoever waits for the start connects.
+        section = "".join(f"""
+[{kind}.bench]
+listen = "127.0.0.1:{port}"
+upstream = "127.0.0.1:{target}"
+""" for kind in dict.fromkeys(("tcp", site)))
+    elif site in ("connect", "socks5"):
+        section = f"""
+[forward.bench]
+listen = "127.0.0.1:{port}"
+destinations = {{ allow = ["127.0.0.0/8"] }}
+"""
     config.write_text(f"""
 [admin]
 listen = "127.0.0.1:{free_port()}"
@@ -301,13 +422,8 @@ listen = "127.0.0.1:{free_port()}"
 [runtime]
 workers = {workers}
 state_dir = "{path}/state"
-
-[http.bench]
-listen = "127.0.0.1:{port}"
-{what}
-{tls}
-{upstream}""")
+{section}""")
     return Server("evergate", [binary, "run", "-c", config], port, place.folder, core)
 
 
-PEERS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}
+PEERS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy, "squid": squid, "tinyproxy": tinyproxy, "danted": danted}

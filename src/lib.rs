@@ -17,8 +17,8 @@
 //! | 6 supervisor | `supervisor` |
 //! | 5 assembly | `snapshot` |
 //! | 4 entry | `worker`, `listen` |
-//! | 3 meaning | `http`, `tunnel` |
-//! | 2 reach | `upstream`, `tls`, `registry` |
+//! | 3 meaning | `http`, `l4`, `forward`, `tunnel` |
+//! | 2 reach | `upstream`, `tls`, `registry`, `password` |
 //! | 1 base | `net`, `generation`, `metrics`, `log` |
 //! | 0 grammar | `config`, `document` |
 //!
@@ -36,14 +36,17 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod document;
+pub mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod generation;
 pub mod http;
+pub mod l4;
 pub mod listen;
 pub mod log;
 pub mod metrics;
 pub mod net;
+pub mod password;
 pub mod registry;
 pub mod snapshot;
 pub mod supervisor;

@@ -22,6 +22,7 @@ use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
+pub(super) use check::addresses;
 pub use check::{Around, Checked, RouteAt};
 pub use error_pages::{ErrorPagesSpec, PageFor};
 pub use files::{FileCoding, FilesRaw, FilesSpec};

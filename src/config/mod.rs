@@ -11,6 +11,7 @@ pub mod diagnostic;
 pub mod environment;
 pub mod findings;
 pub mod format;
+pub mod forward;
 pub mod http;
 pub mod log;
 pub mod render;

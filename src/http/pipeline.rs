@@ -3,7 +3,7 @@
 
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::action::proxy::Inbound;
 use super::action::{Action, Kind};
 use super::body::{Answer, Exchange, ResponseBody};
-use super::connection::Begun;
+use super::connection::{Begun, HeadMarks};
 use super::error;
 use super::extended;
 use super::filter::pace::over;
@@ -68,12 +68,15 @@ impl Handled {
 }
 
 /// Answers one request. The caller has pinned `serving` and begun the exchange at its head.
-pub async fn serve<F: Face>(
+//
+// No `async fn`: that keeps a place for what it is given beside the one where it has it, and all of the future is copied
+// to where it runs. For the same reason what is called here gets the head by reference.
+pub fn serve<F: Face>(
     exchange: Exchange,
     begun: Begun,
     serving: Arc<Serving<F>>,
     request: Request<Incoming>,
-) -> Answer {
+) -> impl Future<Output = Answer> + Send + use<F> {
     let http1 = request.version() < Version::HTTP_2;
     let http10 = request.version() == Version::HTTP_10;
     let is_head = request.method() == Method::HEAD;
@@ -81,114 +84,115 @@ pub async fn serve<F: Face>(
     // Neither exists on HTTP/1.
     let grpc = !http1 && grpc::is_call(request.headers());
     let connects = !http1 && request.method() == Method::CONNECT;
-    let counters = &exchange.connection.worker.counters;
-    WorkerCounters::add(&counters.requests);
-    let mut record = Record::new();
-    let handled = contain(handle(
-        &exchange,
-        begun,
-        (serving.entry.http(), serving.generation.id),
-        request,
-        &mut record,
-    ))
-    .await;
-    // What is left needs no routes: a slow client must not keep those of an old generation in memory.
-    drop(serving);
-    let Handled {
-        mut response,
-        close,
-        unread,
-        switch,
-    } = handled.unwrap_or_else(|answer| {
-        WorkerCounters::add(&counters.panics);
-        answer
-    });
-    if grpc {
-        response = grpc::in_words(response);
-    }
-    if connects {
-        response = extended::answer(response);
-    }
-    // A 304 tells of another response's content, a 204 has none: a length of 0 would be wrong (RFC 9110 section 8.6).
-    let has_length = !matches!(
-        response.status(),
-        StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT
-    );
-    if is_head
-        && let Some(length) = response.body_mut().suppress()
-        && has_length
-    {
-        response
-            .headers_mut()
-            .entry(CONTENT_LENGTH)
-            .or_insert_with(|| HeaderValue::from(length));
-    }
-    let connection = &exchange.connection;
-    if let Some(body) = unread
-        && discard(body, &exchange).await
-    {
-        connection.body_read();
-    }
-    // An answer that comes before all of the body was read ends the connection: nobody will read the rest.
-    let half_read = || has_body && !connection.is_body_read();
-    if http1
-        && switch.is_none()
-        && (close || begun.last || connection.is_finishing() || half_read())
-    {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
-        connection.leave_unread();
-    }
-    if http10 && !is_head && response.body().size_hint().exact().is_none() {
-        connection.leave_open_ended();
-    }
-    response.headers_mut().insert(&X_REQUEST_ID, record.id());
-    record.answered(&response);
-    // Only here is the answer certain: before, whatever failed would have left a tunnel behind that nobody agreed to.
-    let record = match switch {
-        Some(switch) => {
-            connection.switch(switch, record);
-            None
+    let (mut parts, body) = request.into_parts();
+    async move {
+        let counters = &exchange.connection.worker.counters;
+        WorkerCounters::add(&counters.requests);
+        let mut record = Record::new();
+        let handled = {
+            let head = (&mut parts, begun.head);
+            let place = (serving.entry.http(), serving.generation.id);
+            contain(pin!(handle(&exchange, head, body, place, &mut record))).await
+        };
+        // What is left needs no routes: a slow client must not keep those of an old generation in memory.
+        drop(serving);
+        let Handled {
+            mut response,
+            close,
+            unread,
+            switch,
+        } = handled.unwrap_or_else(|answer| {
+            WorkerCounters::add(&counters.panics);
+            answer
+        });
+        if grpc {
+            response = grpc::in_words(response);
         }
-        None => Some(record),
-    };
-    response.body_mut().hold(exchange, record);
-    Ok(response)
+        if connects {
+            response = extended::answer(response);
+        }
+        // A 304 tells of another response's content, a 204 has none: a length of 0 would be wrong (RFC 9110 section 8.6).
+        let has_length = !matches!(
+            response.status(),
+            StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT
+        );
+        if is_head
+            && let Some(length) = response.body_mut().suppress()
+            && has_length
+        {
+            response
+                .headers_mut()
+                .entry(CONTENT_LENGTH)
+                .or_insert_with(|| HeaderValue::from(length));
+        }
+        let connection = &exchange.connection;
+        if let Some(body) = unread
+            && discard(body, &exchange).await
+        {
+            connection.body_read();
+        }
+        // An answer that comes before all of the body was read ends the connection: nobody will read the rest.
+        let half_read = || has_body && !connection.is_body_read();
+        if http1
+            && switch.is_none()
+            && (close || begun.last || connection.is_finishing() || half_read())
+        {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+            connection.leave_unread();
+        }
+        if http10 && !is_head && response.body().size_hint().exact().is_none() {
+            connection.leave_open_ended();
+        }
+        let mut id = record.id();
+        // It never comes again: in the client's table of HTTP/2 fields it would only push out what does.
+        id.set_sensitive(!http1);
+        response.headers_mut().insert(&X_REQUEST_ID, id);
+        record.answered(&response);
+        // Only here is the answer certain: before, whatever failed would have left a tunnel behind that nobody agreed to.
+        let record = match switch {
+            Some(switch) => {
+                connection.switch(switch, record);
+                None
+            }
+            None => Some(record),
+        };
+        response.body_mut().hold(exchange, record);
+        Ok(response)
+    }
 }
 
 /// A panic costs this request only, and its connection. What it may have left half done is its own: nothing is shared
-/// mutably. `Err`: the answer to it.
-async fn contain(handling: impl Future<Output = Handled>) -> Result<Handled, Handled> {
+/// mutably. `Err`: the answer to it. The caller pins it: taken by value it would have two places in the request's future.
+async fn contain(handling: Pin<&mut impl Future<Output = Handled>>) -> Result<Handled, Handled> {
     let handled = AssertUnwindSafe(handling).catch_unwind().await;
     handled.map_err(|_| Handled::answered(error::plain(StatusCode::INTERNAL_SERVER_ERROR), true))
 }
 
 async fn handle(
     exchange: &Exchange,
-    begun: Begun,
+    (parts, marks): (&mut Parts, HeadMarks),
+    body: Incoming,
     (entry, generation): (&Entry, u64),
-    request: Request<Incoming>,
     record: &mut Record,
 ) -> Handled {
     let connection = &*exchange.connection;
-    let (mut parts, body) = request.into_parts();
-    let handshake = extended::take(&mut parts);
+    let handshake = extended::take(parts);
     // hyper's offer to upgrade: whoever drives the connection takes it apart by hand.
     parts.extensions.clear();
     let uri = std::mem::take(&mut parts.uri);
     let http1 = parts.version < Version::HTTP_2;
 
     // Admission.
-    let admitted = handshake.and_then(|handshake| {
-        let context = RequestContext::admit(connection, &mut parts, &uri, begun.head)?;
+    let (handshake, mut context) = match handshake.and_then(|handshake| {
+        let context = RequestContext::admit(connection, parts, &uri, marks)?;
         Ok((handshake, context))
-    });
-    let (handshake, mut context) = match admitted {
+    }) {
         Ok(admitted) => admitted,
         Err(error) => {
             let watch = &entry.watch;
-            record.place_stranger(watch, connection, (&parts, &uri), generation);
+            record.place_stranger(watch, connection, (parts, &uri), generation);
             return Handled::failed(&error, true);
         }
     };
@@ -202,17 +206,17 @@ async fn handle(
         };
         record.place(&entry.watch, &vars);
     };
-    let expectation = match expectation(&mut parts) {
+    let expectation = match expectation(parts) {
         Ok(expectation) => expectation,
         Err(error) => {
-            nowhere(record, &parts);
+            nowhere(record, parts);
             return Handled::failed(&error, true);
         }
     };
-    match last_forward(&mut parts) {
+    match last_forward(parts) {
         Ok(false) => {}
         Ok(true) => {
-            nowhere(record, &parts);
+            nowhere(record, parts);
             // What is left of OPTIONS here says nothing; TRACE would only show the client its own fields.
             let is_options = parts.method == Method::OPTIONS;
             let status = if is_options {
@@ -228,14 +232,14 @@ async fn handle(
             return Handled::answered(response, false);
         }
         Err(error) => {
-            nowhere(record, &parts);
+            nowhere(record, parts);
             return Handled::failed(&error, true);
         }
     }
 
     // Routing.
     let Some(server) = entry.server(context.host_name()) else {
-        nowhere(record, &parts);
+        nowhere(record, parts);
         return local(
             error::plain(StatusCode::NOT_FOUND),
             body,
@@ -244,7 +248,7 @@ async fn handle(
         );
     };
     if entry.misdirected(connection.tls.as_ref(), context.host_name(), server) {
-        nowhere(record, &parts);
+        nowhere(record, parts);
         return local(
             error::plain(StatusCode::MISDIRECTED_REQUEST),
             body,
@@ -256,7 +260,7 @@ async fn handle(
         let session = connection.tls.as_ref();
         context.client_cert = session.and_then(|session| session.client.as_deref());
     }
-    let (route, action) = server.find(&context.head(&parts));
+    let (route, action) = server.find(&context.head(parts));
     let filters = route.map_or(&*server.filters, |route| &route.filters);
     if let Some(action) = action {
         exchange.progress.flight.define(action.definition);
@@ -268,25 +272,26 @@ async fn handle(
         generation,
     };
     let watch = route.map_or(&server.watch, |route| &route.watch);
-    record.place(watch, &place.vars(&context, &parts));
-    let pages = server.error_pages.as_ref().filter(|_| !is_grpc(&parts));
+    record.place(watch, &place.vars(&context, parts));
+    let pages = server.error_pages.as_ref().filter(|_| !is_grpc(parts));
 
     let ends = filters.timeout.map(|limit| (Instant::now() + limit, limit));
-    let mut passed = Passed::until(ends);
+    // Boxed: few have filters, and every request's future would carry its room.
+    let mut passed = (!filters.is_empty()).then(|| Box::new(Passed::until(ends)));
     let mut late = false;
     let mut handled = {
         let mut work = pin!(async {
             // Filters, on the way in.
-            if !filters.is_empty() {
+            if let Some(passed) = &mut passed {
                 let asking = Asking {
                     context: &mut context,
-                    parts: &mut parts,
+                    parts,
                     server: place.server,
                     route: place.route,
                     generation: place.generation,
                     flight: &exchange.progress.flight,
                 };
-                if let Err(refusal) = filters.admit(asking, &mut passed).await {
+                if let Err(refusal) = filters.admit(asking, passed).await {
                     record.user.clone_from(&context.user);
                     return local(*refusal, body, expectation, http1);
                 }
@@ -294,14 +299,18 @@ async fn handle(
                     exchange.progress.hold(place);
                 }
             }
+            let edits = passed
+                .as_mut()
+                .map(|passed| std::mem::take(&mut passed.request));
+            let has_body = !body.is_end_stream();
             let inbound = Inbound {
                 parts,
                 body,
                 expectation,
                 handshake,
                 limit: filters.body_limit,
-                edits: std::mem::take(&mut passed.request),
-                cell: record.cell(),
+                edits: edits.unwrap_or_default(),
+                cell: record.cell().filter(|_| has_body).cloned(),
                 upgraded_timeout: server.upgraded_timeout,
                 on_change: server.on_change,
             };
@@ -321,15 +330,15 @@ async fn handle(
             },
         }
     };
-    if late {
+    if late && let Some(passed) = &mut passed {
         // What says so is not held to it.
         passed.ends = None;
     }
     if let Some(pages) = pages {
         pages.replace(&mut handled.response);
     }
-    if !filters.is_empty() {
-        filters.back(passed, &mut handled.response);
+    if let Some(passed) = passed {
+        filters.back(*passed, &mut handled.response);
     }
     handled
 }
@@ -364,11 +373,11 @@ async fn act(
     exchange: &Exchange,
     context: &RequestContext<'_>,
     action: Option<&Action>,
-    inbound: Inbound,
+    inbound: Inbound<'_>,
     place: &Place<'_>,
 ) -> Handled {
     let http1 = context.version < Version::HTTP_2;
-    let answer = |response, inbound: Inbound| {
+    let answer = |response, inbound: Inbound<'_>| {
         let Inbound {
             body, expectation, ..
         } = inbound;
@@ -389,17 +398,17 @@ async fn act(
     };
     match &action.kind {
         Kind::Respond(respond) => {
-            let response = respond.respond(&place.vars(context, &inbound.parts));
+            let response = respond.respond(&place.vars(context, inbound.parts));
             answer(response, inbound)
         }
         Kind::Redirect(redirect) => {
-            let response = redirect.respond(&place.vars(context, &inbound.parts));
+            let response = redirect.respond(&place.vars(context, inbound.parts));
             answer(response, inbound)
         }
         Kind::Files(files) => {
             let flight = &exchange.progress.flight;
             let response = match files
-                .respond(&place.vars(context, &inbound.parts), flight)
+                .respond(&place.vars(context, inbound.parts), flight)
                 .await
             {
                 Ok(response) => response,
@@ -408,7 +417,7 @@ async fn act(
             answer(response, inbound)
         }
         Kind::Proxy(proxy) => {
-            let chosen = match proxy.choose(&place.vars(context, &inbound.parts)) {
+            let chosen = match proxy.choose(&place.vars(context, inbound.parts)) {
                 Ok(chosen) => chosen,
                 Err(error) => return Handled::failed(&error, false),
             };
@@ -479,11 +488,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_500_and_the_end_of_its_connection() {
-        let broken = async { panic!("in a handler") };
+        let broken = pin!(async { panic!("in a handler") });
         let answer = contain(broken).await.err();
         let answer = answer.map(|handled| (handled.response.status().as_u16(), handled.close));
         assert_eq!(answer, Some((500, true)));
-        let fine = async { Handled::answered(error::plain(StatusCode::OK), false) };
+        let fine = pin!(async { Handled::answered(error::plain(StatusCode::OK), false) });
         assert!(contain(fine).await.is_ok());
     }
 }

@@ -272,8 +272,8 @@ impl Record {
     }
 
     /// Where the bytes of the request's body are counted.
-    pub fn cell(&self) -> Option<Arc<Cell>> {
-        self.cell.clone()
+    pub fn cell(&self) -> Option<&Arc<Cell>> {
+        self.cell.as_ref()
     }
 
     /// It goes to this upstream.

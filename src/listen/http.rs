@@ -421,7 +421,9 @@ where
     let service = {
         let (listener, connection, streams) =
             (listener.clone(), connection.clone(), streams.clone());
-        service_fn(move |request| begin(&listener, &connection, Some(&streams), request))
+        // Boxed: hyper moves a stream about on its way to its task, which then keeps room for the larger of the request and
+        // its answer for as long as the answer lasts.
+        service_fn(move |request| Box::pin(begin(&listener, &connection, Some(&streams), request)))
     };
     let mut serving = http2::Builder::new(streams.clone())
         .timer(TokioTimer::new())

@@ -3,13 +3,14 @@
 //! a closed stream window stalls no socket, so the connection's own timer can't see it.
 
 use std::future::Future;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pin_project_lite::pin_project;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 
@@ -123,53 +124,77 @@ where
 {
     fn execute(&self, stream: F) {
         let progress = self.shared.next.lock().take();
-        let limit = self.shared.write_timeout;
-        let shared = Arc::downgrade(&self.shared);
-        self.shared.tasks.lock().spawn(async move {
-            let Some(progress) = progress else {
-                return stream.await;
-            };
-            until_stalled(stream, &progress, limit).await;
-            if !progress.is_answered()
-                && let Some(shared) = shared.upgrade()
-            {
-                shared.resets.count();
-            }
-        });
+        let mut tasks = self.shared.tasks.lock();
+        match progress {
+            Some(progress) => tasks.spawn(UntilStalled {
+                stream,
+                progress,
+                limit: self.shared.write_timeout,
+                timer: None,
+                shared: Arc::downgrade(&self.shared),
+            }),
+            None => tasks.spawn(stream),
+        };
     }
 }
 
-/// Runs `stream` to its end, or until its client has taken nothing for `limit`, or takes nothing when the request is
-/// told to end. What ends early is reset by being dropped.
-async fn until_stalled(
-    stream: impl Future<Output = ()>,
+pin_project! {
+    /// Runs `stream` to its end, or until its client has taken nothing for `limit`, or takes nothing when the request is
+    /// told to end. What ends early is reset by being dropped.
+    //
+    // Written out, for an `async` block has two places for what it takes and then pins.
+    struct UntilStalled<F> {
+        #[pin]
+        stream: F,
+        progress: Arc<Progress>,
+        limit: Option<Duration>,
+        timer: Option<(Pin<Box<Sleep>>, Instant)>,
+        shared: Weak<Shared>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for UntilStalled<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.stream.poll(cx).is_pending()
+            && poll_stall(this.progress, *this.limit, this.timer, cx).is_pending()
+        {
+            return Poll::Pending;
+        }
+        if !this.progress.is_answered()
+            && let Some(shared) = this.shared.upgrade()
+        {
+            shared.resets.count();
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Ready when a stream must end that has nothing more to do by itself.
+fn poll_stall(
     progress: &Progress,
     limit: Option<Duration>,
-) {
-    let mut stream = pin!(stream);
-    let mut timer: Option<(Pin<Box<Sleep>>, Instant)> = None;
-    std::future::poll_fn(|cx| {
-        if stream.as_mut().poll(cx).is_ready() {
+    timer: &mut Option<(Pin<Box<Sleep>>, Instant)>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    while let Some(since) = progress.stalled_since() {
+        if progress.flight.poll_cut(cx).is_ready() {
             return Poll::Ready(());
         }
-        while let Some(since) = progress.stalled_since() {
-            if progress.flight.poll_cut(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            let Some(limit) = limit else {
-                return Poll::Pending;
-            };
-            let at = since + limit;
-            match poll_timer(&mut timer, at, cx) {
-                // It fired for an earlier stall: look again.
-                Poll::Ready(fired) if fired < at => {}
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return Poll::Pending,
-            }
+        let Some(limit) = limit else {
+            return Poll::Pending;
+        };
+        let at = since + limit;
+        match poll_timer(timer, at, cx) {
+            // It fired for an earlier stall: look again.
+            Poll::Ready(fired) if fired < at => {}
+            Poll::Ready(_) => return Poll::Ready(()),
+            Poll::Pending => return Poll::Pending,
         }
-        Poll::Pending
-    })
-    .await;
+    }
+    Poll::Pending
 }
 
 /// Ready with the instant it was set for. Set again only after it fired.

@@ -166,12 +166,38 @@ pub struct Pair<A, B, T> {
     idle: Option<Idle>,
 }
 
-/// One timer, moved only when it fires: a busy pair pays a look at the clock.
+/// When nothing has moved for too long. One timer, moved only when it fires: a busy pair pays a look at the clock.
 #[derive(Debug)]
-struct Idle {
+pub struct Idle {
     limit: Duration,
     last: Instant,
     sleep: Pin<Box<Sleep>>,
+}
+
+impl Idle {
+    pub fn new(limit: Duration) -> Idle {
+        let last = Instant::now();
+        Idle {
+            limit,
+            last,
+            sleep: Box::pin(tokio::time::sleep_until(last + limit)),
+        }
+    }
+
+    /// Ready when nothing has moved for the limit. `moved`: since the last call.
+    pub fn poll(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<()> {
+        if moved {
+            self.last = Instant::now();
+        }
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let due = self.last + self.limit;
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(due);
+        }
+    }
 }
 
 impl<A, B, T> Pair<A, B, T>
@@ -187,14 +213,7 @@ where
             b,
             forth,
             back,
-            idle: idle.map(|limit| {
-                let last = Instant::now();
-                Idle {
-                    limit,
-                    last,
-                    sleep: Box::pin(tokio::time::sleep_until(last + limit)),
-                }
-            }),
+            idle: idle.map(Idle::new),
         }
     }
 
@@ -210,17 +229,7 @@ where
         let Some(idle) = &mut self.idle else {
             return Poll::Pending;
         };
-        if moved {
-            idle.last = Instant::now();
-        }
-        loop {
-            ready!(idle.sleep.as_mut().poll(cx));
-            let due = idle.last + idle.limit;
-            if due <= Instant::now() {
-                return Poll::Ready(Ok(End::Idle));
-            }
-            idle.sleep.as_mut().reset(due);
-        }
+        idle.poll(cx, moved).map(|()| Ok(End::Idle))
     }
 
     /// Moves on until each direction has ended or is where it may be ended ([`Way::is_at_rest`]), and no further.

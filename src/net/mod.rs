@@ -12,6 +12,8 @@ mod listening;
 mod owned;
 mod retire;
 mod sever;
+#[cfg(target_os = "linux")]
+pub mod splice;
 #[cfg(unix)]
 pub mod unix;
 

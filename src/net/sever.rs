@@ -7,6 +7,11 @@ use std::time::Duration;
 pub trait Sever {
     /// Makes the close that follows a reset. A unix socket has none: there a cut end looks like any other.
     fn sever(&self);
+
+    /// The socket itself, if its bytes are what the other end sent: nothing is encrypted, nothing waits in a buffer.
+    fn plain_tcp(&self) -> Option<&tokio::net::TcpStream> {
+        None
+    }
 }
 
 impl Sever for tokio::net::TcpStream {
@@ -15,6 +20,10 @@ impl Sever for tokio::net::TcpStream {
         if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
             tracing::debug!(%error, "a connection can't be reset");
         }
+    }
+
+    fn plain_tcp(&self) -> Option<&tokio::net::TcpStream> {
+        Some(self)
     }
 }
 

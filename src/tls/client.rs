@@ -36,6 +36,8 @@ pub enum Offer {
     H1,
     H2,
     Both,
+    /// What is spoken is no HTTP.
+    Nothing,
 }
 
 /// How TLS is spoken to the targets of an upstream.
@@ -45,6 +47,7 @@ pub struct Client {
     h1: Arc<ClientConfig>,
     h2: Arc<ClientConfig>,
     both: Arc<ClientConfig>,
+    nothing: Arc<ClientConfig>,
 }
 
 impl Client {
@@ -68,12 +71,13 @@ impl Client {
         &self.identity
     }
 
-    /// The three share their sessions.
+    /// All share their sessions.
     pub fn config(&self, offer: Offer) -> Arc<ClientConfig> {
         match offer {
             Offer::H1 => self.h1.clone(),
             Offer::H2 => self.h2.clone(),
             Offer::Both => self.both.clone(),
+            Offer::Nothing => self.nothing.clone(),
         }
     }
 
@@ -338,6 +342,7 @@ impl Loader<'_> {
             h1: offering(&[H1]),
             h2: offering(&[H2]),
             both: offering(&[H2, H1]),
+            nothing: offering(&[]),
         })
     }
 

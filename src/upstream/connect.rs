@@ -13,9 +13,10 @@ use tokio_rustls::TlsConnector;
 
 use super::connection::{Parts, Slot};
 use super::error::{Error, Kind};
+use super::link::Link;
 use super::multiplex;
 use super::resolve::Names;
-use super::transport::Transport;
+use super::transport::{Tls, Transport};
 use super::wire::{Socket, Wire};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::Protocol;
@@ -46,27 +47,7 @@ pub(super) async fn dial(
     offer: Offer,
 ) -> Result<Dialed, Error> {
     let deadline = Instant::now() + within;
-    let late = |doing: &str| {
-        let detail = format!("{address}: {doing} took more than {within:?}");
-        Error::upstream(Kind::ConnectionTimeout, detail).unsent()
-    };
-    let socket = match (address, names) {
-        (TargetAddr::Ip(ip), _) => timeout_at(deadline, tcp(*ip))
-            .await
-            .map_err(|_| late("connecting"))?
-            .map_err(|e| Error::dial(&e, address))?,
-        (TargetAddr::Name(..), Some(names)) => any(names, deadline).await?,
-        #[cfg(unix)]
-        (TargetAddr::Unix(path), _) => timeout_at(deadline, UnixStream::connect(path))
-            .await
-            .map_err(|_| late("connecting"))?
-            .map(Socket::Unix)
-            .map_err(|e| Error::dial(&e, address))?,
-        _ => {
-            let error = io::Error::from(io::ErrorKind::Unsupported);
-            return Err(Error::dial(&error, address));
-        }
-    };
+    let socket = socket(address, names, (deadline, within)).await?;
     if transport.tls.is_none() && transport.protocol == Protocol::Http1 {
         return http1(socket, slot, address).await;
     }
@@ -74,7 +55,75 @@ pub(super) async fn dial(
     let settle = Box::pin(settle(socket, slot, address, transport, offer));
     timeout_at(deadline, settle)
         .await
-        .map_err(|_| late("agreeing on TLS and HTTP/2"))?
+        .map_err(|_| late(address, "agreeing on TLS and HTTP/2", within))?
+}
+
+/// Dials `address` for what is no HTTP, all `within` the limit.
+///
+/// # Errors
+/// As [`dial`].
+pub(super) async fn link(
+    address: &TargetAddr,
+    names: Option<&Names>,
+    within: Duration,
+    slot: Slot,
+    transport: &Transport,
+) -> Result<Link, Error> {
+    let deadline = Instant::now() + within;
+    let socket = socket(address, names, (deadline, within)).await?;
+    let Some(tls) = &transport.tls else {
+        return Ok(Link::socket(socket, Some(slot)));
+    };
+    let secure = Box::pin(secure(socket, tls, Offer::Nothing, address));
+    let socket = timeout_at(deadline, secure).await;
+    let (socket, _) = socket.map_err(|_| late(address, "agreeing on TLS", within))??;
+    Ok(Link::socket(socket, Some(slot)))
+}
+
+fn late(address: &TargetAddr, doing: &str, within: Duration) -> Error {
+    let detail = format!("{address}: {doing} took more than {within:?}");
+    Error::upstream(Kind::ConnectionTimeout, detail).unsent()
+}
+
+async fn socket(
+    address: &TargetAddr,
+    names: Option<&Names>,
+    (deadline, within): (Instant, Duration),
+) -> Result<Socket, Error> {
+    let late = |_| late(address, "connecting", within);
+    match (address, names) {
+        (TargetAddr::Ip(ip), _) => timeout_at(deadline, tcp(*ip))
+            .await
+            .map_err(late)?
+            .map_err(|e| Error::dial(&e, address)),
+        (TargetAddr::Name(..), Some(names)) => any(names, deadline).await,
+        #[cfg(unix)]
+        (TargetAddr::Unix(path), _) => timeout_at(deadline, UnixStream::connect(path))
+            .await
+            .map_err(late)?
+            .map(Socket::Unix)
+            .map_err(|e| Error::dial(&e, address)),
+        _ => {
+            let error = io::Error::from(io::ErrorKind::Unsupported);
+            Err(Error::dial(&error, address))
+        }
+    }
+}
+
+/// TLS; whether h2 was chosen in it.
+async fn secure(
+    socket: Socket,
+    tls: &Tls,
+    offer: Offer,
+    address: &TargetAddr,
+) -> Result<(Socket, bool), Error> {
+    let connector = TlsConnector::from(tls.client.config(offer));
+    let stream = connector
+        .connect(tls.name.clone(), socket)
+        .await
+        .map_err(|error| Error::handshake(&error, address))?;
+    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok((Socket::Tls(Box::new(stream)), h2))
 }
 
 /// TLS, then what was chosen in it.
@@ -87,20 +136,14 @@ async fn settle(
 ) -> Result<Dialed, Error> {
     let Some(tls) = &transport.tls else {
         return match offer {
-            Offer::H1 => http1(socket, slot, address).await,
+            Offer::H1 | Offer::Nothing => http1(socket, slot, address).await,
             Offer::H2 | Offer::Both => http2(socket, slot, address).await,
         };
     };
-    let connector = TlsConnector::from(tls.client.config(offer));
-    let stream = connector
-        .connect(tls.name.clone(), socket)
-        .await
-        .map_err(|error| Error::handshake(&error, address))?;
-    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let socket = Socket::Tls(Box::new(stream));
+    let (socket, h2) = secure(socket, tls, offer, address).await?;
     match (h2, offer) {
         (true, _) => http2(socket, slot, address).await,
-        (false, Offer::H1 | Offer::Both) => http1(socket, slot, address).await,
+        (false, Offer::H1 | Offer::Both | Offer::Nothing) => http1(socket, slot, address).await,
         (false, Offer::H2) => {
             let detail = format!("{address}: did not choose h2 by ALPN");
             Err(Error::upstream(Kind::TlsProtocolError, detail).unsent())

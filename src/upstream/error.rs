@@ -12,6 +12,10 @@ pub enum Kind {
     DnsTimeout,
     DnsError,
     DestinationUnavailable,
+    /// A forward proxy does not go there: the address is denied by default.
+    DestinationIpProhibited,
+    /// A forward proxy does not go there: a rule says so.
+    HttpRequestDenied,
     ConnectionRefused,
     ConnectionTerminated,
     ConnectionTimeout,
@@ -37,6 +41,8 @@ impl Kind {
             Kind::DnsTimeout => "dns_timeout",
             Kind::DnsError => "dns_error",
             Kind::DestinationUnavailable => "destination_unavailable",
+            Kind::DestinationIpProhibited => "destination_ip_prohibited",
+            Kind::HttpRequestDenied => "http_request_denied",
             Kind::ConnectionRefused => "connection_refused",
             Kind::ConnectionTerminated => "connection_terminated",
             Kind::ConnectionTimeout => "connection_timeout",
@@ -64,7 +70,9 @@ impl Kind {
             Kind::ProxyConfigurationError | Kind::ProxyInternalError => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
+            Kind::HttpRequestDenied => StatusCode::FORBIDDEN,
             Kind::DnsError
+            | Kind::DestinationIpProhibited
             | Kind::ConnectionRefused
             | Kind::ConnectionTerminated
             | Kind::TlsProtocolError
@@ -156,7 +164,7 @@ impl Error {
     }
 
     /// A dial to `peer` that failed: always unsent.
-    pub(super) fn dial(error: &io::Error, peer: &dyn fmt::Display) -> Error {
+    pub fn dial(error: &io::Error, peer: &dyn fmt::Display) -> Error {
         use io::ErrorKind as K;
         let detail = format!("connect to {peer}: {error}");
         match error.kind() {

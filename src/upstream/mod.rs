@@ -22,11 +22,12 @@ pub mod hash;
 pub mod health;
 mod interim;
 mod latency;
+pub mod link;
 mod multiplex;
 mod outgoing;
 mod pool;
 mod queue;
-mod resolve;
+pub mod resolve;
 mod response;
 mod retry;
 mod select;
@@ -35,6 +36,7 @@ mod source;
 mod split;
 mod state;
 pub mod sticky;
+pub mod stream;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -93,7 +95,7 @@ pub struct Shared {
     checking: Arc<Semaphore>,
     budgets: Registry<Arc<str>, retry::Budget>,
     queues: Registry<Arc<str>, queue::Queue>,
-    resolver: Arc<Resolver>,
+    pub resolver: Arc<Resolver>,
 }
 
 impl Shared {

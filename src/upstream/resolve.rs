@@ -25,7 +25,7 @@ const ADDRESSES: usize = 32;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How names are looked up: the system's resolver, or a stand-in.
-pub(super) type Resolver =
+pub type Resolver =
     dyn Fn(Arc<str>, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
 
 /// The system's resolver (`getaddrinfo` on the runtime's blocking threads).

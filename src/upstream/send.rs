@@ -5,6 +5,7 @@
 //! just closing an idle connection: it is sent once more if it is idempotent and has no body (RFC 9110 section 9.2.2).
 //! Everything else is the caller's to know.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,17 +54,30 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`] in the vocabulary of RFC 9209. Dropping the future cancels the request and its connection.
-    //
-    // The tries borrow the request's place here and put it back when it was not sent: handing it down by value would
-    // keep a copy of its place in every future on the way.
     pub async fn send(
         &self,
         worker: &Arc<WorkerContext>,
         mut request: Request<RequestBody>,
         options: SendOptions,
     ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
+        self.send_from(worker, &mut request, &options).await
+    }
+
+    /// [`Upstream::send`] of a request that is left empty.
+    ///
+    /// # Errors
+    /// As there.
+    //
+    // The tries borrow the request's place and put it back when it was not sent: handing it down by value would keep a
+    // copy of its place in every future on the way.
+    pub async fn send_from(
+        &self,
+        worker: &Arc<WorkerContext>,
+        request: &mut Request<RequestBody>,
+        options: &SendOptions,
+    ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
         *request.version_mut() = Version::HTTP_11;
-        origin_form(&mut request);
+        origin_form(request);
         let mut plan = Plan {
             worker,
             sent: request.body().progress(),
@@ -71,7 +85,7 @@ impl Upstream {
             keep: self.keep(worker),
         };
         if let Some(sent) = plan.sent.clone().filter(|sent| !sent.gate.is_open()) {
-            hyper::ext::on_informational(&mut request, move |response| {
+            hyper::ext::on_informational(request, move |response| {
                 if response.status() == StatusCode::CONTINUE {
                     sent.gate.open();
                 }
@@ -80,19 +94,22 @@ impl Upstream {
         let again = match &options.retries {
             Some(spec) if spec.repeats_sent() => {
                 self.budget.request();
-                Again::of(&request)
+                // Boxed: every request's future would carry its room.
+                Again::of(request).map(Box::new)
             }
             _ => None,
         };
-        let mut tries = Tries::new(self, worker.index, &options);
+        let mut tries = Tries::new(self, worker.index, options);
         let mut next = tries.next().await;
         while let Some(Picked { member, flight }) = next {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
             let began = self.watches_latency().then(Instant::now);
-            let trying = self.try_member(member, &plan, &mut request, flight);
-            let mut outcome = self.ending_with_target(member, trying).await;
+            let mut outcome = {
+                let trying = pin!(self.try_member(member, &plan, request, flight));
+                self.ending_with_target(member, trying).await
+            };
             self.note(member, &mut outcome);
             if let Some(began) = began {
                 member.learn(began, outcome.is_ok());
@@ -103,12 +120,12 @@ impl Upstream {
                 (Some(spec), Err(error)) => !error.unsent && repeats(spec, error),
             };
             if repeat
-                && let Some(copy) = again.as_ref().and_then(Again::request)
+                && let Some(copy) = again.as_ref().and_then(|again| again.request())
                 && let Some(other) = tries.once_more()
             {
                 tracing::debug!(upstream = %self.name, target = %member.target.address(), "tried again elsewhere");
                 plan.sent = copy.body().progress();
-                request = copy;
+                *request = copy;
                 next = Some(other);
                 continue;
             }

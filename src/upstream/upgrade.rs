@@ -89,8 +89,10 @@ impl Upstream {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
-            let asking = self.switch(member, worker, &mut request, limit, flight);
-            let outcome = self.ending_with_target(member, asking).await;
+            let outcome = {
+                let asking = pin!(self.switch(member, worker, &mut request, limit, flight));
+                self.ending_with_target(member, asking).await
+            };
             if let Err(error) = &outcome {
                 self.note_error(member, error);
             }

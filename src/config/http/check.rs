@@ -388,7 +388,10 @@ impl Checked {
 }
 
 /// The addresses that a list names, `:80` being two.
-pub(in crate::config) fn addresses(list: &List<String>, check: &mut Checker<'_>) -> Vec<(ListenAddr, At)> {
+pub(in crate::config) fn addresses(
+    list: &List<String>,
+    check: &mut Checker<'_>,
+) -> Vec<(ListenAddr, At)> {
     let mut out: Vec<(ListenAddr, At)> = Vec::new();
     let mut seen = HashSet::new();
     for item in list.iter() {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -57,8 +57,9 @@ pub struct Proxy {
 
 /// What a proxied request brings with it.
 #[derive(Debug)]
-pub struct Inbound {
-    pub parts: Parts,
+pub struct Inbound<'a> {
+    /// What is sent on of it is taken from here.
+    pub parts: &'a mut Parts,
     pub body: Incoming,
     pub expectation: Expectation,
     /// It asks for a websocket on an HTTP/2 stream.
@@ -67,7 +68,7 @@ pub struct Inbound {
     pub limit: Option<u64>,
     /// Changes of fields that filters want.
     pub edits: Vec<Edit>,
-    /// Where the body's bytes are counted.
+    /// Where the body's bytes are counted; none is needed for one that is empty.
     pub cell: Option<Arc<Cell>>,
     /// How long a websocket may be silent.
     pub upgraded_timeout: Option<Duration>,
@@ -164,7 +165,7 @@ impl Proxy {
     pub async fn forward(
         &self,
         context: &RequestContext<'_>,
-        mut inbound: Inbound,
+        mut inbound: Inbound<'_>,
         progress: &Arc<Progress>,
         definition: u64,
         chosen: Chosen<'_>,
@@ -189,15 +190,16 @@ impl Proxy {
             // Boxed: it happens once in the life of a connection, and every request's future would carry its state.
             let upgrading =
                 upgrade::run(chosen, context, outbound, progress, definition, switching);
-            return until_cut(Box::pin(upgrading), flight).await;
+            return until_cut(Box::pin(upgrading).as_mut(), flight).await;
         }
         if self.buffer > 0 && !request.body().is_end_stream() {
-            let (parts, body) = request.into_parts();
+            let body = std::mem::replace(request.body_mut(), RequestBody::empty());
             // Boxed: every request's future would carry its state.
-            let kept = until_cut(Box::pin(body.keep(self.buffer)), flight).await?;
-            request = Request::from_parts(parts, kept);
+            let mut keeping = Box::pin(body.keep(self.buffer));
+            *request.body_mut() = until_cut(keeping.as_mut(), flight).await?;
         }
-        let sending = upstream.send(&context.connection.worker, request, options);
+        let worker = &context.connection.worker;
+        let sending = pin!(upstream.send_from(worker, &mut request, &options));
         let (response, in_flight) = until_cut(sending, flight).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::upstream(
@@ -215,11 +217,11 @@ impl Proxy {
     fn outbound(
         &self,
         context: &RequestContext<'_>,
-        inbound: Inbound,
+        inbound: Inbound<'_>,
         extended: bool,
     ) -> Result<(Request<RequestBody>, SendOptions, bool), Error> {
         let Inbound {
-            mut parts,
+            parts,
             body,
             expectation,
             limit,
@@ -293,14 +295,16 @@ impl Proxy {
             host_from_target &= !matches!(&edit, Edit::Set(name, _) if *name == HOST);
             edit.apply(fields);
         }
-        parts.uri = Uri::from(self.target(context)?);
-        parts.version = Version::HTTP_11;
+        let mut request = Request::new(body);
+        *request.method_mut() = std::mem::take(&mut parts.method);
+        *request.uri_mut() = Uri::from(self.target(context)?);
+        *request.headers_mut() = std::mem::take(fields);
         let options = SendOptions {
             response_timeout: self.timeout,
             host_from_target,
             ..SendOptions::default()
         };
-        Ok((Request::from_parts(parts, body), options, websocket))
+        Ok((request, options, websocket))
     }
 
     fn target(&self, context: &RequestContext<'_>) -> Result<PathAndQuery, Error> {
@@ -330,12 +334,12 @@ pub(in crate::http) fn inbound_response<B>(response: Response<B>) -> Response<B>
     Response::from_parts(parts, body)
 }
 
-/// Waits for `work`, unless the request is told to end before.
+/// Waits for `work`, unless the request is told to end before. The caller pins it: taken by value it would have two places
+/// in the request's future.
 async fn until_cut<T>(
-    work: impl Future<Output = Result<T, Error>>,
+    mut work: Pin<&mut impl Future<Output = Result<T, Error>>>,
     flight: &Flight,
 ) -> Result<T, Error> {
-    let mut work = pin!(work);
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(done);

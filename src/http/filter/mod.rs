@@ -34,6 +34,7 @@ use super::request::RequestContext;
 use super::vars::Vars;
 use crate::config::http::FiltersSpec;
 use crate::generation::Flight;
+use crate::password;
 use crate::registry::Registry;
 use crate::upstream::Upstream;
 use crate::upstream::error::{Error, Kind};
@@ -55,10 +56,8 @@ use rewrite::Rewrite;
 #[derive(Debug, Default)]
 pub struct Shared {
     limiters: Registry<Arc<str>, rate_limit::Limiter>,
-    /// By digest of names and hashes.
-    users: Registry<[u8; 32], basic_auth::KnownUsers>,
-    /// One, while anybody has users.
-    hashers: Registry<(), basic_auth::Hasher>,
+    /// Of all that ask for passwords, not of filters alone.
+    pub passwords: password::Shared,
     gates: Registry<Arc<str>, concurrency::Gate>,
     builds: AtomicU64,
 }
@@ -81,6 +80,8 @@ pub struct Given<'g> {
 /// The compiled filters of a server or a route.
 #[derive(Debug, Default)]
 pub struct Filters {
+    /// There are others than `body_limit`: asked of every request, the fields below are looked at only once.
+    work: bool,
     /// Largest request body in bytes; `None`: no limit.
     pub body_limit: Option<u64>,
     /// For the whole exchange; `None`: no limit.
@@ -165,7 +166,8 @@ impl Filters {
         let basic_auth = spec.basic_auth.get();
         let forward_auth = spec.forward_auth.get();
         let concurrency = spec.concurrency.get();
-        Filters {
+        let mut filters = Filters {
+            work: false,
             body_limit: spec.body_limit.flatten(),
             timeout: spec.timeout.flatten(),
             access: Access::build(spec),
@@ -179,23 +181,29 @@ impl Filters {
             rewrite: Rewrite::build(spec),
             headers: Headers::build(spec),
             compress: Compress::build(spec),
-        }
+        };
+        filters.work = filters.is_any();
+        filters
     }
 
     /// True if a request has nothing to do here but to obey `body_limit`.
     pub fn is_empty(&self) -> bool {
-        self.access.is_none()
-            && self.rate_limits.is_none()
-            && self.user_limits.is_none()
-            && self.basic_auth.is_none()
-            && self.forward_auth.is_none()
-            && self.concurrency.is_none()
-            && self.bandwidth.is_none()
-            && self.timeout.is_none()
-            && self.cors.is_none()
-            && self.rewrite.is_none()
-            && self.headers.is_none()
-            && self.compress.is_none()
+        !self.work
+    }
+
+    fn is_any(&self) -> bool {
+        self.access.is_some()
+            || self.rate_limits.is_some()
+            || self.user_limits.is_some()
+            || self.basic_auth.is_some()
+            || self.forward_auth.is_some()
+            || self.concurrency.is_some()
+            || self.bandwidth.is_some()
+            || self.timeout.is_some()
+            || self.cors.is_some()
+            || self.rewrite.is_some()
+            || self.headers.is_some()
+            || self.compress.is_some()
     }
 
     /// The way in.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use ::http::Response;
@@ -55,16 +55,16 @@ impl Upstream {
             .collect()
     }
 
-    /// Waits for a try, and lets it end with its target from then on, where that is wanted.
+    /// Waits for a try, and lets it end with its target from then on, where that is wanted. The caller pins it: taken by
+    /// value it would have two places in the request's future.
     pub(in crate::upstream) async fn ending_with_target<T>(
         &self,
         member: &Member,
-        trying: impl Future<Output = Result<(T, InFlight), Error>>,
+        mut trying: Pin<&mut impl Future<Output = Result<(T, InFlight), Error>>>,
     ) -> Result<(T, InFlight), Error> {
         if !self.cuts {
             return trying.await;
         }
-        let mut trying = pin!(trying);
         let mut down = Box::pin(member.target.health().cut().cancelled_owned());
         let tried = poll_fn(|cx| match trying.as_mut().poll(cx) {
             Poll::Ready(tried) => Poll::Ready(tried),

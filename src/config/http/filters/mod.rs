@@ -9,7 +9,7 @@ mod concurrency;
 mod cors;
 mod forward_auth;
 mod headers;
-mod password;
+pub(in crate::config) mod password;
 mod rate_limit;
 mod rewrite;
 mod set;

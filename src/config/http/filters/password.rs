@@ -128,7 +128,7 @@ fn unknown(text: &str) -> &'static str {
 }
 
 /// Whether a text can be a user's name: it stands before a `:` in what a client sends.
-pub(super) fn user_name(text: &str) -> Result<(), Wrong> {
+pub(in crate::config) fn user_name(text: &str) -> Result<(), Wrong> {
     if text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) || text.len() > 255 {
         return Err(
             Wrong::new(format!("`{}` is not a user's name", shorten(text)))

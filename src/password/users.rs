@@ -1,11 +1,13 @@
-//! The users of a `basic_auth`, and what of their passwords was right before.
+//! The users of one place, and what of their passwords was right before.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq as _;
 
+use crate::config::forward::{PasswordSpec, UserSpec};
 use crate::config::http::HashedPassword;
 
 /// Right pairs of name and password that are remembered.
@@ -13,9 +15,9 @@ const REMEMBERED: usize = 4_096;
 
 /// Leased by [`Users::identity`], so that what is remembered outlives a swap that leaves the users as they are, and no other.
 #[derive(Debug)]
-pub(in crate::http::filter) struct Users {
-    by_name: HashMap<Arc<str>, HashedPassword>,
-    /// What an unknown name's password is held against, so that it takes as long as a known one's: the dearest of
+pub(super) struct Users {
+    by_name: HashMap<Arc<str>, Known>,
+    /// What an unknown name's password is held against if there are hashes, so that it takes as long as a known one's: the dearest of
     /// all. A user with a cheaper hash can be told by the time it takes; to have all hashes of one kind and cost helps.
     dummy: Option<HashedPassword>,
     /// Goes into every digest: one that leaks tells nothing without it. `None`: the system has none, nothing is remembered.
@@ -23,12 +25,20 @@ pub(in crate::http::filter) struct Users {
     right: Cache<[u8; 32], ()>,
 }
 
+/// What a password is held against.
+#[derive(Debug)]
+enum Known {
+    Hash(HashedPassword),
+    /// Digest of the secret: of one length, so that the time of a comparison tells nothing.
+    Plain([u8; 32]),
+}
+
 /// What is known of a name and a password.
 pub(super) enum Found {
     Verified(Arc<str>),
     Ask(Question),
-    /// There are no users at all.
-    Nobody,
+    /// It is not the secret, or there is no such user and nothing that takes time.
+    Wrong,
 }
 
 /// A password to be held against a hash.
@@ -41,33 +51,42 @@ pub(super) struct Question {
 }
 
 impl Users {
-    /// The same for the same users with the same hashes.
-    pub(super) fn identity(users: &[(String, HashedPassword)]) -> [u8; 32] {
+    /// The same for the same users with the same hashes and secrets.
+    pub(super) fn identity(users: &[UserSpec]) -> [u8; 32] {
         let mut sorted: Vec<_> = users.iter().collect();
-        sorted.sort_by(|a, b| a.0.cmp(&b.0));
+        sorted.sort_by(|a, b| a.name.cmp(&b.name));
         let mut digest = Sha256::new();
-        for (name, hash) in sorted {
-            // Neither has a line break in it.
-            digest.update(name);
-            digest.update(b"\n");
-            digest.update(hash.expose());
-            digest.update(b"\n");
+        for user in sorted {
+            let (kind, text) = match &user.password {
+                PasswordSpec::Hashed(hash) => (b"hash", hash.expose()),
+                PasswordSpec::Plain(secret) => (b"text", secret.expose()),
+            };
+            // By their lengths they cannot be taken for others.
+            digest.update((user.name.len() as u64).to_ne_bytes());
+            digest.update(&user.name);
+            digest.update(kind);
+            digest.update((text.len() as u64).to_ne_bytes());
+            digest.update(text);
         }
         digest.finalize().into()
     }
 
-    pub(super) fn new(users: Vec<(String, HashedPassword)>) -> Users {
+    pub(super) fn new(users: Vec<UserSpec>) -> Users {
         let mut key = [0; 32];
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         let filled = provider.secure_random.fill(&mut key).is_ok();
         Users {
             dummy: users
                 .iter()
-                .max_by_key(|(_, hash)| hash.cost)
-                .map(|(_, hash)| hash.clone()),
+                .filter_map(|user| match &user.password {
+                    PasswordSpec::Hashed(hash) => Some(hash),
+                    PasswordSpec::Plain(_) => None,
+                })
+                .max_by_key(|hash| hash.cost)
+                .cloned(),
             by_name: users
                 .into_iter()
-                .map(|(name, hash)| (name.into(), hash))
+                .map(|user| (user.name.into(), Known::of(user.password)))
                 .collect(),
             key: filled.then_some(key),
             right: Cache::new(REMEMBERED),
@@ -75,16 +94,26 @@ impl Users {
     }
 
     pub(super) fn find(&self, name: String, password: Vec<u8>) -> Found {
-        let digest = self.digest(&name, &password);
         let known = self.by_name.get_key_value(name.as_str());
+        if let Some((user, Known::Plain(secret))) = known {
+            let given: [u8; 32] = Sha256::digest(&password).into();
+            return match bool::from(given.ct_eq(secret)) {
+                true => Found::Verified(user.clone()),
+                false => Found::Wrong,
+            };
+        }
+        let digest = self.digest(&name, &password);
         if let (Some((user, _)), Some(digest)) = (known, &digest)
             && self.right.get(digest).is_some()
         {
             return Found::Verified(user.clone());
         }
-        let hash = known.map(|(_, hash)| hash).or(self.dummy.as_ref());
-        let Some(hash) = hash else {
-            return Found::Nobody;
+        let hash = known.and_then(|(_, known)| match known {
+            Known::Hash(hash) => Some(hash),
+            Known::Plain(_) => None,
+        });
+        let Some(hash) = hash.or(self.dummy.as_ref()) else {
+            return Found::Wrong;
         };
         Found::Ask(Question {
             user: known.map(|(user, _)| user.clone()),
@@ -111,18 +140,31 @@ impl Users {
     }
 }
 
+impl Known {
+    fn of(password: PasswordSpec) -> Known {
+        match password {
+            PasswordSpec::Hashed(hash) => Known::Hash(hash),
+            PasswordSpec::Plain(secret) => Known::Plain(Sha256::digest(secret.expose()).into()),
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
-    fn users(names: &[&str]) -> Vec<(String, HashedPassword)> {
+    fn user(name: &str, hash: HashedPassword) -> UserSpec {
+        UserSpec {
+            name: name.to_owned(),
+            password: PasswordSpec::Hashed(hash),
+        }
+    }
+
+    fn users(names: &[&str]) -> Vec<UserSpec> {
         let text = "$2b$04$EGdrhbKUv8Oc9vGiXX0HQOxSg445d458Muh7DAHskb6QbtCvdxcie";
         let hash = HashedPassword::parse(text).unwrap();
-        names
-            .iter()
-            .map(|n| ((*n).to_owned(), hash.clone()))
-            .collect()
+        names.iter().map(|name| user(name, hash.clone())).collect()
     }
 
     #[test]
@@ -141,7 +183,7 @@ mod tests {
         assert!(matches!(ask("carol", "x"), Found::Ask(question) if question.user.is_none()));
         assert!(matches!(
             Users::new(vec![]).find("a".into(), vec![]),
-            Found::Nobody
+            Found::Wrong
         ));
     }
 
@@ -154,7 +196,7 @@ mod tests {
         let dummy = |texts: &[&str]| {
             let users = texts.iter().enumerate();
             let users =
-                users.map(|(n, text)| (n.to_string(), HashedPassword::parse(text).unwrap()));
+                users.map(|(n, text)| user(&n.to_string(), HashedPassword::parse(text).unwrap()));
             Users::new(users.collect()).dummy.unwrap()
         };
         assert_eq!(dummy(&[cheap, &dear, argon]).expose(), dear);

@@ -4,9 +4,6 @@
 //! An unknown name costs what a known one does. `Authorization` goes on to the upstream, as it does through other proxies:
 //! applications read the user from it.
 
-mod hasher;
-mod users;
-
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -15,18 +12,15 @@ use http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::{Given, Refusal};
+use crate::config::forward::{PasswordSpec, UserSpec};
 use crate::config::http::{BasicAuthSpec, htpasswd};
 use crate::http::error;
-use users::{Found, Users};
-
-pub(super) use hasher::Hasher;
-pub(super) use users::Users as KnownUsers;
+use crate::password::{self, Denied, Passwords};
 
 /// `basic_auth` as a generation has it.
 #[derive(Debug)]
 pub(super) struct BasicAuth {
-    users: Arc<Users>,
-    hasher: Arc<Hasher>,
+    passwords: Passwords,
     challenge: HeaderValue,
 }
 
@@ -49,12 +43,12 @@ impl BasicAuth {
             let users = htpasswd(text).unwrap_or_default();
             all.extend(users.into_iter().filter(|(name, _)| !known(name)));
         }
-        let shared = given.shared;
+        let users = all.into_iter().map(|(name, hash)| UserSpec {
+            name,
+            password: PasswordSpec::Hashed(hash),
+        });
         BasicAuth {
-            users: shared
-                .users
-                .lease(&Users::identity(&all), || Users::new(all)),
-            hasher: shared.hashers.lease(&(), Hasher::start),
+            passwords: Passwords::new(users.collect(), &given.shared.passwords),
             challenge: spec.challenge.clone(),
         }
     }
@@ -67,10 +61,10 @@ impl BasicAuth {
         let Some((name, password)) = credentials(headers) else {
             return Err(self.refusal());
         };
-        Ok(match self.users.find(name, password) {
-            Found::Verified(user) => Look::Known(user),
-            Found::Ask(question) => Look::Unknown(Check { of: self, question }),
-            Found::Nobody => return Err(self.refusal()),
+        Ok(match self.passwords.look(name, password) {
+            password::Look::Known(user) => Look::Known(user),
+            password::Look::Unknown(check) => Look::Unknown(Check { of: self, check }),
+            password::Look::Wrong => return Err(self.refusal()),
         })
     }
 
@@ -85,7 +79,7 @@ impl BasicAuth {
 /// A password to be held against its hash.
 pub(super) struct Check<'a> {
     of: &'a BasicAuth,
-    question: users::Question,
+    check: password::Check<'a>,
 }
 
 impl Check<'_> {
@@ -94,27 +88,15 @@ impl Check<'_> {
     /// # Errors
     /// 401 if the password is wrong, 503 if too many wait to be checked.
     pub(super) async fn run(self) -> Result<Arc<str>, Refusal> {
-        let BasicAuth { users, hasher, .. } = self.of;
-        let users::Question {
-            user,
-            digest,
-            hash,
-            password,
-        } = self.question;
-        let Ok(answer) = hasher.verify(hash, password) else {
-            let mut response = error::plain(StatusCode::SERVICE_UNAVAILABLE);
-            let headers = response.headers_mut();
-            headers.insert(RETRY_AFTER, HeaderValue::from(1));
-            return Err(Box::new(response));
-        };
-        let right = answer.await.unwrap_or(false);
-        match user.filter(|_| right) {
-            Some(user) => {
-                users.remember(digest);
-                Ok(user)
+        self.check.run().await.map_err(|denied| match denied {
+            Denied::Wrong => self.of.refusal(),
+            Denied::Busy => {
+                let mut response = error::plain(StatusCode::SERVICE_UNAVAILABLE);
+                let headers = response.headers_mut();
+                headers.insert(RETRY_AFTER, HeaderValue::from(1));
+                Box::new(response)
             }
-            None => Err(self.of.refusal()),
-        }
+        })
     }
 }
 

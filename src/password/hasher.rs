@@ -19,7 +19,7 @@ const MOST_THREADS: usize = 4;
 
 /// The threads. They end when the last generation that has users does.
 #[derive(Debug)]
-pub(in crate::http::filter) struct Hasher {
+pub(super) struct Hasher {
     jobs: SyncSender<Job>,
 }
 

@@ -1,0 +1,245 @@
+//! Forward proxies: who may use them, where they may go, and how that is reached. It knows no protocol; SOCKS is in
+//! [`socks`], HTTP in `http`.
+//!
+//! It promises: nothing is looked up or dialled for somebody who has not shown who he is, where that is asked; every
+//! destination is judged by the address that was found for it, in every notation; and that very address is dialled.
+
+mod dial;
+mod limits;
+mod refused;
+mod rules;
+pub mod socks;
+pub mod target;
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::config::forward::ForwardSpec;
+use crate::metrics::WorkerContext;
+use crate::password::{self, Passwords};
+use crate::tls;
+use crate::upstream;
+use crate::upstream::error::{Error, Kind};
+use limits::Users;
+use rules::Rules;
+
+pub use crate::password::Denied;
+pub use dial::Lookups;
+pub use limits::Place;
+pub use refused::Refused;
+pub use rules::Verdict;
+pub use target::Destination;
+
+/// How long the answer to a wrong password takes at least: who tries many of them has to wait.
+const WRONG_PASSWORD: Duration = Duration::from_millis(500);
+
+/// What forward proxies keep over generations. One per process.
+#[derive(Debug)]
+pub struct Shared {
+    users: crate::registry::Registry<Arc<str>, Users>,
+    lookups: Arc<Lookups>,
+}
+
+impl Shared {
+    pub fn new(upstreams: &upstream::Shared) -> Shared {
+        Shared {
+            users: crate::registry::Registry::default(),
+            lookups: Arc::new(Lookups::of(upstreams)),
+        }
+    }
+}
+
+/// What one generation does for one `[forward.NAME]`. Shared by its addresses and the workers.
+#[derive(Debug)]
+pub struct Forward {
+    pub name: Arc<str>,
+    pub spec: ForwardSpec,
+    /// `None`: cleartext.
+    pub tls: Option<Arc<tls::Server>>,
+    /// By what its sessions live: see `generation::Flight::define`.
+    definition: u64,
+    passwords: Option<Passwords>,
+    rules: Rules,
+    users: Arc<Users>,
+    lookups: Arc<Lookups>,
+}
+
+/// Somebody wants to go somewhere.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// As [`Forward::authenticate`] has it.
+    pub user: Option<&'a Arc<str>>,
+    /// `None`: it came by a unix socket.
+    pub client: Option<IpAddr>,
+    pub destination: &'a Destination,
+}
+
+/// Where somebody has got.
+#[derive(Debug)]
+pub struct Reached {
+    pub link: TcpStream,
+    /// The address that was judged and dialled.
+    pub address: SocketAddr,
+    /// Of the user's sessions: to be held as long as this one lasts.
+    pub place: Option<Place>,
+}
+
+impl Forward {
+    /// `files` has the users' file, whose contents were judged when it was read.
+    pub fn build(
+        spec: &ForwardSpec,
+        files: &HashMap<PathBuf, Bytes>,
+        tls: Option<tls::Server>,
+        passwords: &password::Shared,
+        shared: &Shared,
+    ) -> Forward {
+        let users = spec.users.as_ref().map(|users| {
+            let path = users.htpasswd.as_ref().map(|(path, _)| path);
+            let file = path.and_then(|path| files.get(path)).map(|text| &text[..]);
+            Passwords::new(users.all(file), passwords)
+        });
+        Forward {
+            name: spec.name.clone(),
+            tls: tls.map(Arc::new),
+            definition: definition(&spec.name),
+            passwords: users,
+            rules: Rules::new(spec),
+            users: shared.users.lease(&spec.name, Users::default),
+            lookups: shared.lookups.clone(),
+            spec: spec.clone(),
+        }
+    }
+
+    /// By what a session lives that goes through here (see `generation::Flight::define`).
+    pub fn definition(&self) -> u64 {
+        self.definition
+    }
+
+    /// Whether a session that lives by `definition` could have begun here.
+    pub fn holds(&self, definition: u64) -> bool {
+        self.definition == definition
+    }
+
+    /// Whether a client may connect at all. Those of a unix socket have the rights of its file.
+    pub fn may_connect(&self, client: Option<IpAddr>) -> bool {
+        match (&self.spec.clients, client) {
+            (Some(nets), Some(ip)) => nets.iter().any(|net| net.contains(&ip.to_canonical())),
+            _ => true,
+        }
+    }
+
+    /// Whether clients must show who they are.
+    pub fn asks_for_users(&self) -> bool {
+        self.passwords.is_some()
+    }
+
+    /// Who it is; takes its time. Not for a proxy without users.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub async fn authenticate(&self, name: String, password: Vec<u8>) -> Result<Arc<str>, Denied> {
+        let Some(passwords) = &self.passwords else {
+            return Err(Denied::Wrong);
+        };
+        let begun = Instant::now();
+        let known = passwords.verify(name, password).await;
+        if known == Err(Denied::Wrong) {
+            tokio::time::sleep_until(begun + WRONG_PASSWORD).await;
+        }
+        known
+    }
+
+    /// Judges where somebody wants to go, and goes there, within `timeouts.connect`.
+    ///
+    /// # Errors
+    /// That it is not allowed, not there, or that the user has all the sessions that he may have.
+    pub async fn reach(
+        &self,
+        _worker: &Arc<WorkerContext>,
+        ask: Ask<'_>,
+    ) -> Result<Reached, Refused> {
+        let place = self.place(ask.user)?;
+        let deadline = Instant::now() + self.spec.timeouts.connect;
+        let addresses = self.resolve(ask, deadline).await?;
+        let (link, address) = dial::any(&addresses, ask.destination, deadline).await?;
+        Ok(Reached {
+            link,
+            address,
+            place,
+        })
+    }
+
+    /// One more session of a user.
+    ///
+    /// # Errors
+    /// That he has all that he may have.
+    pub fn place(&self, user: Option<&Arc<str>>) -> Result<Option<Place>, Refused> {
+        let (Some(user), Some(most)) = (user, self.spec.limits.connections_per_user) else {
+            return Ok(None);
+        };
+        let place = self.users.enter(user, most);
+        place.map(Some).ok_or_else(|| {
+            let detail = format!("the user `{user}` has {most} sessions");
+            Error::us(Kind::ConnectionLimitReached, detail)
+                .unsent()
+                .into()
+        })
+    }
+
+    /// The addresses of a destination to which this client may go, in the order in which they are to be tried; never empty.
+    ///
+    /// # Errors
+    /// That there is none.
+    pub async fn resolve(
+        &self,
+        ask: Ask<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, Refused> {
+        let name = ask.destination.name();
+        let found = match ask.destination {
+            Destination::Address(address) => vec![*address],
+            Destination::Name(name, port) => {
+                // What no address could change is not worth a look-up.
+                let verdict = self.rules.judge_name(&ask, name, *port);
+                if verdict == Some(Verdict::Denied) {
+                    return Err(Refused::denied(ask.destination, None));
+                }
+                self.lookups.find(name, *port, deadline).await?
+            }
+        };
+        let mut refused = None;
+        let allowed: Vec<SocketAddr> = found
+            .into_iter()
+            .filter(|address| {
+                let verdict = self.rules.judge(&ask, name, *address);
+                if verdict != Verdict::Allowed {
+                    refused.get_or_insert((*address, verdict));
+                }
+                verdict == Verdict::Allowed
+            })
+            .collect();
+        match (allowed.is_empty(), refused) {
+            (false, _) => Ok(allowed),
+            (true, Some((address, verdict))) => Err(Refused::of(verdict, ask.destination, address)),
+            (true, None) => {
+                let detail = format!("{} has no address", ask.destination);
+                Err(Error::upstream(Kind::DnsError, detail).unsent().into())
+            }
+        }
+    }
+}
+
+/// The same for the same proxy: whoever may use it, and where they may go, is no part of it.
+fn definition(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    ("forward", name, "direct").hash(&mut hasher);
+    hasher.finish().max(1)
+}

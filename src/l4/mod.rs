@@ -1,0 +1,4 @@
+//! Layer 4: streams and datagrams passed on as they come.
+
+mod pace;
+pub mod relay;

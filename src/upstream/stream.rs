@@ -1,0 +1,99 @@
+//! A stream to one target of an upstream, for what is no HTTP: picked by its policy, dialled under its limits, and the next
+//! target tried where one cannot be had.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+
+use super::error::{Error, Kind};
+use super::link::Link;
+use super::pool::InFlight;
+use super::select::{Picked, Tries};
+use super::{Member, SendOptions, Upstream, connect};
+use crate::config::scalar::TargetAddr;
+use crate::metrics::WorkerContext;
+
+/// What a stream asks of its upstream.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Connecting {
+    /// Hash of what [`Upstream::keyed_by`] asked for.
+    pub key: Option<u64>,
+    /// The client, and the address of ours that it came to.
+    pub client: Option<(SocketAddr, SocketAddr)>,
+}
+
+impl Upstream {
+    /// Picks a target and connects, with TLS where it has that; tries the next target when it cannot.
+    ///
+    /// # Errors
+    /// As [`Upstream::send`]; all of them unsent.
+    pub async fn connect(
+        &self,
+        worker: &Arc<WorkerContext>,
+        asking: Connecting,
+    ) -> Result<(Link, InFlight), Error> {
+        let options = SendOptions {
+            key: asking.key,
+            ..SendOptions::default()
+        };
+        let mut tries = Tries::new(self, worker.index, &options);
+        while let Some(Picked { member, flight }) = tries.next().await {
+            let connecting = async { Ok((self.link(member).await?, flight)) };
+            let outcome = self.ending_with_target(member, pin!(connecting)).await;
+            match outcome {
+                Ok(connected) => return Ok(connected),
+                Err(error) => {
+                    self.note_error(member, &error);
+                    tries.failed(member, error)?;
+                }
+            }
+        }
+        Err(tries.over())
+    }
+
+    /// Picks a target for datagrams: its address at this moment.
+    ///
+    /// # Errors
+    /// No target is usable, or none of those that are has an address.
+    pub async fn datagram(
+        &self,
+        worker: &Arc<WorkerContext>,
+        key: Option<u64>,
+    ) -> Result<(SocketAddr, InFlight), Error> {
+        let options = SendOptions {
+            key,
+            ..SendOptions::default()
+        };
+        let mut tries = Tries::new(self, worker.index, &options);
+        while let Some(Picked { member, flight }) = tries.next().await {
+            let address = match (member.target.address(), member.target.names()) {
+                (TargetAddr::Ip(address), _) => Some(*address),
+                (TargetAddr::Name(..), Some(names)) => names.rotated().first().copied(),
+                _ => None,
+            };
+            if let Some(address) = address {
+                return Ok((address, flight));
+            }
+            let detail = format!("{}: no address to send to", member.target.address());
+            let error = Error::upstream(Kind::DestinationUnavailable, detail).unsent();
+            self.note_error(member, &error);
+            tries.failed(member, error)?;
+        }
+        Err(tries.over())
+    }
+
+    async fn link(&self, member: &Member) -> Result<Link, Error> {
+        let most = self.most_connections();
+        let slot = self.free(member, || {
+            member.target.slot(most).or_else(|| {
+                // An idle one makes room, as soon as it is closed.
+                drop(member.pool.check_out_any());
+                member.target.slot(most)
+            })
+        });
+        let slot = slot.await?;
+        let (address, names) = (member.target.address(), member.target.names());
+        let within = self.timeouts.connect;
+        connect::link(address, names, within, slot, &member.transport).await
+    }
+}
