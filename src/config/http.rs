@@ -39,7 +39,6 @@ pub use tls::{
     Alpn, CertificateSpec, ClientAuthMode, ClientAuthSpec, KeyRaw, PemSource, TlsSpec, TlsVersion,
     redirects_to,
 };
-pub(super) use check::addresses;
 pub(super) use tls::{CertificateRaw, ClientAuthRaw, TlsRaw, cert_source, key_source};
 
 /// Checked `[http.NAME]`. Only enabled servers and routes are here.

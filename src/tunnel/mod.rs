@@ -9,6 +9,7 @@ pub mod agent;
 pub mod auth;
 pub mod carrier;
 pub mod datagram;
+mod dial;
 pub mod flow;
 mod hub;
 mod local;
