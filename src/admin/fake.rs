@@ -15,7 +15,7 @@ use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::supervisor::event::{Event, Kind, Outcome, Phase};
 use crate::supervisor::{
-    AdminBinding, AdminListener, CertificateList, Figures, RefreshRefused, RefreshRequest, Running,
+    AdminBinding, AdminListener, CertificateList, TunnelList, Figures, RefreshRefused, RefreshRequest, Running,
     Source, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
     TargetStatus,
 };
@@ -273,6 +273,9 @@ impl Control for Fake {
             certificate_problems: vec![],
             handshakes: Default::default(),
         }
+    }
+    fn tunnels(&self) -> TunnelList {
+        TunnelList::default()
     }
     fn certificates(&self) -> CertificateList {
         CertificateList::default()

@@ -21,12 +21,14 @@ mod status;
 mod swap;
 mod target_state;
 mod targets;
+mod tunnels;
 mod view;
 mod watch;
 
 pub use crate::upstream::TargetState;
 pub use actor::{Options, start};
 pub use admin_socket::{AdminBinding, AdminListener};
+pub use tunnels::TunnelList;
 pub use certificates::{CertificateList, CertificateStatus, RefreshRefused, RefreshRequest};
 pub use figures::{Figures, ListenerFigures, RouteFigures, TargetFigures};
 pub use handle::{Handle, Running};

@@ -16,4 +16,4 @@ mod local;
 pub mod session;
 pub mod wire;
 
-pub use hub::{Ask, Hub, Refusal, Tunnel};
+pub use hub::{AgentView, Ask, Hub, Refusal, Tunnel};

@@ -263,6 +263,10 @@ impl Session {
         self.draining.load(Ordering::Acquire)
     }
 
+    pub fn tunnel_name(&self) -> &Arc<str> {
+        &self.tunnel.name
+    }
+
     /// Its services, each with its kind, and why it is not to be had.
     pub fn services(&self) -> Vec<(String, Option<ServiceKind>, Option<String>)> {
         let rules = self.tunnel.rules();
