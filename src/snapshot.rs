@@ -14,10 +14,10 @@ use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{self, Face as _, Files, filter};
 use crate::listen::entry::{Entry, Plane};
 use crate::listen::tunnel::Accepting;
+use crate::tls;
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
 use crate::tls::store::{Material, tunnel_name};
-use crate::tls;
 use crate::tunnel::agent::{Agent, Agents, Settings};
 use crate::tunnel::{Hub, Tunnel};
 use crate::upstream::{Shared, Upstream};
@@ -247,9 +247,9 @@ impl Snapshot {
                 });
                 let entry = kept.unwrap_or_else(|| {
                     let specs = &behind.http;
-                    let accepting = behind.tunnel.and_then(|spec| {
-                        accepting(tunnels.get(&spec.name)?, &certificates, tls)
-                    });
+                    let accepting = behind
+                        .tunnel
+                        .and_then(|spec| accepting(tunnels.get(&spec.name)?, &certificates, tls));
                     let http = http::Entry::build(specs, &upstreams, &files, filters, recording);
                     if let Some(accepting) = accepting {
                         return Arc::new(Entry::of_tunnel(http, Arc::new(accepting)));
@@ -533,6 +533,8 @@ mod tests {
                 (certificates, Clients::default()),
                 None,
                 Lasting {
+                    tunnels: &Arc::default(),
+                    agents: &Agents::new(Vec::new()),
                     upstreams: &shared,
                     tls: &tls,
                     filters: &filters,

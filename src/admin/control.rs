@@ -8,9 +8,9 @@ use tokio::sync::watch;
 
 use crate::supervisor::event::Event;
 use crate::supervisor::{
-    AdminBinding, CertificateList, TunnelList, EventReader, Figures, Handle, RefreshRefused, RefreshRequest,
+    AdminBinding, CertificateList, EventReader, Figures, Handle, RefreshRefused, RefreshRequest,
     Running, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
-    TargetStatus,
+    TargetStatus, TunnelList,
 };
 
 /// The supervisor as seen from here. Same meaning as the methods of [`Handle`].

@@ -15,9 +15,9 @@ use crate::config::scalar::ListenAddr;
 use crate::document::Document;
 use crate::supervisor::event::{Event, Kind, Outcome, Phase};
 use crate::supervisor::{
-    AdminBinding, AdminListener, CertificateList, TunnelList, Figures, RefreshRefused, RefreshRequest, Running,
+    AdminBinding, AdminListener, CertificateList, Figures, RefreshRefused, RefreshRequest, Running,
     Source, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
-    TargetStatus,
+    TargetStatus, TunnelList,
 };
 
 pub(crate) const ETAG: &str = "\"e1\"";
@@ -98,6 +98,8 @@ impl Fake {
             "upstreams": { "api": { "targets": [{ "address": "10.0.0.1:80" }, { "address": "unix:/a/b" }] } }
         });
         let document = Document {
+            tunnels: Default::default(),
+            agents: Default::default(),
             admin: spec.clone(),
             runtime,
             log: Default::default(),

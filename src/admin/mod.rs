@@ -33,9 +33,9 @@ mod status;
 mod stream;
 mod swaps;
 mod targets;
-mod tunnels;
 #[cfg(test)]
 mod tests;
+mod tunnels;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

@@ -61,15 +61,13 @@ section! {
 section! {
     /// A service: what kind it is, and where it is found from here.
     pub struct ServiceRaw {
-        /// `http://host:port`, `tcp://host:port` or `udp://host:port`.
+        /// `http://host:port` or `tcp://host:port`.
         to: String,
-        /// Says who the client is, in a PROXY header before the first byte.
-        proxy_protocol: ProxyVersion,
         /// How long connecting may take.
         connect: Span = "5s",
     }
     short = to;
-    later = [&["dedicated", "tls"]];
+    later = [&["dedicated", "tls", "proxy_protocol"]];
 }
 
 /// A version of the PROXY protocol.
@@ -150,13 +148,18 @@ impl Permit {
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Permit, Wrong> {
         let wrong = |what: &str| {
-            Wrong::new(format!("`{}` is not a permit: {what}", shorten(text)))
-                .help("such as `127.0.0.1:*`, `10.0.0.0/8:22`, `[::1]:8000-8999` or `db.internal:5432`")
+            Wrong::new(format!("`{}` is not a permit: {what}", shorten(text))).help(
+                "such as `127.0.0.1:*`, `10.0.0.0/8:22`, `[::1]:8000-8999` or `db.internal:5432`",
+            )
         };
-        let (host, ports) = text.rsplit_once(':').ok_or_else(|| wrong("it has no port"))?;
+        let (host, ports) = text
+            .rsplit_once(':')
+            .ok_or_else(|| wrong("it has no port"))?;
         let port = |text: &str| match text.parse::<u16>() {
             Ok(port) if port > 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
-            _ => Err(wrong("ports are 1 to 65535, two of them with `-` between, or `*`")),
+            _ => Err(wrong(
+                "ports are 1 to 65535, two of them with `-` between, or `*`",
+            )),
         };
         let ports = match (ports, ports.split_once('-')) {
             ("*", _) => (1, u16::MAX),
@@ -166,7 +169,9 @@ impl Permit {
         if ports.0 > ports.1 {
             return Err(wrong("the range of ports is empty"));
         }
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'));
         if bare.is_none() && host.contains(':') {
             return Err(wrong("an IPv6 address stands in brackets"));
         }
@@ -237,9 +242,10 @@ impl AgentRaw {
             && insecure.value
             && !has_token
         {
-            check
-                .findings
-                .error(insecure.at, "with `insecure` only a `token` tells the server from another");
+            check.findings.error(
+                insecure.at,
+                "with `insecure` only a `token` tells the server from another",
+            );
         }
         let permit: Arc<[Permit]> = check
             .each(self.permit.as_ref(), Permit::parse)
@@ -313,7 +319,10 @@ impl AgentTlsRaw {
         if ways.iter().filter(|given| **given).count() > 1 {
             check
                 .findings
-                .error(at, "`ca`, `pin` and `insecure` each say whom to take for the server")
+                .error(
+                    at,
+                    "`ca`, `pin` and `insecure` each say whom to take for the server",
+                )
                 .help("give one of them");
         }
         let raw = UpstreamTlsRaw {
@@ -351,19 +360,18 @@ impl ServiceRaw {
         {
             check
                 .findings
-                .warning(text.at, format!("`permit` does not let this agent dial {ip}"))
-                .help(format!("add `{ip}` to `permit`; nobody reaches this service without"));
-        }
-        let proxy_protocol = self.proxy_protocol.as_ref();
-        if let Some(raw) = proxy_protocol.filter(|_| kind == ServiceKind::Udp) {
-            check
-                .findings
-                .error(raw.at, "a UDP service gets no PROXY header");
+                .warning(
+                    text.at,
+                    format!("`permit` does not let this agent dial {ip}"),
+                )
+                .help(format!(
+                    "add `{ip}` to `permit`; nobody reaches this service without"
+                ));
         }
         Some(ServiceSpec {
             kind,
             to,
-            proxy_protocol: proxy_protocol.map(|version| version.value),
+            proxy_protocol: None,
             connect: check.duration(self.connect.as_ref()),
         })
     }
@@ -371,7 +379,7 @@ impl ServiceRaw {
 
 /// Takes `kind://host:port` apart.
 fn service(text: &Loc<String>, check: &Checker<'_>) -> Result<(ServiceKind, TargetAddr), Wrong> {
-    let help = "such as `http://127.0.0.1:3000`, `tcp://127.0.0.1:22` or `udp://127.0.0.1:53`";
+    let help = "such as `http://127.0.0.1:3000` or `tcp://127.0.0.1:22`";
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(Wrong::new(format!("`{}` does not say what it is", shorten(text))).help(help));
     };
@@ -379,18 +387,21 @@ fn service(text: &Loc<String>, check: &Checker<'_>) -> Result<(ServiceKind, Targ
         return Err(Wrong::new("`https` services are not supported yet")
             .help("a `tcp` service carries TLS as it is"));
     }
+    if scheme == "udp" {
+        return Err(Wrong::new("`udp` services are not supported yet"));
+    }
     let Some(kind) = ServiceKind::of(scheme) else {
-        return Err(
-            Wrong::new(format!("`{}` is no kind of service", shorten(scheme))).help(help),
-        );
+        return Err(Wrong::new(format!("`{}` is no kind of service", shorten(scheme))).help(help));
     };
     let rest = match kind {
         ServiceKind::Http => rest.strip_suffix('/').unwrap_or(rest),
         ServiceKind::Tcp | ServiceKind::Udp => rest,
     };
     if rest.contains(['/', '?', '#', '@']) {
-        return Err(Wrong::new(format!("`{}` is not `host:port`", shorten(rest)))
-            .help("paths are the matter of whoever proxies to the service"));
+        return Err(
+            Wrong::new(format!("`{}` is not `host:port`", shorten(rest)))
+                .help("paths are the matter of whoever proxies to the service"),
+        );
     }
     let has_port = rest
         .rsplit_once(':')
@@ -421,13 +432,20 @@ mod tests {
         assert!(allows("[::1]:80-90", None, "::1", 90));
         assert!(!allows("[::1]:80-90", None, "::1", 91));
         assert!(allows("127.0.0.0/8:*", None, "::ffff:127.0.0.1", 5));
-        assert!(allows("db.internal:5432", Some("db.internal"), "10.9.9.9", 5432));
+        assert!(allows(
+            "db.internal:5432",
+            Some("db.internal"),
+            "10.9.9.9",
+            5432
+        ));
         assert!(!allows("db.internal:5432", None, "10.9.9.9", 5432));
         assert!(allows("*.internal:*", Some("a.b.internal"), "10.9.9.9", 1));
         assert!(!allows("*.internal:*", Some("internal"), "10.9.9.9", 1));
         assert!(!allows("*.internal:*", Some("xinternal"), "10.9.9.9", 1));
         assert!(allows("*:443", Some("x"), "192.0.2.1", 443));
-        for wrong in ["", "a", "::1:80", "a:0", "a:x", "a:9-8", "a:1-", "~a:1", "a:+1", "a b:1"] {
+        for wrong in [
+            "", "a", "::1:80", "a:0", "a:x", "a:9-8", "a:1-", "~a:1", "a:+1", "a b:1",
+        ] {
             assert!(Permit::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -92,9 +92,13 @@ impl NamePattern {
             Some(stem) => (stem, true),
             None => (text, false),
         };
-        if !(prefix && stem.is_empty()) && !super::check::is_name(stem) {
-            return Err(Wrong::new(format!("`{}` is not the name of a service", shorten(text)))
-                .help("names have up to 128 letters, digits, `_`, `-` and `.`; a `*` may end one"));
+        let any = prefix && stem.is_empty();
+        if !any && !super::check::is_name(stem) {
+            return Err(
+                Wrong::new(format!("`{}` is not the name of a service", shorten(text))).help(
+                    "names have up to 128 letters, digits, `_`, `-` and `.`; a `*` may end one",
+                ),
+            );
         }
         Ok(match prefix {
             true => NamePattern::Prefix(stem.to_owned()),
@@ -149,12 +153,20 @@ impl TunnelRaw {
         let (tokens, agents_at) = self.tokens(running, check);
         let admits = !tokens.is_empty()
             || tls.client_auth.is_some()
-            || ["tokens", "tls"].iter().any(|key| self.spoiled.contains(key))
-            || self.tokens.as_ref().is_some_and(|map| !map.is_empty() || !map.spoiled.is_empty());
+            || ["tokens", "tls"]
+                .iter()
+                .any(|key| self.spoiled.contains(key))
+            || self
+                .tokens
+                .as_ref()
+                .is_some_and(|map| !map.is_empty() || !map.spoiled.is_empty());
         if !admits {
             check
                 .findings
-                .error(at, "no agent could ever come: there are no `tokens` and no `tls.client_auth`")
+                .error(
+                    at,
+                    "no agent could ever come: there are no `tokens` and no `tls.client_auth`",
+                )
                 .help("`tokens = { home = { env = \"HOME_TOKEN\" } }`");
         }
         CheckedTunnel {
@@ -216,9 +228,10 @@ impl TunnelRaw {
                 }
                 0..=2 => {}
                 _ => {
-                    check
-                        .findings
-                        .error(list.at, "an agent has one secret, or two while one takes the place of the other");
+                    check.findings.error(
+                        list.at,
+                        "an agent has one secret, or two while one takes the place of the other",
+                    );
                 }
             }
             places.push((agent.clone(), list.at));
@@ -243,7 +256,10 @@ impl TunnelRaw {
                 let help = check.suggest(agent, tokens.keys().map(|name| &**name));
                 check
                     .findings
-                    .key_warning(raw.at, format!("no token lets an agent `{}` in", shorten(agent)))
+                    .key_warning(
+                        raw.at,
+                        format!("no token lets an agent `{}` in", shorten(agent)),
+                    )
                     .help_if(help);
             }
             grants.insert(agent.as_str().into(), raw.spec(check));
@@ -309,7 +325,10 @@ pub(super) fn token(
     if token.expose().len() < SHORT {
         check
             .findings
-            .warning(raw.at, format!("a secret of less than {SHORT} characters can be guessed"))
+            .warning(
+                raw.at,
+                format!("a secret of less than {SHORT} characters can be guessed"),
+            )
             .help("`openssl rand -hex 32` makes a good one");
     }
     Some(token)
@@ -350,7 +369,9 @@ pub fn check_agents<'u>(
                 false => check.findings.error(at, message),
             };
             finding.help_if(help.or_else(|| {
-                Some(format!("name it in `tokens` of a tunnel: `tokens = {{ {agent} = … }}`"))
+                Some(format!(
+                    "name it in `tokens` of a tunnel: `tokens = {{ {agent} = … }}`"
+                ))
             }));
         }
     }

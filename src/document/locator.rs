@@ -285,11 +285,12 @@ impl Document {
 
     /// The folders of certificates, each with the JSON Pointer of its path.
     pub fn certificate_folders(&self) -> Vec<(PathBuf, String)> {
-        self.certificates().filter_map(|(pointer, certificate)| match certificate {
-            CertificateSpec::Folder(path) => Some((path.clone(), format!("{pointer}/dir"))),
-            CertificateSpec::Pair { .. } => None,
-        })
-        .collect()
+        self.certificates()
+            .filter_map(|(pointer, certificate)| match certificate {
+                CertificateSpec::Folder(path) => Some((path.clone(), format!("{pointer}/dir"))),
+                CertificateSpec::Pair { .. } => None,
+            })
+            .collect()
     }
 
     /// What listeners present, but for the admin API, each with the JSON Pointer of its `tls`.

@@ -28,7 +28,6 @@ mod watch;
 pub use crate::upstream::TargetState;
 pub use actor::{Options, start};
 pub use admin_socket::{AdminBinding, AdminListener};
-pub use tunnels::TunnelList;
 pub use certificates::{CertificateList, CertificateStatus, RefreshRefused, RefreshRequest};
 pub use figures::{Figures, ListenerFigures, RouteFigures, TargetFigures};
 pub use handle::{Handle, Running};
@@ -39,6 +38,7 @@ pub use status::{
     CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
 };
 pub use target_state::{TargetRefused, TargetRequest};
+pub use tunnels::TunnelList;
 
 use crate::config::Diagnostic;
 

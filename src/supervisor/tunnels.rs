@@ -198,7 +198,11 @@ fn publishing(name: &str, view: Option<&AgentView>) -> PublishingStatus {
     let service = |(service, kind, why): (String, Option<_>, Option<String>)| {
         let error = view.errors.get(&service);
         PublishedStatus {
-            kind: kind.map_or("unknown", |kind: crate::config::agent::ServiceKind| kind.word()).to_owned(),
+            kind: kind
+                .map_or("unknown", |kind: crate::config::agent::ServiceKind| {
+                    kind.word()
+                })
+                .to_owned(),
             state: if why.is_some() { "refused" } else { "up" }.to_owned(),
             why,
             last_error: error.map(|(_, what)| what.clone()),

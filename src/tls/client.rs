@@ -14,7 +14,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore,
+    SignatureScheme,
 };
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -317,9 +318,7 @@ impl Loader<'_> {
                     pins: tls.pins.clone(),
                     provider: self.provider.clone(),
                 });
-                builder
-                    .dangerous()
-                    .with_custom_certificate_verifier(by_key)
+                builder.dangerous().with_custom_certificate_verifier(by_key)
             }
         };
         let config = match own {
@@ -438,7 +437,9 @@ impl ServerCertVerifier for ByKey {
             return Ok(ServerCertVerified::assertion());
         }
         let other = OtherError(Arc::new(OtherKey(pin)));
-        Err(rustls::Error::InvalidCertificate(CertificateError::Other(other)))
+        Err(rustls::Error::InvalidCertificate(CertificateError::Other(
+            other,
+        )))
     }
 
     fn verify_tls12_signature(
@@ -470,6 +471,8 @@ impl ServerCertVerifier for ByKey {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -166,12 +166,14 @@ pub fn tunnel_name(name: &str) -> Arc<str> {
 impl Wanted<'_> {
     /// What all that a document serves wants.
     pub fn all(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
-        Wanted::http(document).chain(Wanted::tunnels(document)).chain(document.admin.tls.as_ref().map(|tls| Wanted {
-            name: ADMIN.clone(),
-            pointer: "/admin/tls".to_owned(),
-            tls,
-            flat: true,
-        }))
+        Wanted::http(document)
+            .chain(Wanted::tunnels(document))
+            .chain(document.admin.tls.as_ref().map(|tls| Wanted {
+                name: ADMIN.clone(),
+                pointer: "/admin/tls".to_owned(),
+                tls,
+                flat: true,
+            }))
     }
 
     /// JSON Pointer of a certificate.

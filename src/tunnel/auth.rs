@@ -130,9 +130,18 @@ mod tests {
         assert!(!claim.verify(Prover::Server, &good, &proof));
         assert!(!claim.verify(Prover::Agent, &secret("wrong"), &proof));
         for other in [
-            Claim { exporter: &[9; 32], ..claim },
-            Claim { nonce: &[9; 32], ..claim },
-            Claim { agent: "homer", ..claim },
+            Claim {
+                exporter: &[9; 32],
+                ..claim
+            },
+            Claim {
+                nonce: &[9; 32],
+                ..claim
+            },
+            Claim {
+                agent: "homer",
+                ..claim
+            },
         ] {
             assert!(!other.verify(Prover::Agent, &good, &proof));
         }

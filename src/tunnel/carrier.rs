@@ -104,10 +104,7 @@ pub async fn hear<T: DeserializeOwned>(io: &mut (impl AsyncRead + Unpin)) -> io:
 ///
 /// # Errors
 /// What the socket says.
-pub async fn tell(
-    io: &mut (impl AsyncWrite + Unpin),
-    message: &impl Serialize,
-) -> io::Result<()> {
+pub async fn tell(io: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> io::Result<()> {
     io.write_all(&wire::encode(message)).await?;
     io.flush().await
 }
@@ -141,7 +138,8 @@ impl Ear {
             };
             let chunk = chunk.map_err(io::Error::other)?;
             let flow = self.stream.flow_control();
-            flow.release_capacity(chunk.len()).map_err(io::Error::other)?;
+            flow.release_capacity(chunk.len())
+                .map_err(io::Error::other)?;
             self.buffer.extend_from_slice(&chunk);
         }
     }

@@ -148,9 +148,7 @@ pub(super) async fn relay(socket: UdpSocket, mut receive: RecvStream, mut send: 
         }
         Ok(())
     };
-    let silent = async {
-        while tokio::time::timeout(IDLE, moved.notified()).await.is_ok() {}
-    };
+    let silent = async { while tokio::time::timeout(IDLE, moved.notified()).await.is_ok() {} };
     let ended: io::Result<()> = tokio::select! {
         ended = down => ended,
         ended = up => ended,

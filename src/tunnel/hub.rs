@@ -172,7 +172,11 @@ impl Hub {
     /// # Errors
     /// Why not; nothing has been sent then.
     pub async fn open(&self, ask: Ask<'_>) -> Result<Flow, Refusal> {
-        let Ask { agent: name, service, .. } = ask;
+        let Ask {
+            agent: name,
+            service,
+            ..
+        } = ask;
         let absent = |what: String| Refusal::new(Reason::Absent, what);
         let agent = self.agents.lock().get(name).cloned();
         let agent = agent.ok_or_else(|| absent(format!("agent {name} is not connected")))?;
@@ -182,7 +186,10 @@ impl Hub {
             let limit = grant.and_then(|grant| grant.flows);
             let counts = (&agent.counts, &session.counts);
             let Some(counted) = Counted::take(counts.0, counts.1, limit, &session.ended) else {
-                let detail = format!("agent {name} has {} flows, as many as it may", limit.unwrap_or(0));
+                let detail = format!(
+                    "agent {name} has {} flows, as many as it may",
+                    limit.unwrap_or(0)
+                );
                 return Err(Refusal::new(Reason::Full, detail));
             };
             match session.open(&ask, counted).await {
@@ -245,7 +252,11 @@ pub(super) fn forbidden(
     if !grant.services.as_ref().is_none_or(named) {
         return Some("it is not granted: `services` does not name it".to_owned());
     }
-    if !grant.kinds.as_ref().is_none_or(|kinds| kinds.contains(&kind)) {
+    if !grant
+        .kinds
+        .as_ref()
+        .is_none_or(|kinds| kinds.contains(&kind))
+    {
         return Some(format!("it is not granted: `kinds` has no `{kind}`"));
     }
     None
@@ -299,7 +310,10 @@ impl Agent {
         let Some(best) = best else {
             return Err(match tried.is_empty() {
                 true => absent(format!("agent {name} has no service {service}")),
-                false => Refusal::new(Reason::Broken, format!("agent {name}: its connections broke")),
+                false => Refusal::new(
+                    Reason::Broken,
+                    format!("agent {name}: its connections broke"),
+                ),
             });
         };
         let kind = best.kind(service).flatten();

@@ -40,12 +40,16 @@ pub(super) async fn serve(
     let (head, receive) = request.into_parts();
     let name = head.headers.get(wire::SERVICE);
     let name = name.and_then(|name| name.to_str().ok()).unwrap_or_default();
-    let client = address(head.headers.get(wire::CLIENT)).zip(address(head.headers.get(wire::LOCAL)));
+    let client =
+        address(head.headers.get(wire::CLIENT)).zip(address(head.headers.get(wire::LOCAL)));
     let reached = match settings.spec.services.get(name) {
         Some(service) => reach(service, settings, client)
             .await
             .map(|local| (service.kind, local)),
-        None => Err(Refusal::new(Reason::Absent, "the agent has no such service")),
+        None => Err(Refusal::new(
+            Reason::Absent,
+            "the agent has no such service",
+        )),
     };
     let local = match reached {
         Ok((_, local)) => local,
@@ -74,7 +78,13 @@ pub(super) async fn serve(
 
 /// What a header can hold.
 fn printable(text: &str) -> String {
-    let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+    let plain = |c: char| {
+        if c == ' ' || c.is_ascii_graphic() {
+            c
+        } else {
+            '?'
+        }
+    };
     text.chars().map(plain).take(500).collect()
 }
 
@@ -216,4 +226,3 @@ async fn relay(mut stream: TcpStream, mut receive: RecvStream, mut send: SendStr
         stream.sever();
     }
 }
-

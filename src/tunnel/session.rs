@@ -141,7 +141,9 @@ where
     let (ear, mouth) = control.map_err(late)??;
     let entry = hub.agent(&agent);
     if !entry.join(&session) {
-        return Err(io::Error::other(format!("agent {agent} has too many sessions")));
+        return Err(io::Error::other(format!(
+            "agent {agent} has too many sessions"
+        )));
     }
     let _joined = Joined(&entry, &session);
     tracing::info!(%agent, session = session.id, peer = session.peer, program = session.program, "agent connected");
@@ -202,10 +204,16 @@ async fn greet(
             format!("version {} of the tunnel is not spoken here", hello.version),
         ))
     } else if ends.finish.is_cancelled() {
-        Err(refusal(wire::Refusal::Stopping, "this tunnel is going".to_owned()))
+        Err(refusal(
+            wire::Refusal::Stopping,
+            "this tunnel is going".to_owned(),
+        ))
     } else {
         judge(&hello, &claim, &secured.names, spec).ok_or_else(|| {
-            let detail = format!("agent {} is not known here, or its secret is wrong", hello.agent);
+            let detail = format!(
+                "agent {} is not known here, or its secret is wrong",
+                hello.agent
+            );
             refusal(wire::Refusal::Unauthorized, detail)
         })
     };
@@ -308,7 +316,9 @@ impl Session {
                 for one in &refused {
                     tracing::warn!(agent = %self.agent, service = one.service, why = one.why, "a service is refused");
                 }
-                let message = FromServer::Judged { refused: refused.clone() };
+                let message = FromServer::Judged {
+                    refused: refused.clone(),
+                };
                 if let Err(error) = mouth.say(&message).await {
                     return format!("it does not listen: {error}");
                 }
@@ -381,8 +391,8 @@ impl Session {
         let broken = |error: &dyn std::fmt::Display| {
             Refusal::new(Reason::Broken, format!("agent {agent}: {error}"))
         };
-        let mut request = Request::post(format!("https://tunnel{}", wire::FLOW))
-            .header(wire::SERVICE, service);
+        let mut request =
+            Request::post(format!("https://tunnel{}", wire::FLOW)).header(wire::SERVICE, service);
         if let Some((client, local)) = ask.client {
             request = request
                 .header(wire::CLIENT, client.to_string())

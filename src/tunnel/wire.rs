@@ -241,6 +241,12 @@ mod tests {
         assert_eq!(said, FromServer::Unknown);
         let refused: Verdict =
             decode(br#"{"verdict":"refused","reason":"moon","detail":"d"}"#).unwrap();
-        assert!(matches!(refused, Verdict::Refused { reason: Refusal::Other, .. }));
+        assert!(matches!(
+            refused,
+            Verdict::Refused {
+                reason: Refusal::Other,
+                ..
+            }
+        ));
     }
 }

@@ -19,8 +19,11 @@ impl Pin {
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Pin, Wrong> {
         let wrong = || {
-            Wrong::new(format!("`{}` is not a pin", super::super::check::shorten(text)))
-                .help("a pin is `sha256/` and 44 characters, as the other side's `/tunnels` shows it")
+            Wrong::new(format!(
+                "`{}` is not a pin",
+                super::super::check::shorten(text)
+            ))
+            .help("a pin is `sha256/` and 44 characters, as the other side's `/tunnels` shows it")
         };
         let digest = text.strip_prefix("sha256/").ok_or_else(wrong)?;
         let bytes = STANDARD_NO_PAD
@@ -47,7 +50,14 @@ mod tests {
         assert_eq!(Pin::parse(&pin.to_string()).unwrap(), pin);
         let bare = pin.to_string();
         assert_eq!(Pin::parse(bare.trim_end_matches('=')).unwrap(), pin);
-        for wrong in ["", "sha256/", "sha1/AAAA", "sha256/AAAA", &bare[7..], "sha256/!"] {
+        for wrong in [
+            "",
+            "sha256/",
+            "sha1/AAAA",
+            "sha256/AAAA",
+            &bare[7..],
+            "sha256/!",
+        ] {
             assert!(Pin::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -160,7 +160,10 @@ pub(super) fn agree(
     {
         check
             .findings
-            .error(at, "a socket or a service in a tunnel has no name that its certificate could prove")
+            .error(
+                at,
+                "a socket or a service in a tunnel has no name that its certificate could prove",
+            )
             .help("give `server_name`");
     }
 }

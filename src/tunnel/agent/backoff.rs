@@ -76,7 +76,10 @@ mod tests {
             .collect();
         assert_eq!(bounds, [200, 400, 800, 1600, 2000, 2000]);
         let later = start + SOON;
-        assert_eq!(backoff.bound(Trouble::Unreachable, later), Duration::from_millis(12_800));
+        assert_eq!(
+            backoff.bound(Trouble::Unreachable, later),
+            Duration::from_millis(12_800)
+        );
         assert_eq!(backoff.bound(Trouble::Unreachable, later), LATER);
         // A session that breaks at once is no end of it.
         backoff.ended(Duration::from_secs(29));
@@ -90,7 +93,10 @@ mod tests {
         let mut backoff = Backoff::default();
         for _ in 0..20 {
             let wait = backoff.next(Trouble::Refused);
-            assert!((REFUSED_FIRST / 2..=REFUSED_CAP).contains(&wait), "{wait:?}");
+            assert!(
+                (REFUSED_FIRST / 2..=REFUSED_CAP).contains(&wait),
+                "{wait:?}"
+            );
         }
         assert!(backoff.next(Trouble::Unreachable) <= FIRST);
     }

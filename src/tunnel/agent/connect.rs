@@ -63,7 +63,9 @@ pub(super) async fn connect(
     timeout(GREETING, greet(stream, settings, instance))
         .await
         .map_err(|_| {
-            Failed::unreachable(format!("{server}: no greeting within {GREETING:?}; is it a tunnel?"))
+            Failed::unreachable(format!(
+                "{server}: no greeting within {GREETING:?}; is it a tunnel?"
+            ))
         })?
 }
 
@@ -72,9 +74,7 @@ async fn dial(server: &TargetAddr) -> io::Result<TcpStream> {
     let deadline = Instant::now() + DIAL;
     let found: Vec<SocketAddr> = match server {
         TargetAddr::Ip(ip) => vec![*ip],
-        TargetAddr::Name(name, port) => {
-            tokio::net::lookup_host((&**name, *port)).await?.collect()
-        }
+        TargetAddr::Name(name, port) => tokio::net::lookup_host((&**name, *port)).await?.collect(),
         TargetAddr::Unix(_) | TargetAddr::Tunnel(..) => Vec::new(),
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
@@ -110,9 +110,11 @@ async fn greet(
         },
         _ => Failed::unreachable(format!("{server} is no tunnel, or goes: {error}")),
     };
-    let exporter = stream.get_ref().1.exporter().map_err(|error| {
-        Failed::distrusted(format!("{server}: {error}"))
-    })?;
+    let exporter = stream
+        .get_ref()
+        .1
+        .exporter()
+        .map_err(|error| Failed::distrusted(format!("{server}: {error}")))?;
     let challenge: Challenge = hear(&mut stream).await.map_err(broken)?;
     let nonce = auth::unhex(&challenge.nonce)
         .ok_or_else(|| Failed::unreachable(format!("{server} is no tunnel")))?;

@@ -173,7 +173,8 @@ impl Agent {
                 ends: CancellationToken::new(),
                 state: Arc::new(Mutex::new(State::Connecting)),
             };
-            let (shared, ends, state) = (self.shared.clone(), slot.ends.clone(), slot.state.clone());
+            let (shared, ends, state) =
+                (self.shared.clone(), slot.ends.clone(), slot.state.clone());
             // It owns all that it starts, and ends with its token.
             runtime.spawn(slot::run(shared, ends, state));
             slots.push(slot);
