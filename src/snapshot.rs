@@ -5,15 +5,21 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::config::agent::AgentSpec;
 use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, TlsVersion};
 use crate::config::scalar::ListenAddr;
+use crate::config::tunnel::TunnelSpec;
 use crate::document::Document;
 use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{self, Face as _, Files, filter};
-use crate::listen::entry::Entry;
+use crate::listen::entry::{Entry, Plane};
+use crate::listen::tunnel::Accepting;
+use crate::tls;
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
-use crate::tls::{self, store::Material};
+use crate::tls::store::{Material, tunnel_name};
+use crate::tunnel::agent::{Agent, Agents, Settings};
+use crate::tunnel::{Hub, Tunnel};
 use crate::upstream::{Shared, Upstream};
 
 /// Identity of a bound address. A port 0 is never shared, so its server and place belong to it.
@@ -36,6 +42,8 @@ pub enum Transport {
 pub struct Behind<'d> {
     /// In the document's order.
     pub http: Vec<&'d HttpSpec>,
+    /// Then there is nothing else.
+    pub tunnel: Option<&'d TunnelSpec>,
 }
 
 /// What stands behind which address.
@@ -44,6 +52,11 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Behind<'_>> {
     for spec in document.http.values() {
         for key in keys(Transport::Stream, &spec.name, &spec.listen) {
             map.entry(key).or_default().http.push(spec);
+        }
+    }
+    for spec in document.tunnels.values() {
+        for key in keys(Transport::Stream, &spec.name, &spec.listen) {
+            map.entry(key).or_default().tunnel = Some(spec);
         }
     }
     map
@@ -68,7 +81,8 @@ fn keys<'a>(
 impl Behind<'_> {
     /// Names of what stands there.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.http.iter().map(|spec| &spec.name)
+        let tunnel = self.tunnel.iter().map(|spec| &spec.name);
+        self.http.iter().map(|spec| &spec.name).chain(tunnel)
     }
 
     /// Names of the upstreams that it uses.
@@ -77,8 +91,9 @@ impl Behind<'_> {
     }
 
     /// Names of those that present certificates there.
-    fn presenting(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.http.iter().map(|spec| &spec.name)
+    fn presenting(&self) -> impl Iterator<Item = Arc<str>> {
+        let tunnel = self.tunnel.iter().map(|spec| tunnel_name(&spec.name));
+        self.http.iter().map(|spec| spec.name.clone()).chain(tunnel)
     }
 }
 
@@ -131,6 +146,17 @@ pub struct Snapshot {
     pub access_log: Option<Arc<AccessLog>>,
     /// What the admin API presents; `None`: it is cleartext.
     pub admin: Option<Arc<tls::Server>>,
+    /// By name.
+    pub tunnels: BTreeMap<Arc<str>, Tunnelling>,
+    pub agents: BTreeMap<Arc<str>, (Arc<Agent>, Arc<Settings>)>,
+}
+
+/// A tunnel with what a generation makes of it.
+#[derive(Debug, Clone)]
+pub struct Tunnelling {
+    pub hub: Arc<Hub>,
+    pub tunnel: Arc<Tunnel>,
+    pub spec: Arc<TunnelSpec>,
 }
 
 /// What the files of a document hold.
@@ -156,6 +182,8 @@ pub struct Lasting<'a> {
     pub tls: &'a tls::Shared,
     pub filters: &'a filter::Shared,
     pub records: &'a record::Shared,
+    pub tunnels: &'a Arc<Hub>,
+    pub agents: &'a Agents,
 }
 
 impl Snapshot {
@@ -178,6 +206,8 @@ impl Snapshot {
             tls,
             filters,
             records,
+            tunnels: hub,
+            agents,
         } = lasting;
         // One that changed is another for every entry.
         let same_log = before.is_none_or(|(old, _)| old.access_log == document.access_log);
@@ -194,6 +224,7 @@ impl Snapshot {
             let of = (document, &clients);
             add_upstream(name, of, shared, before, &mut upstreams);
         }
+        let tunnels = tunnels(document, hub, before);
         let old_bindings = before.map(|(old, _)| bindings(old)).unwrap_or_default();
         let entries = bindings(document)
             .into_iter()
@@ -203,7 +234,7 @@ impl Snapshot {
                         && old_bindings.get(&key) == Some(&behind)
                         && behind
                             .presenting()
-                            .all(|name| certificates.same(&snapshot.certificates, name))
+                            .all(|name| certificates.same(&snapshot.certificates, &name))
                         && files_of(&behind.http)
                             .all(|path| snapshot.files.get(path) == files.get(path))
                         && behind.upstreams().all(|name| {
@@ -216,7 +247,13 @@ impl Snapshot {
                 });
                 let entry = kept.unwrap_or_else(|| {
                     let specs = &behind.http;
+                    let accepting = behind
+                        .tunnel
+                        .and_then(|spec| accepting(tunnels.get(&spec.name)?, &certificates, tls));
                     let http = http::Entry::build(specs, &upstreams, &files, filters, recording);
+                    if let Some(accepting) = accepting {
+                        return Arc::new(Entry::of_tunnel(http, Arc::new(accepting)));
+                    }
                     Arc::new(Entry::of_http(http.over_tls(presented(
                         specs,
                         &certificates,
@@ -233,9 +270,11 @@ impl Snapshot {
             files,
             pems,
             certificates,
-            clients,
             access_log,
             admin,
+            agents: agents_of(document, agents, &clients, before),
+            clients,
+            tunnels,
         }
     }
 
@@ -251,8 +290,15 @@ impl Snapshot {
         for (key, behind) in bindings(document) {
             let same = behind
                 .presenting()
-                .all(|name| certificates.same(&self.certificates, name));
+                .all(|name| certificates.same(&self.certificates, &name));
             if let Some(entry) = self.entries.get(&key).filter(|_| !same) {
+                if let Plane::Tunnel(accepting) = &entry.plane {
+                    let name = &accepting.tunnel.name;
+                    if let Some(server) = tunnel_tls(name, &certificates, tls) {
+                        accepting.server.exchange(server);
+                    }
+                    continue;
+                }
                 let presented = presented(&behind.http, &certificates, tls);
                 entry.http().present(presented);
             }
@@ -281,7 +327,88 @@ impl Snapshot {
                 upstream.begin(old.is_some());
             }
         }
+        for Tunnelling { hub, tunnel, spec } in self.tunnels.values() {
+            hub.adopt(tunnel, spec);
+        }
+        for (name, (agent, settings)) in &self.agents {
+            let old = before.and_then(|before| before.agents.get(name));
+            if old.is_none_or(|(_, old)| !Arc::ptr_eq(old, settings)) {
+                agent.adopt(settings.clone());
+            }
+        }
     }
+}
+
+/// The tunnels of a document; one that did not change is what it was.
+fn tunnels(
+    document: &Document,
+    hub: &Arc<Hub>,
+    before: Option<(&Document, &Snapshot)>,
+) -> BTreeMap<Arc<str>, Tunnelling> {
+    let one = |(name, spec): (&Arc<str>, &TunnelSpec)| {
+        let kept = before.and_then(|(_, snapshot)| snapshot.tunnels.get(name));
+        let kept = kept.filter(|old| *old.spec == *spec).cloned();
+        let made = kept.unwrap_or_else(|| Tunnelling {
+            hub: hub.clone(),
+            tunnel: hub.lease(spec),
+            spec: Arc::new(spec.clone()),
+        });
+        (name.clone(), made)
+    };
+    document.tunnels.iter().map(one).collect()
+}
+
+/// The agents of a document; one that did not change is what it was.
+fn agents_of(
+    document: &Document,
+    agents: &Agents,
+    clients: &Clients,
+    before: Option<(&Document, &Snapshot)>,
+) -> BTreeMap<Arc<str>, (Arc<Agent>, Arc<Settings>)> {
+    let one = |(name, spec): (&Arc<str>, &AgentSpec)| {
+        // Every agent has one.
+        let client = clients.of(&tls::client::agent(name))?.clone();
+        let kept = before.and_then(|(_, snapshot)| snapshot.agents.get(name));
+        let same = |(_, old): &&(Arc<Agent>, Arc<Settings>)| {
+            old.spec == *spec && Arc::ptr_eq(&old.client, &client)
+        };
+        if let Some(kept) = kept.filter(same) {
+            return Some((name.clone(), kept.clone()));
+        }
+        let settings = Arc::new(Settings {
+            spec: spec.clone(),
+            client,
+        });
+        Some((name.clone(), (agents.lease(spec), settings)))
+    };
+    document.agents.iter().filter_map(one).collect()
+}
+
+/// What an address does for the agents of a tunnel.
+fn accepting(
+    made: &Tunnelling,
+    certificates: &Material,
+    shared: &tls::Shared,
+) -> Option<Accepting> {
+    Some(Accepting {
+        hub: made.hub.clone(),
+        tunnel: made.tunnel.clone(),
+        spec: made.spec.clone(),
+        server: tunnel_tls(&made.tunnel.name, certificates, shared)?,
+    })
+}
+
+fn tunnel_tls(name: &str, certificates: &Material, shared: &tls::Shared) -> Option<tls::Server> {
+    let name = tunnel_name(name);
+    let presented = tls::Presented {
+        hosts: &[],
+        certificates: certificates.of(&name),
+        client_auth: certificates.client_auth(&name),
+    };
+    let made = tls::Server::new(&[presented], TlsVersion::V13, &[], shared);
+    // As in `presented`.
+    made.inspect_err(|error| tracing::error!(%error, "a tunnel cannot present anything"))
+        .ok()
 }
 
 /// What the admin API presents: HTTP/1.1 is all that it speaks.
@@ -406,6 +533,8 @@ mod tests {
                 (certificates, Clients::default()),
                 None,
                 Lasting {
+                    tunnels: &Arc::default(),
+                    agents: &Agents::new(Vec::new()),
                     upstreams: &shared,
                     tls: &tls,
                     filters: &filters,

@@ -3,6 +3,7 @@
 //! itself: references are resolved, defaults are in, regexes are compiled.
 
 pub mod admin;
+pub mod agent;
 pub mod check;
 pub mod decode;
 pub mod defaults;
@@ -19,6 +20,7 @@ pub mod scalar;
 pub mod template;
 pub mod texts;
 pub mod tree;
+pub mod tunnel;
 pub mod upstream;
 
 use serde::{Deserialize, Serialize};

@@ -7,6 +7,7 @@ use crate::config::check::Checker;
 use crate::config::http::Checked;
 use crate::config::scalar::ListenAddr;
 use crate::config::tree::At;
+use crate::config::tunnel::CheckedTunnel;
 
 /// Checks the addresses of all enabled servers against each other and against the admin API's.
 pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker<'_>) {
@@ -62,6 +63,45 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
                         same_host(&taken.key().1, other, addr, at, check)
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Checks the addresses of tunnels: nobody else may have them.
+pub(super) fn check_tunnels(
+    tunnels: &[CheckedTunnel],
+    servers: &[Checked],
+    admin: &ListenAddr,
+    check: &mut Checker<'_>,
+) {
+    let mut owners: HashMap<&ListenAddr, String> = HashMap::new();
+    for server in servers {
+        for addr in server.spec.listen.iter().filter(|a| !a.is_any_port()) {
+            owners.insert(addr, format!("http.{}", server.spec.name));
+        }
+    }
+    for tunnel in tunnels {
+        let mut told = false;
+        for (addr, at) in tunnel.spec.listen.iter().zip(&tunnel.listen_at) {
+            if addr.is_any_port() {
+                continue;
+            }
+            if addr.conflicts_with(admin) {
+                check
+                    .findings
+                    .error(*at, format!("the admin API listens on {admin}"))
+                    .help("choose another port here or in `admin.listen`");
+            }
+            let name = format!("tunnels.{}", tunnel.spec.name);
+            // `:7000` is two addresses; once is enough.
+            if let Some(other) = owners.insert(addr, name)
+                && !std::mem::replace(&mut told, true)
+            {
+                check
+                    .findings
+                    .error(*at, format!("`{other}` has the address {addr} too"))
+                    .help("agents need an address of their own");
             }
         }
     }

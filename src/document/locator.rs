@@ -10,7 +10,7 @@ use super::include::{self, Sources};
 use crate::config::environment::filled;
 use crate::config::findings::Findings;
 use crate::config::http::{
-    ActionSpec, CertificateSpec, FiltersSpec, HttpSpec, PemSource, RespondBody, htpasswd,
+    ActionSpec, CertificateSpec, FiltersSpec, HttpSpec, PemSource, RespondBody, TlsSpec, htpasswd,
     redirects_to,
 };
 use crate::config::scalar::ListenAddr;
@@ -162,9 +162,15 @@ impl Document {
     /// The files that TLS to upstreams needs.
     pub fn upstream_pointers(&self) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
-        for (name, upstream) in &self.upstreams {
-            let Some(tls) = &upstream.tls else { continue };
-            let pointer = format!("/upstreams/{name}/tls");
+        let upstreams = self
+            .upstreams
+            .iter()
+            .filter_map(|(name, u)| Some((format!("/upstreams/{name}/tls"), u.tls.as_ref()?)));
+        let agents = self
+            .agents
+            .iter()
+            .map(|(name, agent)| (format!("/agents/{name}/tls"), &agent.tls));
+        for (pointer, tls) in upstreams.chain(agents) {
             if let Some(PemSource::File(path)) = &tls.ca {
                 out.push((path.clone(), format!("{pointer}/ca")));
             }
@@ -248,8 +254,7 @@ impl Document {
     /// Those of them that hold certificates, keys and CAs.
     pub fn certificate_pointers(&self) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
-        let all = self.http.iter().flat_map(|(name, s)| certificates(name, s));
-        for (pointer, certificate) in all {
+        for (pointer, certificate) in self.certificates() {
             if let CertificateSpec::Pair { cert, key } = certificate {
                 for (source, part) in [(cert, "cert"), (key, "key")] {
                     if let PemSource::File(path) = source {
@@ -269,10 +274,10 @@ impl Document {
         }
         let admin_ca = admin.and_then(|tls| tls.client_auth.as_ref()?.ca.path());
         out.extend(admin_ca.map(|path| (path.to_owned(), "/admin/tls/client_ca".to_owned())));
-        for (name, server) in &self.http {
-            let auth = server.tls.as_ref().and_then(|tls| tls.client_auth.as_ref());
+        for (pointer, tls) in self.presented() {
+            let auth = tls.client_auth.as_ref();
             if let Some(PemSource::File(path)) = auth.map(|auth| &auth.ca) {
-                out.push((path.clone(), format!("/http/{name}/tls/client_auth/ca")));
+                out.push((path.clone(), format!("{pointer}/client_auth/ca")));
             }
         }
         out
@@ -280,22 +285,33 @@ impl Document {
 
     /// The folders of certificates, each with the JSON Pointer of its path.
     pub fn certificate_folders(&self) -> Vec<(PathBuf, String)> {
-        let all = self.http.iter().flat_map(|(name, s)| certificates(name, s));
-        all.filter_map(|(pointer, certificate)| match certificate {
-            CertificateSpec::Folder(path) => Some((path.clone(), format!("{pointer}/dir"))),
-            CertificateSpec::Pair { .. } => None,
-        })
-        .collect()
+        self.certificates()
+            .filter_map(|(pointer, certificate)| match certificate {
+                CertificateSpec::Folder(path) => Some((path.clone(), format!("{pointer}/dir"))),
+                CertificateSpec::Pair { .. } => None,
+            })
+            .collect()
     }
-}
 
-fn certificates<'a>(
-    name: &'a str,
-    server: &'a HttpSpec,
-) -> impl Iterator<Item = (String, &'a CertificateSpec)> {
-    let all = server.tls.iter().flat_map(|tls| &tls.certificates);
-    all.enumerate()
-        .map(move |(index, c)| (format!("/http/{name}/tls/certificates/{index}"), c))
+    /// What listeners present, but for the admin API, each with the JSON Pointer of its `tls`.
+    fn presented(&self) -> impl Iterator<Item = (String, &TlsSpec)> {
+        let servers = self
+            .http
+            .iter()
+            .filter_map(|(name, s)| Some((format!("/http/{name}/tls"), s.tls.as_ref()?)));
+        let tunnels = self
+            .tunnels
+            .iter()
+            .map(|(name, t)| (format!("/tunnels/{name}/tls"), &t.tls));
+        servers.chain(tunnels)
+    }
+
+    fn certificates(&self) -> impl Iterator<Item = (String, &CertificateSpec)> {
+        self.presented().flat_map(|(pointer, tls)| {
+            let all = tls.certificates.iter().enumerate();
+            all.map(move |(index, c)| (format!("{pointer}/certificates/{index}"), c))
+        })
+    }
 }
 
 fn is_enabled(route: &serde_json::Value) -> bool {

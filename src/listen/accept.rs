@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Plane};
 use super::http::{self, Listener};
-use super::{proxy_protocol, tls};
+use super::{proxy_protocol, tls, tunnel};
 use crate::config::scalar::ListenAddr;
 use crate::generation::{EpochGuard, Serving};
 use crate::http::Face as _;
@@ -331,6 +331,9 @@ impl Acceptor {
             guard,
             held,
         };
+        if let (Stream::Tcp(stream), Plane::Tunnel(_)) = (&stream, &accepted.serving.entry.plane) {
+            crate::tunnel::carrier::tune(stream);
+        }
         match (stream, behind) {
             (Stream::Tcp(stream), Some(within)) => accepted.start_behind(stream, within),
             (Stream::Tcp(stream), None) => accepted.start(stream),
@@ -397,6 +400,12 @@ impl Accepted {
         let entry = &*serving.entry;
         // Each its own kind of task, so that none has room for what only another needs.
         match &entry.plane {
+            Plane::Tunnel(accepting) => {
+                let accepting = accepting.clone();
+                drop(serving);
+                let connection = tunnel::serve(stream, peer, listener, accepting, guard);
+                spawn(connection, peer, held);
+            }
             Plane::Http => match entry.http().secure() {
                 Some(secure) => spawn(
                     tls::serve(stream, peer, local, listener, secure, guard),

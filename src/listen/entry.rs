@@ -3,10 +3,12 @@
 //! An address keeps its socket when its plane changes. Connections that were made before go on with what they were: a
 //! request on one of them finds that no server is there any more.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::tunnel::Accepting;
 use crate::config::http::ConnectionSpec;
 use crate::http::client::is_trusted;
 use crate::http::{self, Face};
@@ -24,6 +26,8 @@ pub struct Entry {
 #[derive(Debug)]
 pub enum Plane {
     Http,
+    /// Agents come here.
+    Tunnel(Arc<Accepting>),
 }
 
 /// Who is let in, and what is known of clients before their first byte.
@@ -54,6 +58,15 @@ impl Entry {
             http,
         }
     }
+
+    /// An address that agents dial. `http`: without servers.
+    pub fn of_tunnel(http: http::Entry, accepting: Arc<Accepting>) -> Entry {
+        Entry {
+            admission: Admission::default(),
+            plane: Plane::Tunnel(accepting),
+            http,
+        }
+    }
 }
 
 impl Face for Entry {
@@ -64,6 +77,7 @@ impl Face for Entry {
     fn holds(&self, definition: u64) -> bool {
         match &self.plane {
             Plane::Http => self.http.holds(definition),
+            Plane::Tunnel(_) => false,
         }
     }
 }

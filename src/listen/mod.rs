@@ -10,3 +10,4 @@ mod resets;
 pub mod streams;
 pub mod timers;
 pub mod tls;
+pub mod tunnel;

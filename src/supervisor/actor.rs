@@ -31,6 +31,8 @@ use crate::listen::accept::ConnectionLimit;
 use crate::log::sink::Writers;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, store::Fault};
+use crate::tunnel::Hub;
+use crate::tunnel::agent::Agents;
 use crate::upstream::Shared;
 use crate::worker::Worker;
 
@@ -123,6 +125,10 @@ pub(super) struct Crew {
     pub(super) tls: Arc<tls::Shared>,
     pub(super) filters: filter::Shared,
     pub(super) records: record::Shared,
+    /// Which agents are there.
+    pub(super) tunnels: Arc<Hub>,
+    /// Those that run here.
+    pub(super) agents: Agents,
     pub(super) limit: Arc<ConnectionLimit>,
     pub(super) model: crate::config::runtime::Model,
 }

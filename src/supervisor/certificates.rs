@@ -237,7 +237,7 @@ impl Supervisor {
             }
             let servers = Wanted::all(&document).map(|wanted| wanted.name);
             let changed = servers.filter(|server| !renewed.material.same(old, server));
-            let changed: Vec<String> = changed.map(ToString::to_string).collect();
+            let changed: Vec<String> = changed.map(|name| name.to_string()).collect();
             let pems = Pems {
                 files: renewed.files,
                 stamps: Arc::new(stamps),

@@ -34,6 +34,8 @@ use crate::snapshot::{BindingKey, Contents, Lasting, Pems, Snapshot};
 use crate::tls;
 use crate::tls::stamp::Stamps;
 use crate::tls::store::Fault;
+use crate::tunnel::Hub;
+use crate::tunnel::agent::Agents;
 use crate::upstream::Shared;
 use crate::worker;
 
@@ -384,7 +386,9 @@ impl Supervisor {
             crate::config::runtime::Model::PerCore => runtime.workers,
             crate::config::runtime::Model::Shared => 1,
         };
-        let shared = Arc::new(Shared::new(tokio::runtime::Handle::current(), count));
+        let tunnels = Arc::new(Hub::default());
+        let shared = Shared::new(tokio::runtime::Handle::current(), count);
+        let shared = Arc::new(shared.with_tunnels(tunnels.clone()));
         let tls = tls::Shared::new().map_err(|error| {
             Rejection::new(
                 409,
@@ -408,7 +412,10 @@ impl Supervisor {
                 format!("the workers could not be started: {error}"),
             )
         })?;
+        let runtimes = workers.iter().map(|worker| worker.runtime.clone());
         Ok(Crew {
+            tunnels,
+            agents: Agents::new(runtimes.collect()),
             workers,
             shared,
             tls: Arc::new(tls.with_state_folder(state_folder)),
@@ -462,6 +469,8 @@ impl Supervisor {
                 tls: &crew.tls,
                 filters: &crew.filters,
                 records: &crew.records,
+                tunnels: &crew.tunnels,
+                agents: &crew.agents,
             };
             let log = log.transpose()?.flatten();
             let snapshot = Snapshot::build(

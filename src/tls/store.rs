@@ -85,7 +85,8 @@ pub fn load(
 ) -> Result<(Material, Clients, Vec<Fault>), Vec<Fault>> {
     let (material, clients) = before.unzip();
     let material = Material::load(Wanted::all(document), pems, material, shared);
-    let clients = Clients::load(document.upstreams.values(), files, clients, shared);
+    let wanted = super::client::Wanted::all(document);
+    let clients = Clients::load(wanted, files, clients, shared);
     match (material, clients) {
         (Ok((material, mut warnings)), Ok((clients, more))) => {
             warnings.extend(more);
@@ -146,7 +147,7 @@ impl Place {
 #[derive(Debug)]
 pub struct Wanted<'a> {
     /// Found again by it.
-    pub name: &'a Arc<str>,
+    pub name: Arc<str>,
     /// JSON Pointer of its `tls`.
     pub pointer: String,
     pub tls: &'a TlsSpec,
@@ -157,15 +158,22 @@ pub struct Wanted<'a> {
 /// What the admin API is called among the servers. No server can have this name.
 pub static ADMIN: LazyLock<Arc<str>> = LazyLock::new(|| "[admin]".into());
 
+/// What a tunnel is called among the servers. No server can have this name.
+pub fn tunnel_name(name: &str) -> Arc<str> {
+    format!("[tunnels.{name}]").into()
+}
+
 impl Wanted<'_> {
     /// What all that a document serves wants.
     pub fn all(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
-        Wanted::http(document).chain(document.admin.tls.as_ref().map(|tls| Wanted {
-            name: &ADMIN,
-            pointer: "/admin/tls".to_owned(),
-            tls,
-            flat: true,
-        }))
+        Wanted::http(document)
+            .chain(Wanted::tunnels(document))
+            .chain(document.admin.tls.as_ref().map(|tls| Wanted {
+                name: ADMIN.clone(),
+                pointer: "/admin/tls".to_owned(),
+                tls,
+                flat: true,
+            }))
     }
 
     /// JSON Pointer of a certificate.
@@ -184,11 +192,21 @@ impl Wanted<'_> {
         }
     }
 
+    /// What the tunnels of a document want.
+    fn tunnels(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
+        document.tunnels.values().map(|tunnel| Wanted {
+            name: tunnel_name(&tunnel.name),
+            pointer: format!("/tunnels/{}/tls", tunnel.name),
+            tls: &tunnel.tls,
+            flat: false,
+        })
+    }
+
     /// What the HTTP servers of a document want.
     pub fn http(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
         document.http.values().filter_map(|server| {
             Some(Wanted {
-                name: &server.name,
+                name: server.name.clone(),
                 pointer: format!("/http/{}/tls", server.name),
                 tls: server.tls.as_ref()?,
                 flat: false,

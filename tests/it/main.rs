@@ -50,6 +50,7 @@ mod target_limits;
 mod target_state;
 mod tls;
 mod tour;
+mod tunnels;
 mod upstream_h2;
 mod upstream_tls;
 mod websocket;

@@ -79,7 +79,7 @@ impl<'a> Loader<'a> {
         let Wanted {
             name, pointer, tls, ..
         } = wanted;
-        let before = self.before.and_then(|before| before.servers.get(*name));
+        let before = self.before.and_then(|before| before.servers.get(name));
         let mut out = Held::default();
         for (index, spec) in tls.certificates.iter().enumerate() {
             let pointer = wanted.certificate(index);
