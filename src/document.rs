@@ -31,6 +31,7 @@ use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
 use crate::config::log::{self, AccessLogRaw, AccessLogSpec, LogRaw, LogSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
 use crate::config::scalar::{Secret, has_ipv6};
+use crate::config::tcp::{TcpRaw, TcpSpec};
 use crate::config::texts::Texts;
 use crate::config::tree::{self, At, Node, Places, Value};
 use crate::config::tunnel::{TunnelRaw, TunnelSpec, check_agents};
@@ -41,6 +42,7 @@ pub use include::{Included, Sources};
 pub use locator::Locator;
 pub use targets::targets;
 
+use across::Alone;
 use shown::Behind;
 
 section! {
@@ -61,6 +63,8 @@ section! {
         access_log: Switch<AccessLogRaw>,
         /// HTTP servers by name.
         http: Map<HttpRaw> = {},
+        /// Connections that are passed on as they are, by name.
+        tcp: Map<TcpRaw> = {},
         /// Filters that servers and routes take with `use`, by name.
         filters: Map<FiltersRaw> = {},
         /// Where requests go, by name.
@@ -72,7 +76,7 @@ section! {
         /// What lies under every table of a kind.
         defaults: DefaultsRaw,
     }
-    later = [&["forward", "tcp", "udp"]];
+    later = [&["forward", "udp"]];
 }
 
 /// A checked configuration: every reference resolved, every default in, nothing left to parse.
@@ -85,6 +89,8 @@ pub struct Document {
     pub access_log: Option<AccessLogSpec>,
     /// By name; only enabled servers.
     pub http: BTreeMap<Arc<str>, HttpSpec>,
+    /// By name; only enabled listeners.
+    pub tcp: BTreeMap<Arc<str>, TcpSpec>,
     /// By name; those of `[upstreams]` and those that a URL or address in an action stands for.
     pub upstreams: BTreeMap<Arc<str>, UpstreamSpec>,
     /// By name; only enabled ones.
@@ -362,6 +368,14 @@ impl Document {
         for server in &servers {
             reach::warn(server, check);
         }
+        let tcp_raw = root.tcp.unwrap_or_default().value;
+        check.names(&tcp_raw);
+        let on_change = runtime.on_change;
+        let mut tcp: Vec<_> = tcp_raw
+            .iter()
+            .map(|(name, raw)| raw.spec(name, raw.at, on_change, &mut references, check))
+            .collect();
+        tcp.retain(|listener| listener.enabled);
         references.warn_unused(check);
         sets.warn_unused(check);
         upstreams.append(&mut references.implicit);
@@ -390,7 +404,13 @@ impl Document {
         servers.retain(|server| server.enabled);
         across::add_redirects(&mut servers, check);
         across::check(&servers, &admin.listen, check);
-        across::check_tunnels(&tunnels, &servers, &admin.listen, check);
+        let alone = tcp.iter().map(Alone::tcp);
+        let alone = alone.chain(tunnels.iter().map(Alone::tunnel));
+        across::check_alone(alone, &servers, &admin.listen, check);
+        let tcp = tcp
+            .into_iter()
+            .map(|t| (t.spec.name.clone(), t.spec))
+            .collect();
         let tunnels = tunnels
             .into_iter()
             .map(|t| (t.spec.name.clone(), t.spec))
@@ -405,6 +425,7 @@ impl Document {
             log,
             access_log,
             http,
+            tcp,
             upstreams,
             tunnels,
             agents,

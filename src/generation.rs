@@ -344,6 +344,17 @@ impl Flight {
         }
     }
 
+    /// The flow has become a long one. `newest` is what serves now, `holds` whether a definition is one of its own: if a
+    /// commit has passed by that did not know of it, it is asked now.
+    pub fn settle(&self, newest: &Arc<Generation>, holds: impl Fn(u64) -> bool) {
+        self.reconsider(newest, |asked| match asked.long {
+            Some(OnChange::Keep) => Verdict::Moves(newest.clone()),
+            _ if holds(asked.definition) => Verdict::Moves(newest.clone()),
+            Some(OnChange::Cut) => Verdict::Ends,
+            Some(OnChange::Drain) | None => Verdict::Stays,
+        });
+    }
+
     fn home(&self) -> (Arc<Generation>, usize) {
         let moved = self.shared.moved.lock().clone();
         moved.unwrap_or_else(|| (self.generation.clone(), self.index))

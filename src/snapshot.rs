@@ -8,10 +8,12 @@ use std::sync::Arc;
 use crate::config::agent::AgentSpec;
 use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, TlsVersion};
 use crate::config::scalar::ListenAddr;
+use crate::config::tcp::TcpSpec;
 use crate::config::tunnel::TunnelSpec;
 use crate::document::Document;
 use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{self, Face as _, Files, filter};
+use crate::l4::tcp::Tcp;
 use crate::listen::entry::{Entry, Plane};
 use crate::listen::tunnel::Accepting;
 use crate::tls;
@@ -43,6 +45,8 @@ pub struct Behind<'d> {
     /// In the document's order.
     pub http: Vec<&'d HttpSpec>,
     /// Then there is nothing else.
+    pub tcp: Option<&'d TcpSpec>,
+    /// Then there is nothing else.
     pub tunnel: Option<&'d TunnelSpec>,
 }
 
@@ -54,8 +58,15 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Behind<'_>> {
             map.entry(key).or_default().http.push(spec);
         }
     }
+    for spec in document.tcp.values() {
+        // No server has such a name.
+        let owner = format!("[tcp.{}]", spec.name).into();
+        for key in keys(Transport::Stream, &owner, &spec.listen) {
+            map.entry(key).or_default().tcp = Some(spec);
+        }
+    }
     for spec in document.tunnels.values() {
-        for key in keys(Transport::Stream, &spec.name, &spec.listen) {
+        for key in keys(Transport::Stream, &tunnel_name(&spec.name), &spec.listen) {
             map.entry(key).or_default().tunnel = Some(spec);
         }
     }
@@ -82,12 +93,14 @@ impl Behind<'_> {
     /// Names of what stands there.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         let tunnel = self.tunnel.iter().map(|spec| &spec.name);
-        self.http.iter().map(|spec| &spec.name).chain(tunnel)
+        let tcp = self.tcp.iter().map(|spec| &spec.name);
+        let http = self.http.iter().map(|spec| &spec.name);
+        http.chain(tcp).chain(tunnel)
     }
 
     /// Names of the upstreams that it uses.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
-        upstreams_of(&self.http)
+        upstreams_of(&self.http).chain(self.tcp.iter().map(|spec| &spec.upstream))
     }
 
     /// Names of those that present certificates there.
@@ -253,6 +266,13 @@ impl Snapshot {
                     let http = http::Entry::build(specs, &upstreams, &files, filters, recording);
                     if let Some(accepting) = accepting {
                         return Arc::new(Entry::of_tunnel(http, Arc::new(accepting)));
+                    }
+                    let tcp = behind.tcp.and_then(|spec| {
+                        let upstream = upstreams.get(&spec.upstream)?.clone();
+                        Some(Arc::new(Tcp::new(spec.clone(), upstream)))
+                    });
+                    if let Some(tcp) = tcp {
+                        return Arc::new(Entry::of_tcp(http, tcp));
                     }
                     Arc::new(Entry::of_http(http.over_tls(presented(
                         specs,

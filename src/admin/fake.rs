@@ -105,6 +105,7 @@ impl Fake {
             log: Default::default(),
             access_log: None,
             http: Default::default(),
+            tcp: Default::default(),
             upstreams: Default::default(),
             normal,
             origins: Default::default(),

@@ -17,6 +17,7 @@ pub mod log;
 pub mod render;
 pub mod runtime;
 pub mod scalar;
+pub mod tcp;
 pub mod template;
 pub mod texts;
 pub mod tree;

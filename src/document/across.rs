@@ -6,6 +6,7 @@ use std::collections::hash_map::Entry;
 use crate::config::check::Checker;
 use crate::config::http::Checked;
 use crate::config::scalar::ListenAddr;
+use crate::config::tcp::CheckedTcp;
 use crate::config::tree::At;
 use crate::config::tunnel::CheckedTunnel;
 
@@ -68,10 +69,36 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
     }
 }
 
-/// Checks the addresses of tunnels: nobody else may have them.
-pub(super) fn check_tunnels(
-    tunnels: &[CheckedTunnel],
-    servers: &[Checked],
+/// A listener that has its addresses alone.
+pub(super) struct Alone<'c> {
+    /// With its section.
+    pub(super) name: String,
+    pub(super) listen: &'c [ListenAddr],
+    pub(super) listen_at: &'c [At],
+}
+
+impl<'c> Alone<'c> {
+    pub(super) fn tunnel(tunnel: &'c CheckedTunnel) -> Alone<'c> {
+        Alone {
+            name: format!("tunnels.{}", tunnel.spec.name),
+            listen: &tunnel.spec.listen,
+            listen_at: &tunnel.listen_at,
+        }
+    }
+
+    pub(super) fn tcp(tcp: &'c CheckedTcp) -> Alone<'c> {
+        Alone {
+            name: format!("tcp.{}", tcp.spec.name),
+            listen: &tcp.spec.listen,
+            listen_at: &tcp.listen_at,
+        }
+    }
+}
+
+/// Checks the addresses of those that nobody else may have.
+pub(super) fn check_alone<'c>(
+    all: impl Iterator<Item = Alone<'c>>,
+    servers: &'c [Checked],
     admin: &ListenAddr,
     check: &mut Checker<'_>,
 ) {
@@ -81,9 +108,9 @@ pub(super) fn check_tunnels(
             owners.insert(addr, format!("http.{}", server.spec.name));
         }
     }
-    for tunnel in tunnels {
+    for alone in all {
         let mut told = false;
-        for (addr, at) in tunnel.spec.listen.iter().zip(&tunnel.listen_at) {
+        for (addr, at) in alone.listen.iter().zip(alone.listen_at) {
             if addr.is_any_port() {
                 continue;
             }
@@ -93,15 +120,14 @@ pub(super) fn check_tunnels(
                     .error(*at, format!("the admin API listens on {admin}"))
                     .help("choose another port here or in `admin.listen`");
             }
-            let name = format!("tunnels.{}", tunnel.spec.name);
             // `:7000` is two addresses; once is enough.
-            if let Some(other) = owners.insert(addr, name)
+            if let Some(other) = owners.insert(addr, alone.name.clone())
                 && !std::mem::replace(&mut told, true)
             {
                 check
                     .findings
                     .error(*at, format!("`{other}` has the address {addr} too"))
-                    .help("agents need an address of their own");
+                    .help("what speaks no HTTP needs an address of its own");
             }
         }
     }

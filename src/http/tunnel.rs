@@ -21,7 +21,7 @@ use super::progress::Progress;
 use super::record::Record;
 use super::websocket::{Frames, going_away, going_away_masked};
 use crate::config::runtime::OnChange;
-use crate::generation::{Serving, Verdict};
+use crate::generation::Serving;
 use crate::net::copy::{Pair, Way};
 use crate::upstream::InFlight;
 use crate::upstream::upgrade::Stream;
@@ -62,15 +62,8 @@ impl Tunnel {
     pub fn settle<F: Face>(&self, newest: &Serving<F>) {
         let flight = &self.progress.flight;
         flight.set_long(self.on_change);
-        flight.reconsider(&newest.generation, |asked| {
-            let holds = newest.entry.holds(asked.definition);
-            match asked.long {
-                Some(OnChange::Keep) => Verdict::Moves(newest.generation.clone()),
-                _ if holds => Verdict::Moves(newest.generation.clone()),
-                Some(OnChange::Cut) => Verdict::Ends,
-                Some(OnChange::Drain) | None => Verdict::Stays,
-            }
-        });
+        let holds = |definition| newest.entry.holds(definition);
+        flight.settle(&newest.generation, holds);
     }
 
     /// Runs it to its end. `early`: what the client has sent after its request; the origin gets it now, for it has agreed.

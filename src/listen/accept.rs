@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Plane};
 use super::http::{self, Listener};
-use super::{proxy_protocol, tls, tunnel};
+use super::{l4, proxy_protocol, tls, tunnel};
 use crate::config::scalar::ListenAddr;
 use crate::generation::{EpochGuard, Serving};
 use crate::http::Face as _;
@@ -404,6 +404,12 @@ impl Accepted {
                 let accepting = accepting.clone();
                 drop(serving);
                 let connection = tunnel::serve(stream, peer, listener, accepting, guard);
+                spawn(connection, peer, held);
+            }
+            Plane::Tcp(tcp) => {
+                let tcp = tcp.clone();
+                drop(serving);
+                let connection = l4::serve(stream, peer, local, listener, tcp, guard);
                 spawn(connection, peer, held);
             }
             Plane::Http => match entry.http().secure() {

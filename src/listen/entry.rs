@@ -12,6 +12,7 @@ use super::tunnel::Accepting;
 use crate::config::http::ConnectionSpec;
 use crate::http::client::is_trusted;
 use crate::http::{self, Face};
+use crate::l4::tcp::Tcp;
 use crate::net::Peer;
 
 /// What one generation does behind one bound address. Shared by the workers.
@@ -26,6 +27,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub enum Plane {
     Http,
+    Tcp(Arc<Tcp>),
     /// Agents come here.
     Tunnel(Arc<Accepting>),
 }
@@ -59,6 +61,23 @@ impl Entry {
         }
     }
 
+    /// An address of a TCP listener. `http`: without servers.
+    pub fn of_tcp(http: http::Entry, tcp: Arc<Tcp>) -> Entry {
+        let spec = &tcp.spec;
+        Entry {
+            admission: Admission {
+                connections: spec.connections,
+                connections_per_client: spec.connections_per_client,
+                behind: spec.proxy_protocol.then(|| Behind {
+                    trusted_proxies: spec.trusted_proxies.clone(),
+                    within: spec.header,
+                }),
+            },
+            plane: Plane::Tcp(tcp),
+            http,
+        }
+    }
+
     /// An address that agents dial. `http`: without servers.
     pub fn of_tunnel(http: http::Entry, accepting: Arc<Accepting>) -> Entry {
         Entry {
@@ -77,6 +96,7 @@ impl Face for Entry {
     fn holds(&self, definition: u64) -> bool {
         match &self.plane {
             Plane::Http => self.http.holds(definition),
+            Plane::Tcp(tcp) => tcp.holds(definition),
             Plane::Tunnel(_) => false,
         }
     }

@@ -5,6 +5,7 @@ pub mod entry;
 pub mod framing;
 pub mod http;
 pub mod io;
+pub mod l4;
 mod proxy_protocol;
 mod resets;
 pub mod streams;

@@ -603,7 +603,22 @@ fn place_of(document: &Document, key: &BindingKey) -> String {
             .filter(|_| owned)
             .map(|index| document.listen_pointer(&server.name, index))
     });
-    named.unwrap_or_default()
+    named.unwrap_or_else(|| place_of_alone(document, key))
+}
+
+/// The same for what has its addresses alone.
+fn place_of_alone(document: &Document, key: &BindingKey) -> String {
+    let tcp = document.tcp.values().map(|t| ("tcp", &t.name, &t.listen));
+    let tunnels = document.tunnels.values();
+    let tunnels = tunnels.map(|t| ("tunnels", &t.name, &t.listen));
+    let mut all = tcp.chain(tunnels);
+    let found = all.find(|(section, name, listen)| match &key.owner {
+        Some((owner, _)) => **owner == format!("[{section}.{name}]"),
+        None => listen.contains(&key.address),
+    });
+    found.map_or(String::new(), |(section, name, _)| {
+        format!("/{section}/{name}/listen")
+    })
 }
 
 async fn parse(

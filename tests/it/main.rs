@@ -48,6 +48,7 @@ mod split;
 mod swap_load;
 mod target_limits;
 mod target_state;
+mod tcp;
 mod tls;
 mod tour;
 mod tunnels;
