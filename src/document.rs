@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::admin::{AdminRaw, AdminSpec};
+use crate::config::agent::{AgentRaw, AgentSpec};
 use crate::config::check::Checker;
 use crate::config::decode::{Decode, List, Map, Switch, section};
 use crate::config::defaults::{DefaultsRaw, lay_under};
@@ -31,8 +32,10 @@ use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
 use crate::config::log::{self, AccessLogRaw, AccessLogSpec, LogRaw, LogSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
 use crate::config::scalar::{Secret, has_ipv6};
+use crate::config::tcp::{TcpRaw, TcpSpec};
 use crate::config::texts::Texts;
 use crate::config::tree::{self, At, Node, Places, Value};
+use crate::config::tunnel::{TunnelRaw, TunnelSpec, check_agents};
 use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec, resolve_splits};
 use crate::config::{Diagnostic, Format, format, render};
 
@@ -40,6 +43,7 @@ pub use include::{Included, Sources};
 pub use locator::Locator;
 pub use targets::targets;
 
+use across::Alone;
 use shown::Behind;
 
 section! {
@@ -62,14 +66,20 @@ section! {
         http: Map<HttpRaw> = {},
         /// Forward proxies by name.
         forward: Map<ForwardRaw> = {},
+        /// Connections that are passed on as they are, by name.
+        tcp: Map<TcpRaw> = {},
         /// Filters that servers and routes take with `use`, by name.
         filters: Map<FiltersRaw> = {},
         /// Where requests go, by name.
         upstreams: Map<UpstreamRaw> = {},
+        /// Where agents publish services, by name.
+        tunnels: Map<TunnelRaw> = {},
+        /// What this machine publishes at others, by name.
+        agents: Map<AgentRaw> = {},
         /// What lies under every table of a kind.
         defaults: DefaultsRaw,
     }
-    later = [&["tcp", "udp", "tunnels", "agents"]];
+    later = [&["udp"]];
 }
 
 /// A checked configuration: every reference resolved, every default in, nothing left to parse.
@@ -84,8 +94,14 @@ pub struct Document {
     pub http: BTreeMap<Arc<str>, HttpSpec>,
     /// By name; only enabled ones.
     pub forward: BTreeMap<Arc<str>, ForwardSpec>,
+    /// By name; only enabled listeners.
+    pub tcp: BTreeMap<Arc<str>, TcpSpec>,
     /// By name; those of `[upstreams]` and those that a URL or address in an action stands for.
     pub upstreams: BTreeMap<Arc<str>, UpstreamSpec>,
+    /// By name; only enabled ones.
+    pub tunnels: BTreeMap<Arc<str>, TunnelSpec>,
+    /// By name; only enabled ones.
+    pub agents: BTreeMap<Arc<str>, AgentSpec>,
     /// The normalized document as JSON, as it is written, secrets redacted: what `GET /now` answers. No key that was left
     /// out, nothing of what it includes, `[defaults]` where they are said.
     pub normal: serde_json::Value,
@@ -371,14 +387,55 @@ impl Document {
                 raw.spec(name, raw.at, running, around, check)
             })
             .collect();
+        let tcp_raw = root.tcp.unwrap_or_default().value;
+        check.names(&tcp_raw);
+        let on_change = runtime.on_change;
+        let mut tcp: Vec<_> = tcp_raw
+            .iter()
+            .map(|(name, raw)| raw.spec(name, raw.at, on_change, &mut references, check))
+            .collect();
+        tcp.retain(|listener| listener.enabled);
         references.warn_unused(check);
         sets.warn_unused(check);
         upstreams.append(&mut references.implicit);
+        let tunnels_raw = root.tunnels.unwrap_or_default().value;
+        check.names(&tunnels_raw);
+        let mut tunnels: Vec<_> = tunnels_raw
+            .iter()
+            .map(|(name, raw)| {
+                let running = running.and_then(|r| r.tunnels.get(name.as_str()));
+                raw.spec(name, raw.at, running, check)
+            })
+            .collect();
+        let placed = upstreams.values().map(|u| (u, references.place(&u.name)));
+        check_agents(&tunnels, placed, check);
+        tunnels.retain(|tunnel| tunnel.enabled);
+        let agents_raw = root.agents.unwrap_or_default().value;
+        check.names(&agents_raw);
+        let agents = agents_raw
+            .iter()
+            .filter_map(|(name, raw)| {
+                let running = running.and_then(|r| r.agents.get(name.as_str()));
+                let spec = raw.spec(name, raw.at, running, check)?;
+                Some((spec.name.clone(), spec))
+            })
+            .collect();
         servers.retain(|server| server.enabled);
         across::add_redirects(&mut servers, check);
         across::check(&servers, &admin.listen, check);
+        let alone = tcp.iter().map(Alone::tcp);
+        let alone = alone.chain(tunnels.iter().map(Alone::tunnel));
         forward.retain(|proxy| proxy.enabled);
-        across::check_forward(&forward, &servers, &admin.listen, check);
+        let alone = alone.chain(forward.iter().map(Alone::forward));
+        across::check_alone(alone, &servers, &admin.listen, check);
+        let tcp = tcp
+            .into_iter()
+            .map(|t| (t.spec.name.clone(), t.spec))
+            .collect();
+        let tunnels = tunnels
+            .into_iter()
+            .map(|t| (t.spec.name.clone(), t.spec))
+            .collect();
         let http = servers
             .into_iter()
             .map(|s| (s.spec.name.clone(), s.spec))
@@ -393,7 +450,10 @@ impl Document {
                 .into_iter()
                 .map(|f| (f.spec.name.clone(), f.spec))
                 .collect(),
+            tcp,
             upstreams,
+            tunnels,
+            agents,
             normal,
             origins: read.origins,
             whole,

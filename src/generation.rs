@@ -336,6 +336,25 @@ impl Flight {
         }
     }
 
+    /// Tells others the generation that it lives by, wherever it moves. (A place that was watched is not used again.)
+    pub fn watch(&self) -> Watch {
+        Watch {
+            shared: self.shared.clone(),
+            began: self.generation.id,
+        }
+    }
+
+    /// The flow has become a long one. `newest` is what serves now, `holds` whether a definition is one of its own: if a
+    /// commit has passed by that did not know of it, it is asked now.
+    pub fn settle(&self, newest: &Arc<Generation>, holds: impl Fn(u64) -> bool) {
+        self.reconsider(newest, |asked| match asked.long {
+            Some(OnChange::Keep) => Verdict::Moves(newest.clone()),
+            _ if holds(asked.definition) => Verdict::Moves(newest.clone()),
+            Some(OnChange::Cut) => Verdict::Ends,
+            Some(OnChange::Drain) | None => Verdict::Stays,
+        });
+    }
+
     fn home(&self) -> (Arc<Generation>, usize) {
         let moved = self.shared.moved.lock().clone();
         moved.unwrap_or_else(|| (self.generation.clone(), self.index))
@@ -377,6 +396,21 @@ impl Drop for Flight {
         }
         // The place it has left may be used again.
         *self.shared.moved.lock() = None;
+    }
+}
+
+/// Looks at a flight from outside. It keeps no generation in memory.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    shared: Arc<Shared>,
+    began: u64,
+}
+
+impl Watch {
+    /// The generation that the flight lives by now.
+    pub fn generation(&self) -> u64 {
+        let moved = self.shared.moved.lock();
+        moved.as_ref().map_or(self.began, |(to, _)| to.id)
     }
 }
 

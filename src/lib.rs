@@ -17,9 +17,9 @@
 //! | 6 supervisor | `supervisor` |
 //! | 5 assembly | `snapshot` |
 //! | 4 entry | `worker`, `listen` |
-//! | 3 meaning | `http`, `l4`, `forward` |
+//! | 3 meaning | `http`, `l4`, `forward`, `tunnel` |
 //! | 2 reach | `upstream`, `tls`, `registry`, `password` |
-//! | 1 base | `net`, `generation`, `metrics`, `log` |
+//! | 1 base | `net`, `generation`, `session`, `metrics`, `log` |
 //! | 0 grammar | `config`, `document` |
 //!
 //! # Words
@@ -48,8 +48,10 @@ pub mod metrics;
 pub mod net;
 pub mod password;
 pub mod registry;
+pub mod session;
 pub mod snapshot;
 pub mod supervisor;
 pub mod tls;
+pub mod tunnel;
 pub mod upstream;
 pub mod worker;

@@ -2,7 +2,10 @@
 
 pub mod cell;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::session::Sessions;
 
 /// What one worker counts.
 #[derive(Debug, Default)]
@@ -35,4 +38,6 @@ pub struct WorkerContext {
     /// How many there are.
     pub of: usize,
     pub counters: WorkerCounters,
+    /// Its long flows.
+    pub sessions: Arc<Sessions>,
 }

@@ -5,17 +5,25 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::config::agent::AgentSpec;
 use crate::config::forward::ForwardSpec;
 use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, TlsVersion};
 use crate::config::scalar::ListenAddr;
+use crate::config::tcp::TcpSpec;
+use crate::config::tunnel::TunnelSpec;
 use crate::document::Document;
 use crate::forward::{self, Forward};
 use crate::http::record::{self, AccessLog, Recording};
-use crate::http::{self, Files, filter};
-use crate::listen::entry::Entry;
+use crate::http::{self, Face as _, Files, filter};
+use crate::l4::tcp::Tcp;
+use crate::listen::entry::{Entry, Plane};
+use crate::listen::tunnel::Accepting;
+use crate::tls;
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
-use crate::tls::{self, store::Material};
+use crate::tls::store::{Material, forward_name, tunnel_name};
+use crate::tunnel::agent::{Agent, Agents, Settings};
+use crate::tunnel::{Hub, Tunnel};
 use crate::upstream::{Shared, Upstream};
 
 /// Identity of a bound address. A port 0 is never shared, so its server and place belong to it.
@@ -40,6 +48,10 @@ pub struct Behind<'d> {
     pub http: Vec<&'d HttpSpec>,
     /// Nobody else is there then.
     pub forward: Option<&'d ForwardSpec>,
+    /// Then there is nothing else.
+    pub tcp: Option<&'d TcpSpec>,
+    /// Then there is nothing else.
+    pub tunnel: Option<&'d TunnelSpec>,
 }
 
 /// What stands behind which address.
@@ -51,9 +63,20 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Behind<'_>> {
         }
     }
     for spec in document.forward.values() {
-        let name = tls::store::forward_name(&spec.name);
-        for key in keys(Transport::Stream, &name, &spec.listen) {
+        for key in keys(Transport::Stream, &forward_name(&spec.name), &spec.listen) {
             map.entry(key).or_default().forward = Some(spec);
+        }
+    }
+    for spec in document.tcp.values() {
+        // No server has such a name.
+        let owner = format!("[tcp.{}]", spec.name).into();
+        for key in keys(Transport::Stream, &owner, &spec.listen) {
+            map.entry(key).or_default().tcp = Some(spec);
+        }
+    }
+    for spec in document.tunnels.values() {
+        for key in keys(Transport::Stream, &tunnel_name(&spec.name), &spec.listen) {
+            map.entry(key).or_default().tunnel = Some(spec);
         }
     }
     map
@@ -78,20 +101,24 @@ fn keys<'a>(
 impl Behind<'_> {
     /// Names of what stands there.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        let servers = self.http.iter().map(|spec| &spec.name);
-        servers.chain(self.forward.iter().map(|spec| &spec.name))
+        let http = self.http.iter().map(|spec| &spec.name);
+        let forward = self.forward.iter().map(|spec| &spec.name);
+        let tcp = self.tcp.iter().map(|spec| &spec.name);
+        let tunnel = self.tunnel.iter().map(|spec| &spec.name);
+        http.chain(forward).chain(tcp).chain(tunnel)
     }
 
     /// Names of the upstreams that it uses.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
-        upstreams_of(&self.http)
+        upstreams_of(&self.http).chain(self.tcp.iter().map(|spec| &spec.upstream))
     }
 
     /// Names of those that present certificates there, as [`Material`] knows them.
     fn presenting(&self) -> impl Iterator<Item = Arc<str>> {
-        let servers = self.http.iter().map(|spec| spec.name.clone());
-        let proxy = self.forward.iter();
-        servers.chain(proxy.map(|spec| tls::store::forward_name(&spec.name)))
+        let http = self.http.iter().map(|spec| spec.name.clone());
+        let forward = self.forward.iter().map(|spec| forward_name(&spec.name));
+        let tunnel = self.tunnel.iter().map(|spec| tunnel_name(&spec.name));
+        http.chain(forward).chain(tunnel)
     }
 
     /// Paths of the files that it answers with, or goes by.
@@ -150,6 +177,17 @@ pub struct Snapshot {
     pub access_log: Option<Arc<AccessLog>>,
     /// What the admin API presents; `None`: it is cleartext.
     pub admin: Option<Arc<tls::Server>>,
+    /// By name.
+    pub tunnels: BTreeMap<Arc<str>, Tunnelling>,
+    pub agents: BTreeMap<Arc<str>, (Arc<Agent>, Arc<Settings>)>,
+}
+
+/// A tunnel with what a generation makes of it.
+#[derive(Debug, Clone)]
+pub struct Tunnelling {
+    pub hub: Arc<Hub>,
+    pub tunnel: Arc<Tunnel>,
+    pub spec: Arc<TunnelSpec>,
 }
 
 /// What the files of a document hold.
@@ -176,6 +214,8 @@ pub struct Lasting<'a> {
     pub filters: &'a filter::Shared,
     pub forward: &'a forward::Shared,
     pub records: &'a record::Shared,
+    pub tunnels: &'a Arc<Hub>,
+    pub agents: &'a Agents,
 }
 
 impl Snapshot {
@@ -199,6 +239,8 @@ impl Snapshot {
             filters,
             forward,
             records,
+            tunnels: hub,
+            agents,
         } = lasting;
         // One that changed is another for every entry.
         let same_log = before.is_none_or(|(old, _)| old.access_log == document.access_log);
@@ -215,6 +257,7 @@ impl Snapshot {
             let of = (document, &clients);
             add_upstream(name, of, shared, before, &mut upstreams);
         }
+        let tunnels = tunnels(document, hub, before);
         let old_bindings = before.map(|(old, _)| bindings(old)).unwrap_or_default();
         let entries = bindings(document)
             .into_iter()
@@ -241,12 +284,25 @@ impl Snapshot {
                 }
                 let entry = {
                     let specs = &behind.http;
+                    let accepting = behind
+                        .tunnel
+                        .and_then(|spec| accepting(tunnels.get(&spec.name)?, &certificates, tls));
                     let http = http::Entry::build(specs, &upstreams, &files, filters, recording);
+                    if let Some(accepting) = accepting {
+                        return (key, Arc::new(Entry::of_tunnel(http, Arc::new(accepting))));
+                    }
                     if let Some(spec) = behind.forward {
                         let presented = presented_by(spec, &certificates, tls);
                         let passwords = &filters.passwords;
                         let proxy = Forward::build(spec, &files, presented, passwords, forward);
                         return (key, Arc::new(Entry::of_forward(Arc::new(proxy), http)));
+                    }
+                    let tcp = behind.tcp.and_then(|spec| {
+                        let upstream = upstreams.get(&spec.upstream)?.clone();
+                        Some(Arc::new(Tcp::new(spec.clone(), upstream)))
+                    });
+                    if let Some(tcp) = tcp {
+                        return (key, Arc::new(Entry::of_tcp(http, tcp)));
                     }
                     Arc::new(Entry::of_http(http.over_tls(presented(
                         specs,
@@ -264,9 +320,11 @@ impl Snapshot {
             files,
             pems,
             certificates,
-            clients,
             access_log,
             admin,
+            agents: agents_of(document, agents, &clients, before),
+            clients,
+            tunnels,
         }
     }
 
@@ -284,9 +342,23 @@ impl Snapshot {
                 .presenting()
                 .all(|name| certificates.same(&self.certificates, &name));
             if let Some(entry) = self.entries.get(&key).filter(|_| !same) {
-                match behind.forward {
-                    Some(spec) => entry.present(presented_by(spec, &certificates, tls)),
-                    None => entry.present(presented(&behind.http, &certificates, tls)),
+                match &entry.plane {
+                    Plane::Tunnel(accepting) => {
+                        let name = &accepting.tunnel.name;
+                        if let Some(server) = tunnel_tls(name, &certificates, tls) {
+                            accepting.server.exchange(server);
+                        }
+                    }
+                    Plane::Forward(proxy) => {
+                        let presented = presented_by(&proxy.spec, &certificates, tls);
+                        if let (Some(server), Some(presented)) = (&proxy.tls, presented) {
+                            server.exchange(presented);
+                        }
+                    }
+                    Plane::Http | Plane::Tcp(_) => {
+                        let presented = presented(&behind.http, &certificates, tls);
+                        entry.http().present(presented);
+                    }
                 }
             }
         }
@@ -314,7 +386,88 @@ impl Snapshot {
                 upstream.begin(old.is_some());
             }
         }
+        for Tunnelling { hub, tunnel, spec } in self.tunnels.values() {
+            hub.adopt(tunnel, spec);
+        }
+        for (name, (agent, settings)) in &self.agents {
+            let old = before.and_then(|before| before.agents.get(name));
+            if old.is_none_or(|(_, old)| !Arc::ptr_eq(old, settings)) {
+                agent.adopt(settings.clone());
+            }
+        }
     }
+}
+
+/// The tunnels of a document; one that did not change is what it was.
+fn tunnels(
+    document: &Document,
+    hub: &Arc<Hub>,
+    before: Option<(&Document, &Snapshot)>,
+) -> BTreeMap<Arc<str>, Tunnelling> {
+    let one = |(name, spec): (&Arc<str>, &TunnelSpec)| {
+        let kept = before.and_then(|(_, snapshot)| snapshot.tunnels.get(name));
+        let kept = kept.filter(|old| *old.spec == *spec).cloned();
+        let made = kept.unwrap_or_else(|| Tunnelling {
+            hub: hub.clone(),
+            tunnel: hub.lease(spec),
+            spec: Arc::new(spec.clone()),
+        });
+        (name.clone(), made)
+    };
+    document.tunnels.iter().map(one).collect()
+}
+
+/// The agents of a document; one that did not change is what it was.
+fn agents_of(
+    document: &Document,
+    agents: &Agents,
+    clients: &Clients,
+    before: Option<(&Document, &Snapshot)>,
+) -> BTreeMap<Arc<str>, (Arc<Agent>, Arc<Settings>)> {
+    let one = |(name, spec): (&Arc<str>, &AgentSpec)| {
+        // Every agent has one.
+        let client = clients.of(&tls::client::agent(name))?.clone();
+        let kept = before.and_then(|(_, snapshot)| snapshot.agents.get(name));
+        let same = |(_, old): &&(Arc<Agent>, Arc<Settings>)| {
+            old.spec == *spec && Arc::ptr_eq(&old.client, &client)
+        };
+        if let Some(kept) = kept.filter(same) {
+            return Some((name.clone(), kept.clone()));
+        }
+        let settings = Arc::new(Settings {
+            spec: spec.clone(),
+            client,
+        });
+        Some((name.clone(), (agents.lease(spec), settings)))
+    };
+    document.agents.iter().filter_map(one).collect()
+}
+
+/// What an address does for the agents of a tunnel.
+fn accepting(
+    made: &Tunnelling,
+    certificates: &Material,
+    shared: &tls::Shared,
+) -> Option<Accepting> {
+    Some(Accepting {
+        hub: made.hub.clone(),
+        tunnel: made.tunnel.clone(),
+        spec: made.spec.clone(),
+        server: tunnel_tls(&made.tunnel.name, certificates, shared)?,
+    })
+}
+
+fn tunnel_tls(name: &str, certificates: &Material, shared: &tls::Shared) -> Option<tls::Server> {
+    let name = tunnel_name(name);
+    let presented = tls::Presented {
+        hosts: &[],
+        certificates: certificates.of(&name),
+        client_auth: certificates.client_auth(&name),
+    };
+    let made = tls::Server::new(&[presented], TlsVersion::V13, &[], shared);
+    // As in `presented`.
+    made.inspect_err(|error| tracing::error!(%error, "a tunnel cannot present anything"))
+        .ok()
 }
 
 /// What the admin API presents: HTTP/1.1 is all that it speaks.
@@ -407,7 +560,7 @@ fn presented_by(
     shared: &tls::Shared,
 ) -> Option<tls::Server> {
     spec.tls.as_ref()?;
-    let name = tls::store::forward_name(&spec.name);
+    let name = forward_name(&spec.name);
     let presented = tls::Presented {
         hosts: &[],
         certificates: certificates.of(&name),
@@ -463,6 +616,9 @@ mod tests {
                 (certificates, Clients::default()),
                 None,
                 Lasting {
+                    forward: &forward::Shared::new(&shared),
+                    tunnels: &Arc::default(),
+                    agents: &Agents::new(Vec::new()),
                     upstreams: &shared,
                     tls: &tls,
                     filters: &filters,

@@ -22,6 +22,7 @@ use crate::listen::entry::Entry;
 use crate::listen::http::Listener;
 use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net;
+use crate::session::Sessions;
 use crate::tls;
 use crate::upstream;
 
@@ -127,6 +128,7 @@ impl Worker {
             index,
             of,
             counters: WorkerCounters::default(),
+            sessions: Sessions::new(index, of),
         });
         let (mailbox, inbox) = mpsc::channel(MAILBOX);
         let handle = runtime.handle().clone();
@@ -220,7 +222,10 @@ impl State {
                     None => return,
                     Some(message) => self.handle(message),
                 },
-                _ = sweep.tick() => upstream::sweep(&self.shared, &self.context),
+                _ = sweep.tick() => {
+                    self.context.sessions.tick();
+                    upstream::sweep(&self.shared, &self.context);
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::supervisor::event::Event;
 use crate::supervisor::{
     AdminBinding, CertificateList, EventReader, Figures, Handle, RefreshRefused, RefreshRequest,
     Running, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
-    TargetStatus,
+    TargetStatus, TunnelList,
 };
 
 /// The supervisor as seen from here. Same meaning as the methods of [`Handle`].
@@ -29,6 +29,7 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Option<SwapRecord>> + Send;
     fn binding(&self) -> watch::Receiver<Option<Arc<AdminBinding>>>;
     fn status(&self) -> Status;
+    fn tunnels(&self) -> TunnelList;
     fn certificates(&self) -> CertificateList;
     /// It is done whether or not its future is polled to its end.
     fn refresh_certificates(
@@ -75,6 +76,9 @@ impl Control for Handle {
     }
     fn status(&self) -> Status {
         Handle::status(self)
+    }
+    fn tunnels(&self) -> TunnelList {
+        Handle::tunnels(self)
     }
     fn certificates(&self) -> CertificateList {
         Handle::certificates(self)

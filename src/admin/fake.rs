@@ -17,7 +17,7 @@ use crate::supervisor::event::{Event, Kind, Outcome, Phase};
 use crate::supervisor::{
     AdminBinding, AdminListener, CertificateList, Figures, RefreshRefused, RefreshRequest, Running,
     Source, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
-    TargetStatus,
+    TargetStatus, TunnelList,
 };
 
 pub(crate) const ETAG: &str = "\"e1\"";
@@ -98,11 +98,15 @@ impl Fake {
             "upstreams": { "api": { "targets": [{ "address": "10.0.0.1:80" }, { "address": "unix:/a/b" }] } }
         });
         let document = Document {
+            tunnels: Default::default(),
+            agents: Default::default(),
             admin: spec.clone(),
             runtime,
             log: Default::default(),
             access_log: None,
             http: Default::default(),
+            tcp: Default::default(),
+            forward: Default::default(),
             upstreams: Default::default(),
             normal,
             origins: Default::default(),
@@ -273,6 +277,9 @@ impl Control for Fake {
             certificate_problems: vec![],
             handshakes: Default::default(),
         }
+    }
+    fn tunnels(&self) -> TunnelList {
+        TunnelList::default()
     }
     fn certificates(&self) -> CertificateList {
         CertificateList::default()

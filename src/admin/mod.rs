@@ -35,6 +35,7 @@ mod swaps;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod tunnels;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -80,6 +81,7 @@ pub(crate) enum Operation {
     ListSwaps,
     GetSwap,
     Status,
+    Tunnels,
     Certificates,
     RefreshCertificates,
     SetTarget,
@@ -107,6 +109,7 @@ pub(crate) const ROUTES: &[(&str, &str, Operation)] = &[
     ("GET", "/swaps", Operation::ListSwaps),
     ("GET", "/swaps/{id}", Operation::GetSwap),
     ("GET", "/status", Operation::Status),
+    ("GET", "/tunnels", Operation::Tunnels),
     ("GET", "/certificates", Operation::Certificates),
     (
         "POST",
@@ -199,6 +202,7 @@ fn endpoint<C: Control>(operation: Operation) -> MethodRouter<App<C>> {
         Operation::ListSwaps => get(swaps::list::<C>),
         Operation::GetSwap => get(swaps::one::<C>),
         Operation::Status => get(status::status::<C>),
+        Operation::Tunnels => get(tunnels::tunnels::<C>),
         Operation::Certificates => get(certificates::list::<C>),
         Operation::RefreshCertificates => post(certificates::refresh::<C>),
         Operation::SetTarget => post(targets::set::<C>),

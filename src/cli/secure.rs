@@ -67,6 +67,7 @@ impl Tls {
             ca,
             client,
             insecure: false,
+            pins: Vec::new(),
         };
         let messages = |faults: Vec<_>| {
             join(

@@ -3,6 +3,7 @@
 //! itself: references are resolved, defaults are in, regexes are compiled.
 
 pub mod admin;
+pub mod agent;
 pub mod check;
 pub mod decode;
 pub mod defaults;
@@ -16,9 +17,11 @@ pub mod log;
 pub mod render;
 pub mod runtime;
 pub mod scalar;
+pub mod tcp;
 pub mod template;
 pub mod texts;
 pub mod tree;
+pub mod tunnel;
 pub mod upstream;
 
 use serde::{Deserialize, Serialize};

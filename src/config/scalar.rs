@@ -2,6 +2,7 @@
 //! from text, prints back to the same text, and cannot hold a wrong value.
 
 mod pattern;
+mod pin;
 mod secret;
 mod unit;
 
@@ -11,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use pattern::{HostPattern, Pattern, cidr};
+pub use pin::Pin;
 pub use secret::{REDACTED, Secret, SecretRef};
 pub use unit::{Rate, Size, Span, Speed};
 
+use super::check::is_name;
 use pattern::host_name;
 
 /// One address to listen on, as one socket group. `:80` and `localhost:80` in a document become two of these.
@@ -42,6 +45,8 @@ pub enum TargetAddr {
     /// A DNS name (lower case) and port, resolved again every `resolve.interval`.
     Name(Arc<str>, u16),
     Unix(PathBuf),
+    /// A service that an agent publishes: both by name.
+    Tunnel(Arc<str>, Arc<str>),
 }
 
 impl fmt::Display for TargetAddr {
@@ -50,6 +55,7 @@ impl fmt::Display for TargetAddr {
             TargetAddr::Ip(a) => a.fmt(f),
             TargetAddr::Name(n, p) => write!(f, "{n}:{p}"),
             TargetAddr::Unix(p) => write!(f, "unix:{}", p.display()),
+            TargetAddr::Tunnel(agent, service) => write!(f, "tunnel:{agent}/{service}"),
         }
     }
 }
@@ -200,7 +206,7 @@ impl ListenAddr {
 }
 
 impl TargetAddr {
-    /// Parses `host:port` or `unix:/path`.
+    /// Parses `host:port`, `unix:/path` or `tunnel:AGENT/SERVICE`.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -208,8 +214,13 @@ impl TargetAddr {
         if let Some(path) = text.strip_prefix("unix:") {
             return unix_path(path, base, MAX_UNIX_PATH).map(TargetAddr::Unix);
         }
-        if text.starts_with("tunnel:") {
-            return Err(Wrong::new("a target in a tunnel is not supported yet"));
+        if let Some(names) = text.strip_prefix("tunnel:") {
+            let both = names.split_once('/');
+            let Some((agent, service)) = both.filter(|(a, s)| is_name(a) && is_name(s)) else {
+                return Err(Wrong::new(format!("`{text}` is not a service of an agent"))
+                    .help("write `tunnel:AGENT/SERVICE`"));
+            };
+            return Ok(TargetAddr::Tunnel(agent.into(), service.into()));
         }
         if text.contains("://") {
             return Err(Wrong::new(format!("`{text}` is not an address"))

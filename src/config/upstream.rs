@@ -70,9 +70,9 @@ section! {
 }
 
 section! {
-    /// A target: `host:port`, or `unix:/path`.
+    /// A target: `host:port`, `unix:/path`, or `tunnel:AGENT/SERVICE`.
     pub struct TargetRaw {
-        /// `host:port`, or `unix:/path`.
+        /// `host:port`, `unix:/path`, or `tunnel:AGENT/SERVICE`: a service that an agent publishes.
         address: String,
         /// Share of the traffic, 0 to 1000; 0 gets none.
         weight: u64 = 1,
@@ -223,7 +223,7 @@ impl UpstreamRaw {
         if let Some(port) = health.and_then(|h| h.port.as_ref())
             && let Some(unix) = targets
                 .iter()
-                .find(|t| matches!(t.address, TargetAddr::Unix(_)))
+                .find(|t| matches!(t.address, TargetAddr::Unix(_) | TargetAddr::Tunnel(..)))
         {
             let error = format!("the target `{}` has no port", unix.address);
             check.findings.error(port.at, error);

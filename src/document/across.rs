@@ -7,7 +7,9 @@ use crate::config::check::Checker;
 use crate::config::forward;
 use crate::config::http::Checked;
 use crate::config::scalar::ListenAddr;
+use crate::config::tcp::CheckedTcp;
 use crate::config::tree::At;
+use crate::config::tunnel::CheckedTunnel;
 
 /// Checks the addresses of all enabled servers against each other and against the admin API's.
 pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker<'_>) {
@@ -68,10 +70,44 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
     }
 }
 
-/// Checks the addresses of forward proxies: nobody else may have them.
-pub(super) fn check_forward(
-    proxies: &[forward::Checked],
-    servers: &[Checked],
+/// A listener that has its addresses alone.
+pub(super) struct Alone<'c> {
+    /// With its section.
+    pub(super) name: String,
+    pub(super) listen: &'c [ListenAddr],
+    pub(super) listen_at: &'c [At],
+}
+
+impl<'c> Alone<'c> {
+    pub(super) fn tunnel(tunnel: &'c CheckedTunnel) -> Alone<'c> {
+        Alone {
+            name: format!("tunnels.{}", tunnel.spec.name),
+            listen: &tunnel.spec.listen,
+            listen_at: &tunnel.listen_at,
+        }
+    }
+
+    pub(super) fn forward(proxy: &'c forward::Checked) -> Alone<'c> {
+        Alone {
+            name: format!("forward.{}", proxy.spec.name),
+            listen: &proxy.spec.listen,
+            listen_at: &proxy.listen_at,
+        }
+    }
+
+    pub(super) fn tcp(tcp: &'c CheckedTcp) -> Alone<'c> {
+        Alone {
+            name: format!("tcp.{}", tcp.spec.name),
+            listen: &tcp.spec.listen,
+            listen_at: &tcp.listen_at,
+        }
+    }
+}
+
+/// Checks the addresses of those that nobody else may have.
+pub(super) fn check_alone<'c>(
+    all: impl Iterator<Item = Alone<'c>>,
+    servers: &'c [Checked],
     admin: &ListenAddr,
     check: &mut Checker<'_>,
 ) {
@@ -81,9 +117,9 @@ pub(super) fn check_forward(
             owners.insert(addr, format!("http.{}", server.spec.name));
         }
     }
-    for proxy in proxies {
+    for alone in all {
         let mut told = false;
-        for (addr, at) in proxy.spec.listen.iter().zip(&proxy.listen_at) {
+        for (addr, at) in alone.listen.iter().zip(alone.listen_at) {
             if addr.is_any_port() {
                 continue;
             }
@@ -93,15 +129,14 @@ pub(super) fn check_forward(
                     .error(*at, format!("the admin API listens on {admin}"))
                     .help("choose another port here or in `admin.listen`");
             }
-            let name = format!("forward.{}", proxy.spec.name);
-            // `:3128` is two addresses; once is enough.
-            if let Some(other) = owners.insert(addr, name)
+            // `:7000` is two addresses; once is enough.
+            if let Some(other) = owners.insert(addr, alone.name.clone())
                 && !std::mem::replace(&mut told, true)
             {
                 check
                     .findings
                     .error(*at, format!("`{other}` has the address {addr} too"))
-                    .help("a forward proxy needs an address of its own");
+                    .help("what speaks no HTTP needs an address of its own");
             }
         }
     }

@@ -173,9 +173,15 @@ impl Document {
     /// The files that TLS to upstreams needs.
     pub fn upstream_pointers(&self) -> Vec<(PathBuf, String)> {
         let mut out = Vec::new();
-        for (name, upstream) in &self.upstreams {
-            let Some(tls) = &upstream.tls else { continue };
-            let pointer = format!("/upstreams/{name}/tls");
+        let upstreams = self
+            .upstreams
+            .iter()
+            .filter_map(|(name, u)| Some((format!("/upstreams/{name}/tls"), u.tls.as_ref()?)));
+        let agents = self
+            .agents
+            .iter()
+            .map(|(name, agent)| (format!("/agents/{name}/tls"), &agent.tls));
+        for (pointer, tls) in upstreams.chain(agents) {
             if let Some(PemSource::File(path)) = &tls.ca {
                 out.push((path.clone(), format!("{pointer}/ca")));
             }
@@ -309,7 +315,11 @@ impl Document {
             .forward
             .iter()
             .filter_map(|(name, f)| Some((format!("/forward/{name}/tls"), f.tls.as_ref()?)));
-        servers.chain(proxies)
+        let tunnels = self
+            .tunnels
+            .iter()
+            .map(|(name, t)| (format!("/tunnels/{name}/tls"), &t.tls));
+        servers.chain(proxies).chain(tunnels)
     }
 
     fn certificates(&self) -> impl Iterator<Item = (String, &CertificateSpec)> {

@@ -143,15 +143,15 @@ impl Association {
                     return Ended::Cut;
                 }
                 ready = self.near.readable() => match ready {
-                    Ok(()) => self.from_client(&mut state, &mut buffer),
+                    Ok(()) => self.hear_client(&mut state, &mut buffer),
                     Err(error) => Err(error),
                 },
                 ready = readable(v4.as_ref()) => match ready {
-                    Ok(()) => self.to_client(0, &mut state, &mut buffer),
+                    Ok(()) => self.hear_others(0, &mut state, &mut buffer),
                     Err(error) => Err(error),
                 },
                 ready = readable(v6.as_ref()) => match ready {
-                    Ok(()) => self.to_client(1, &mut state, &mut buffer),
+                    Ok(()) => self.hear_others(1, &mut state, &mut buffer),
                     Err(error) => Err(error),
                 },
                 Some((name, data, found)) = state.waiting.next() => {
@@ -173,7 +173,7 @@ impl Association {
     }
 
     /// Takes what has come to the client's port.
-    fn from_client(&mut self, state: &mut State, buffer: &mut [u8]) -> io::Result<()> {
+    fn hear_client(&mut self, state: &mut State, buffer: &mut [u8]) -> io::Result<()> {
         for _ in 0..ROUNDS {
             let Some((size, from)) = received(self.near.try_recv_from(buffer))? else {
                 return Ok(());
@@ -259,12 +259,12 @@ impl Association {
         let within = state.budget.as_mut().is_none_or(|b| b.takes(data.len()));
         if let (Some(far), true) = (far, within) {
             state.asked.insert(address, ());
-            let _ = far.try_send_to(data, address);
+            send_now(far, data, address);
         }
     }
 
     /// Takes what has come from elsewhere.
-    fn to_client(
+    fn hear_others(
         &mut self,
         family: usize,
         state: &mut State,
@@ -293,10 +293,18 @@ impl Association {
                 place.copy_from_slice(&head);
             }
             if let Some(whole) = buffer.get(start..HEAD + size) {
-                let _ = self.near.try_send_to(whole, client);
+                send_now(&self.near, whole, client);
             }
         }
         Ok(())
+    }
+}
+
+/// Sends past the runtime, which does not know yet that a socket just made can be written. What cannot leave at once is
+/// lost, as datagrams are.
+fn send_now(socket: &UdpSocket, data: &[u8], to: SocketAddr) {
+    if let Err(error) = socket2::SockRef::from(socket).send_to(data, &to.into()) {
+        tracing::debug!(%error, %to, "a datagram did not leave");
     }
 }
 

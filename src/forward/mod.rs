@@ -4,8 +4,8 @@
 //! It promises: nothing is looked up or dialled for somebody who has not shown who he is, where that is asked; every
 //! destination is judged by the address that was found for it, in every notation; and that very address is dialled.
 
-mod dial;
 pub mod associate;
+mod dial;
 mod limits;
 mod refused;
 mod rules;

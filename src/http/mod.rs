@@ -358,6 +358,7 @@ pub(crate) mod test_kit {
             index: 0,
             of: 1,
             counters: WorkerCounters::default(),
+            sessions: crate::session::Sessions::new(0, 1),
         })
     }
 

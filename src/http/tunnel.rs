@@ -21,7 +21,7 @@ use super::progress::Progress;
 use super::record::Record;
 use super::websocket::{Frames, going_away, going_away_masked};
 use crate::config::runtime::OnChange;
-use crate::generation::{Serving, Verdict};
+use crate::generation::Serving;
 use crate::net::copy::{Pair, Way};
 use crate::upstream::InFlight;
 use crate::upstream::upgrade::Stream;
@@ -62,15 +62,8 @@ impl Tunnel {
     pub fn settle<F: Face>(&self, newest: &Serving<F>) {
         let flight = &self.progress.flight;
         flight.set_long(self.on_change);
-        flight.reconsider(&newest.generation, |asked| {
-            let holds = newest.entry.holds(asked.definition);
-            match asked.long {
-                Some(OnChange::Keep) => Verdict::Moves(newest.generation.clone()),
-                _ if holds => Verdict::Moves(newest.generation.clone()),
-                Some(OnChange::Cut) => Verdict::Ends,
-                Some(OnChange::Drain) | None => Verdict::Stays,
-            }
-        });
+        let holds = |definition| newest.entry.holds(definition);
+        flight.settle(&newest.generation, holds);
     }
 
     /// Runs it to its end. `early`: what the client has sent after its request; the origin gets it now, for it has agreed.
@@ -82,7 +75,7 @@ impl Tunnel {
             origin,
             first,
             progress,
-            mut in_flight,
+            in_flight,
             record,
             idle,
             on_change: _,
@@ -90,7 +83,14 @@ impl Tunnel {
         let flight = &progress.flight;
         let forth = Way::new(Frames::default(), early);
         let back = Way::new(Frames::default(), first);
-        let mut pair = Pair::new(client, origin, forth, back, idle);
+        let mut counted = Counted {
+            pair: Pair::new(client, origin, forth, back, idle),
+            record,
+            in_flight,
+        };
+        let Counted {
+            pair, in_flight, ..
+        } = &mut counted;
         let mut ended = poll_fn(|cx| match pair.poll(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
             Poll::Pending if in_flight.poll_cut(cx).is_ready() => Poll::Ready(None),
@@ -106,22 +106,41 @@ impl Tunnel {
             })
             .await;
         }
-        let (sent, received) = (pair.forth.bytes, pair.back.bytes);
-        tracing::debug!(?ended, sent, received, "websocket ended");
-        if let Some(mut record) = record {
-            record.tunnelled(sent, received);
-            if let Some(outcome) = record.finish() {
-                in_flight.end(outcome);
-            }
-        }
+        tracing::debug!(?ended, "websocket ended");
+        counted.end();
         match ended {
             Some(Err(_)) | Some(Ok(crate::net::copy::End::Closed)) => {}
-            Some(Ok(crate::net::copy::End::Idle)) | None => say_goodbye(pair).await,
+            Some(Ok(crate::net::copy::End::Idle)) | None => say_goodbye(&mut counted.pair).await,
         }
     }
 }
 
-async fn say_goodbye<S>(mut pair: Pair<S, Stream, Frames>)
+/// What passes, and what is to be said of it, however it ends: also by the end of the connection that it is a stream of.
+struct Counted<S> {
+    pair: Pair<S, Stream, Frames>,
+    record: Option<Record>,
+    in_flight: InFlight,
+}
+
+impl<S> Counted<S> {
+    fn end(&mut self) {
+        let Some(mut record) = self.record.take() else {
+            return;
+        };
+        record.tunnelled(self.pair.forth.bytes, self.pair.back.bytes);
+        if let Some(outcome) = record.finish() {
+            self.in_flight.end(outcome);
+        }
+    }
+}
+
+impl<S> Drop for Counted<S> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+async fn say_goodbye<S>(pair: &mut Pair<S, Stream, Frames>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -134,14 +153,14 @@ where
     let to_client = may_close(&pair.back).then(going_away);
     let to_origin = may_close(&pair.forth).then(|| going_away_masked(key));
     let Pair {
-        a: mut client,
-        b: mut origin,
+        a: client,
+        b: origin,
         ..
     } = pair;
     // Best effort: both end either way.
     let _ = tokio::join!(
-        end(&mut client, to_client.as_ref().map(|close| &close[..])),
-        end(&mut origin, to_origin.as_ref().map(|close| &close[..])),
+        end(client, to_client.as_ref().map(|close| &close[..])),
+        end(origin, to_origin.as_ref().map(|close| &close[..])),
     );
 }
 

@@ -2,3 +2,4 @@
 
 mod pace;
 pub mod relay;
+pub mod tcp;

@@ -19,6 +19,7 @@ use crate::net::Sever;
 use crate::net::copy::{End, Pair, Tap, Way};
 #[cfg(target_os = "linux")]
 use crate::net::splice::Spliced;
+use crate::session::Session;
 use crate::upstream::InFlight;
 use crate::upstream::link::Link;
 
@@ -32,6 +33,8 @@ pub struct Terms<'a> {
     pub flight: &'a Flight,
     /// Its place at a target, if it is one of an upstream.
     pub in_flight: Option<&'a mut InFlight>,
+    /// Told of what passes; an operator may end it.
+    pub session: Option<&'a Session>,
 }
 
 /// How it ended.
@@ -136,11 +139,17 @@ where
 async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
     let mut told = false;
     let mut ended = poll_fn(|cx| {
-        if let Poll::Ready(end) = joined.poll(cx) {
+        let polled = joined.poll(cx);
+        if let Some(session) = terms.session {
+            let (received, sent) = joined.passed();
+            session.passed(received, sent);
+        }
+        if let Poll::Ready(end) = polled {
             return Poll::Ready(Some(end));
         }
         let down = terms.in_flight.as_mut();
-        told = down.is_some_and(|target| target.poll_cut(cx).is_ready());
+        told = down.is_some_and(|target| target.poll_cut(cx).is_ready())
+            || terms.session.is_some_and(|s| s.poll_closed(cx).is_ready());
         match told {
             true => Poll::Ready(None),
             false => terms.flight.poll_cut(cx).map(|()| None),
@@ -213,6 +222,7 @@ mod tests {
             bandwidth: None,
             flight,
             in_flight: None,
+            session: None,
         }
     }
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Plane};
 use super::http::{self, Listener};
-use super::{forward, proxy_protocol, tls};
+use super::{forward, l4, proxy_protocol, tls, tunnel};
 use crate::config::scalar::ListenAddr;
 use crate::generation::{EpochGuard, Serving};
 use crate::http::Face as _;
@@ -331,6 +331,9 @@ impl Acceptor {
             guard,
             held,
         };
+        if let (Stream::Tcp(stream), Plane::Tunnel(_)) = (&stream, &accepted.serving.entry.plane) {
+            crate::tunnel::carrier::tune(stream);
+        }
         match (stream, behind) {
             (Stream::Tcp(stream), Some(within)) => accepted.start_behind(stream, within),
             (Stream::Tcp(stream), None) => accepted.start(stream),
@@ -399,8 +402,21 @@ impl Accepted {
         match &entry.plane {
             Plane::Forward(proxy) => {
                 let proxy = proxy.clone();
+                drop(serving);
                 let session = forward::serve(stream, peer, listener, proxy, guard);
                 spawn(session, peer, held);
+            }
+            Plane::Tunnel(accepting) => {
+                let accepting = accepting.clone();
+                drop(serving);
+                let connection = tunnel::serve(stream, peer, listener, accepting, guard);
+                spawn(connection, peer, held);
+            }
+            Plane::Tcp(tcp) => {
+                let tcp = tcp.clone();
+                drop(serving);
+                let connection = l4::serve(stream, peer, local, listener, tcp, guard);
+                spawn(connection, peer, held);
             }
             Plane::Http => match entry.http().secure() {
                 Some(secure) => spawn(

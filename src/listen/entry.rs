@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::tunnel::Accepting;
 use crate::config::http::ConnectionSpec;
 use crate::forward::Forward;
 use crate::http::client::is_trusted;
 use crate::http::{self, Face};
+use crate::l4::tcp::Tcp;
 use crate::net::Peer;
-use crate::tls;
 
 /// What one generation does behind one bound address. Shared by the workers.
 #[derive(Debug)]
@@ -28,6 +29,9 @@ pub struct Entry {
 pub enum Plane {
     Http,
     Forward(Arc<Forward>),
+    Tcp(Arc<Tcp>),
+    /// Agents come here.
+    Tunnel(Arc<Accepting>),
 }
 
 /// Who is let in, and what is known of clients before their first byte.
@@ -71,15 +75,29 @@ impl Entry {
         }
     }
 
-    /// From now on the address presents `server`; it stays what it is, cleartext or not.
-    pub fn present(&self, server: Option<tls::Server>) {
-        match &self.plane {
-            Plane::Http => self.http.present(server),
-            Plane::Forward(forward) => {
-                if let (Some(tls), Some(server)) = (&forward.tls, server) {
-                    tls.exchange(server);
-                }
-            }
+    /// An address of a TCP listener. `http`: without servers.
+    pub fn of_tcp(http: http::Entry, tcp: Arc<Tcp>) -> Entry {
+        let spec = &tcp.spec;
+        Entry {
+            admission: Admission {
+                connections: spec.connections,
+                connections_per_client: spec.connections_per_client,
+                behind: spec.proxy_protocol.then(|| Behind {
+                    trusted_proxies: spec.trusted_proxies.clone(),
+                    within: spec.header,
+                }),
+            },
+            plane: Plane::Tcp(tcp),
+            http,
+        }
+    }
+
+    /// An address that agents dial. `http`: without servers.
+    pub fn of_tunnel(http: http::Entry, accepting: Arc<Accepting>) -> Entry {
+        Entry {
+            admission: Admission::default(),
+            plane: Plane::Tunnel(accepting),
+            http,
         }
     }
 }
@@ -92,9 +110,9 @@ impl Face for Entry {
     fn holds(&self, definition: u64) -> bool {
         match &self.plane {
             Plane::Http => self.http.holds(definition),
-            Plane::Forward(forward) => {
-                forward.holds(definition) || self.http.holds(definition)
-            }
+            Plane::Forward(forward) => forward.holds(definition),
+            Plane::Tcp(tcp) => tcp.holds(definition),
+            Plane::Tunnel(_) => false,
         }
     }
 }

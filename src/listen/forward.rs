@@ -25,6 +25,7 @@ use crate::http::Face as _;
 use crate::http::connection::IDLE_LINGER;
 use crate::l4::relay::{Terms, relay};
 use crate::net::{Peer, Sever};
+use crate::session::{Kind, Start};
 use crate::tls::{Failure, Handshake, Session};
 
 /// Of each read before a session begins.
@@ -296,7 +297,10 @@ where
                 Err(error) => return Ok(Err(error)),
             }
             self.bytes.reserve(READ);
-            let read = (&mut self.stream).take(READ as u64).read_buf(&mut self.bytes).await;
+            let read = (&mut self.stream)
+                .take(READ as u64)
+                .read_buf(&mut self.bytes)
+                .await;
             if !matches!(read, Ok(1..)) {
                 return Err(Over::Silently);
             }
@@ -370,11 +374,30 @@ where
     match begun {
         Begun::Connected(reached) => {
             let Reached { link, place, .. } = *reached;
+            let kind = match asked.version {
+                Version::Socks4 => Kind::Socks4,
+                Version::Socks5 => Kind::Socks5,
+            };
+            let session = client.listener.worker.sessions.open(
+                kind,
+                Start {
+                    client: peer.address(),
+                    user: asked.user,
+                    listener: Some(proxy.name.clone()),
+                    destination: match &to {
+                        What::Connect(to) => Some(to.to_string().into()),
+                        What::Associate => None,
+                    },
+                    watch: Some(flight.watch()),
+                    ..Start::default()
+                },
+            );
             let terms = Terms {
                 idle: proxy.spec.timeouts.idle,
                 bandwidth: proxy.spec.limits.bandwidth,
                 flight: &flight,
                 in_flight: None,
+                session: Some(&session),
             };
             // What it has to know is in hand: neither rules nor users are kept for it.
             drop((proxy, client));

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, Wake as _};
+use std::task::{Poll, Wake as _, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::entry::Entry;
 use super::framing::Framing;
@@ -51,7 +51,7 @@ const FIRST_READ: usize = 2048;
 /// in all. Nothing of it is kept, so its bytes are not counted.
 const LAST_SILENCE: Duration = Duration::from_secs(2);
 const LAST_READ: Duration = Duration::from_secs(10);
-const LAST_BUFFER: usize = 16 * 1024;
+const LAST_BUFFER: usize = 4 * 1024;
 /// How long the answer to a head that never ended may take to leave.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 /// Bytes of an HTTP/1 read or write buffer, if no larger head is allowed. Also the bound of a head that never ends.
@@ -300,12 +300,9 @@ where
                 if connection.may_refuse_head() =>
             {
                 refused(&listener, &connection, StatusCode::REQUEST_TIMEOUT);
-                let io = serving.into_parts().io.into_inner();
-                watch
-                    .epoch
-                    .cut
-                    .run_until_cancelled(refuse_slow_head(io))
-                    .await;
+                // Boxed, like all last words: the connection's task would have their room all its life.
+                let last = Box::pin(refuse_slow_head(serving.into_parts().io.into_inner()));
+                watch.epoch.cut.run_until_cancelled(last).await;
                 return None;
             }
             Err(Event::Cut | Event::Expired(_)) => {
@@ -348,7 +345,7 @@ where
         }
     };
     if malformed || (ended.is_ok() && connection.is_unread()) {
-        let last = read_away(serving.into_parts().io.into_inner());
+        let last = Box::pin(read_away(serving.into_parts().io.into_inner()));
         watch.epoch.cut.run_until_cancelled(last).await;
     } else if ended.is_err() {
         give_up(&serving.into_parts().io.into_inner());
@@ -396,13 +393,21 @@ async fn read_away<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>) {
     ) {
         return;
     }
-    // On the heap: the connection's task should not be larger for its last moment.
-    let mut buffer = vec![0; LAST_BUFFER];
     let read = async {
-        while let Ok(Ok(1..)) = tokio::time::timeout(LAST_SILENCE, io.read(&mut buffer)).await {}
+        while let Ok(true) = tokio::time::timeout(LAST_SILENCE, read_some(&mut io)).await {}
     };
     // Time over: it is closed as it is.
     let _ = tokio::time::timeout(LAST_READ, read).await;
+}
+
+/// True if there was something. It is read aside, so that nothing is held or cleared for it.
+fn read_some<S: AsyncRead + Unpin>(io: &mut Watched<S>) -> impl Future<Output = bool> {
+    poll_fn(|cx| {
+        let mut room = [MaybeUninit::uninit(); LAST_BUFFER];
+        let mut buffer = ReadBuf::uninit(&mut room);
+        let read = ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer));
+        Poll::Ready(read.is_ok() && !buffer.filled().is_empty())
+    })
 }
 
 async fn serve_http2<S>(

@@ -32,6 +32,8 @@ use crate::listen::accept::ConnectionLimit;
 use crate::log::sink::Writers;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, store::Fault};
+use crate::tunnel::Hub;
+use crate::tunnel::agent::Agents;
 use crate::upstream::Shared;
 use crate::worker::Worker;
 
@@ -125,6 +127,10 @@ pub(super) struct Crew {
     pub(super) filters: filter::Shared,
     pub(super) forward: forward::Shared,
     pub(super) records: record::Shared,
+    /// Which agents are there.
+    pub(super) tunnels: Arc<Hub>,
+    /// Those that run here.
+    pub(super) agents: Agents,
     pub(super) limit: Arc<ConnectionLimit>,
     pub(super) model: crate::config::runtime::Model,
 }

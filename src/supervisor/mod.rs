@@ -21,6 +21,7 @@ mod status;
 mod swap;
 mod target_state;
 mod targets;
+mod tunnels;
 mod view;
 mod watch;
 
@@ -37,6 +38,7 @@ pub use status::{
     CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
 };
 pub use target_state::{TargetRefused, TargetRequest};
+pub use tunnels::TunnelList;
 
 use crate::config::Diagnostic;
 

@@ -161,7 +161,10 @@ fn is_same(
 
 /// Whether the connections that are there must end, after their current work.
 fn is_refreshed(was: &Behind<'_>, is: &Behind<'_>) -> bool {
-    connection(&was.http) != connection(&is.http)
+    // What agents must prove; all else is asked anew with each of their flows.
+    let proves = |behind: &Behind<'_>| behind.tunnel.map(|tunnel| tunnel.tls.client_auth.clone());
+    proves(was) != proves(is)
+        || connection(&was.http) != connection(&is.http)
         || asks_otherwise(&was.http, &is.http)
         || was.forward.map(proved) != is.forward.map(proved)
 }

@@ -35,6 +35,8 @@ use crate::snapshot::{BindingKey, Contents, Lasting, Pems, Snapshot};
 use crate::tls;
 use crate::tls::stamp::Stamps;
 use crate::tls::store::Fault;
+use crate::tunnel::Hub;
+use crate::tunnel::agent::Agents;
 use crate::upstream::Shared;
 use crate::worker;
 
@@ -385,7 +387,9 @@ impl Supervisor {
             crate::config::runtime::Model::PerCore => runtime.workers,
             crate::config::runtime::Model::Shared => 1,
         };
-        let shared = Arc::new(Shared::new(tokio::runtime::Handle::current(), count));
+        let tunnels = Arc::new(Hub::default());
+        let shared = Shared::new(tokio::runtime::Handle::current(), count);
+        let shared = Arc::new(shared.with_tunnels(tunnels.clone()));
         let tls = tls::Shared::new().map_err(|error| {
             Rejection::new(
                 409,
@@ -409,7 +413,10 @@ impl Supervisor {
                 format!("the workers could not be started: {error}"),
             )
         })?;
+        let runtimes = workers.iter().map(|worker| worker.runtime.clone());
         Ok(Crew {
+            tunnels,
+            agents: Agents::new(runtimes.collect()),
             workers,
             forward: forward::Shared::new(&shared),
             shared,
@@ -465,6 +472,8 @@ impl Supervisor {
                 filters: &crew.filters,
                 forward: &crew.forward,
                 records: &crew.records,
+                tunnels: &crew.tunnels,
+                agents: &crew.agents,
             };
             let log = log.transpose()?.flatten();
             let snapshot = Snapshot::build(
@@ -597,21 +606,23 @@ fn place_of(document: &Document, key: &BindingKey) -> String {
             .filter(|_| owned)
             .map(|index| document.listen_pointer(&server.name, index))
     });
-    named
-        .or_else(|| place_of_proxy(document, key))
-        .unwrap_or_default()
+    named.unwrap_or_else(|| place_of_alone(document, key))
 }
 
-/// The same of a forward proxy.
-fn place_of_proxy(document: &Document, key: &BindingKey) -> Option<String> {
-    document.forward.values().find_map(|proxy| {
-        let index = match &key.owner {
-            Some((name, index)) => {
-                (*name == tls::store::forward_name(&proxy.name)).then_some(*index)
-            }
-            None => proxy.listen.iter().position(|a| *a == key.address),
-        };
-        index.map(|index| document.forward_listen_pointer(&proxy.name, index))
+/// The same for what has its addresses alone.
+fn place_of_alone(document: &Document, key: &BindingKey) -> String {
+    let forward = document.forward.values();
+    let forward = forward.map(|f| ("forward", &f.name, &f.listen));
+    let tcp = document.tcp.values().map(|t| ("tcp", &t.name, &t.listen));
+    let tunnels = document.tunnels.values();
+    let tunnels = tunnels.map(|t| ("tunnels", &t.name, &t.listen));
+    let mut all = forward.chain(tcp).chain(tunnels);
+    let found = all.find(|(section, name, listen)| match &key.owner {
+        Some((owner, _)) => **owner == format!("[{section}.{name}]"),
+        None => listen.contains(&key.address),
+    });
+    found.map_or(String::new(), |(section, name, _)| {
+        format!("/{section}/{name}/listen")
     })
 }
 

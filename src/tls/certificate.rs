@@ -113,6 +113,11 @@ impl Certificate {
         })
     }
 
+    /// The certificate itself.
+    pub fn der(&self) -> Option<&CertificateDer<'static>> {
+        self.key.cert.first()
+    }
+
     /// Names and addresses of a certificate, and when it is valid.
     fn read(leaf: &CertificateDer<'_>) -> Option<(Vec<Name>, Vec<IpAddr>, [Timestamp; 2])> {
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;

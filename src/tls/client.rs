@@ -13,15 +13,20 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore,
+    SignatureScheme,
+};
 use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::certificate::{Certificate, Pair};
 use super::store::{Fault, Files};
 use super::{H1, H2, Shared};
 use crate::config::http::{CertificateSpec, PemSource};
-use crate::config::scalar::TargetAddr;
-use crate::config::upstream::{UpstreamSpec, UpstreamTlsSpec};
+use crate::config::scalar::{Pin, TargetAddr};
+use crate::config::upstream::UpstreamTlsSpec;
+use crate::document::Document;
 
 /// What makes two settings the same: the digest of all that a handshake depends on.
 pub type Identity = [u8; 32];
@@ -60,7 +65,7 @@ impl Client {
             now: Timestamp::now(),
             warnings: Vec::new(),
         };
-        loader.client("", tls)
+        loader.client("/upstreams//tls", tls)
     }
 
     pub fn identity(&self) -> &Identity {
@@ -88,7 +93,7 @@ impl Client {
                 ServerName::try_from(host.to_string()).unwrap_or_else(|_| fallback())
             }
             // Only where nothing is proved: the document's checks see to it.
-            (None, TargetAddr::Unix(_)) => {
+            (None, TargetAddr::Unix(_) | TargetAddr::Tunnel(..)) => {
                 ServerName::try_from("localhost").unwrap_or_else(|_| fallback())
             }
         }
@@ -106,21 +111,54 @@ impl fmt::Debug for Client {
 /// The clients of one generation.
 #[derive(Debug, Clone, Default)]
 pub struct Clients {
-    by_upstream: HashMap<Arc<str>, Arc<Client>>,
+    by_name: HashMap<Arc<str>, Arc<Client>>,
+}
+
+/// Somebody who speaks TLS to others.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// Found again by it.
+    pub name: Arc<str>,
+    /// JSON Pointer of its `tls`.
+    pub pointer: String,
+    pub tls: &'a UpstreamTlsSpec,
+}
+
+impl Wanted<'_> {
+    /// All of a document: upstreams by their names, agents by [`agent`].
+    pub fn all(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
+        let upstreams = document.upstreams.values().filter_map(|upstream| {
+            Some(Wanted {
+                name: upstream.name.clone(),
+                pointer: format!("/upstreams/{}/tls", upstream.name),
+                tls: upstream.tls.as_ref()?,
+            })
+        });
+        upstreams.chain(document.agents.values().map(|spec| Wanted {
+            name: agent(&spec.name).into(),
+            pointer: format!("/agents/{}/tls", spec.name),
+            tls: &spec.tls,
+        }))
+    }
+}
+
+/// What an agent is called among those who speak TLS. No upstream can have this name.
+pub fn agent(name: &str) -> String {
+    format!("[agents.{name}]")
 }
 
 impl Clients {
-    /// Makes what `upstreams` need out of `files`, with what is worth a warning. `before`: those that serve.
+    /// Makes what `wanted` out of `files`, with what is worth a warning. `before`: those that serve.
     ///
     /// # Errors
     /// Everything wrong with any of them.
     pub fn load<'a>(
-        upstreams: impl Iterator<Item = &'a UpstreamSpec>,
+        wanted: impl Iterator<Item = Wanted<'a>>,
         files: &Files,
         before: Option<&Clients>,
         shared: &Shared,
     ) -> Result<(Clients, Vec<Fault>), Vec<Fault>> {
-        let known = before.into_iter().flat_map(|b| b.by_upstream.values());
+        let known = before.into_iter().flat_map(|b| b.by_name.values());
         let mut loader = Loader {
             files,
             provider: &shared.provider,
@@ -131,10 +169,9 @@ impl Clients {
         };
         let mut clients = Clients::default();
         let mut errors = Vec::new();
-        for upstream in upstreams {
-            let Some(tls) = &upstream.tls else { continue };
-            match loader.client(&upstream.name, tls) {
-                Ok(client) => drop(clients.by_upstream.insert(upstream.name.clone(), client)),
+        for Wanted { name, pointer, tls } in wanted {
+            match loader.client(&pointer, tls) {
+                Ok(client) => drop(clients.by_name.insert(name, client)),
                 Err(mut faults) => errors.append(&mut faults),
             }
         }
@@ -145,13 +182,13 @@ impl Clients {
         }
     }
 
-    pub fn of(&self, upstream: &str) -> Option<&Arc<Client>> {
-        self.by_upstream.get(upstream)
+    pub fn of(&self, name: &str) -> Option<&Arc<Client>> {
+        self.by_name.get(name)
     }
 
-    /// True if an upstream has the same here and there.
-    pub fn same(&self, other: &Clients, upstream: &str) -> bool {
-        match (self.of(upstream), other.of(upstream)) {
+    /// True if somebody has the same here and there.
+    pub fn same(&self, other: &Clients, name: &str) -> bool {
+        match (self.of(name), other.of(name)) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (None, None) => true,
             _ => false,
@@ -192,10 +229,10 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn client(&mut self, upstream: &str, tls: &UpstreamTlsSpec) -> Result<Arc<Client>, Vec<Fault>> {
-        let pointer = format!("/upstreams/{upstream}/tls");
+    fn client(&mut self, pointer: &str, tls: &UpstreamTlsSpec) -> Result<Arc<Client>, Vec<Fault>> {
         let mut faults = Vec::new();
-        let trust = match (&tls.ca, tls.insecure) {
+        let by_key = tls.insecure || !tls.pins.is_empty();
+        let trust = match (&tls.ca, by_key) {
             (_, true) => None,
             (Some(ca), false) => {
                 let (name, pem) = text(ca, "the CA", self.files);
@@ -210,7 +247,7 @@ impl Loader<'_> {
                     }
                 }
             }
-            (None, false) => Some(self.system(&pointer)),
+            (None, false) => Some(self.system(pointer)),
         };
         let mut digest = Sha256::new();
         // Of the parts only the name has no fixed length, and it comes last.
@@ -218,6 +255,9 @@ impl Loader<'_> {
             Some(trust) => digest.update(trust.digest),
             None => digest.update([0; 32]),
         }
+        // As many as there are: nothing else can be meant by the same bytes.
+        digest.update(tls.pins.len().to_be_bytes());
+        tls.pins.iter().for_each(|pin| digest.update(pin.0));
         let mut own = None;
         if let Some(CertificateSpec::Pair { cert, key }) = &tls.client {
             let (cert_name, cert) = text(cert, "the client certificate", self.files);
@@ -274,10 +314,11 @@ impl Loader<'_> {
         let builder = match trust {
             Some(trust) => builder.with_root_certificates(trust.roots),
             None => {
-                let anybody = Arc::new(Anybody(self.provider.clone()));
-                builder
-                    .dangerous()
-                    .with_custom_certificate_verifier(anybody)
+                let by_key = Arc::new(ByKey {
+                    pins: tls.pins.clone(),
+                    provider: self.provider.clone(),
+                });
+                builder.dangerous().with_custom_certificate_verifier(by_key)
             }
         };
         let config = match own {
@@ -356,20 +397,49 @@ fn authorities(pem: &[u8]) -> Result<Trust, String> {
     })
 }
 
-/// `insecure`: believes any certificate whose key signed the handshake.
+/// Goes by the key that signed the handshake. `insecure`: by any.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct ByKey {
+    /// Empty: any key will do.
+    pins: Vec<Pin>,
+    provider: Arc<CryptoProvider>,
+}
 
-impl ServerCertVerifier for Anybody {
+/// The server has another key than the one that is pinned.
+#[derive(Debug, thiserror::Error)]
+#[error("the server's key is {0}, and not a pinned one")]
+pub struct OtherKey(pub Pin);
+
+/// The pin of a certificate's key.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn pin_of(certificate: &CertificateDer<'_>) -> Result<Pin, rustls::Error> {
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
+    Ok(Pin(Sha256::digest(parsed.public_key().raw).into()))
+}
+
+impl ServerCertVerifier for ByKey {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
+        certificate: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: &ServerName<'_>,
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        if self.pins.is_empty() {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let pin = pin_of(certificate)?;
+        if self.pins.contains(&pin) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let other = OtherError(Arc::new(OtherKey(pin)));
+        Err(rustls::Error::InvalidCertificate(CertificateError::Other(
+            other,
+        )))
     }
 
     fn verify_tls12_signature(
@@ -382,7 +452,7 @@ impl ServerCertVerifier for Anybody {
             message,
             cert,
             signed,
-            &self.0.signature_verification_algorithms,
+            &self.provider.signature_verification_algorithms,
         )
     }
 
@@ -396,11 +466,13 @@ impl ServerCertVerifier for Anybody {
             message,
             cert,
             signed,
-            &self.0.signature_verification_algorithms,
+            &self.provider.signature_verification_algorithms,
         )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

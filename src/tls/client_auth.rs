@@ -153,6 +153,18 @@ impl ClientCert {
     }
 }
 
+/// The DNS names among the alternative names of a certificate; `None`: it is not to be understood.
+pub(super) fn dns_names(der: &CertificateDer<'_>) -> Option<Vec<String>> {
+    let (_, parsed) = X509Certificate::from_der(der).ok()?;
+    let extension = parsed.subject_alternative_name().ok()?;
+    let names = extension.iter().flat_map(|san| &san.value.general_names);
+    let dns = names.filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        _ => None,
+    });
+    Some(dns.collect())
+}
+
 /// A name as RFC 4514 writes it.
 fn subject(name: &X509Name<'_>) -> String {
     let mut out = String::new();

@@ -207,6 +207,18 @@ impl Session {
     }
 }
 
+/// The DNS names of the certificate that a client has shown; empty: it has shown none.
+///
+/// # Errors
+/// When the certificate cannot be read.
+pub fn names_of(connection: &ServerConnection) -> io::Result<Vec<String>> {
+    let shown = connection.peer_certificates().and_then(|c| c.first());
+    match shown {
+        None => Ok(Vec::new()),
+        Some(der) => client_auth::dns_names(der).ok_or_else(unreadable),
+    }
+}
+
 fn unreadable() -> io::Error {
     let error = rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding);
     io::Error::new(io::ErrorKind::InvalidData, error)

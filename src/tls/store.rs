@@ -85,7 +85,8 @@ pub fn load(
 ) -> Result<(Material, Clients, Vec<Fault>), Vec<Fault>> {
     let (material, clients) = before.unzip();
     let material = Material::load(Wanted::all(document), pems, material, shared);
-    let clients = Clients::load(document.upstreams.values(), files, clients, shared);
+    let wanted = super::client::Wanted::all(document);
+    let clients = Clients::load(wanted, files, clients, shared);
     match (material, clients) {
         (Ok((material, mut warnings)), Ok((clients, more))) => {
             warnings.extend(more);
@@ -162,16 +163,23 @@ pub fn forward_name(name: &str) -> Arc<str> {
     format!("[forward.{name}]").into()
 }
 
+/// What a tunnel is called among the servers. No server can have this name.
+pub fn tunnel_name(name: &str) -> Arc<str> {
+    format!("[tunnels.{name}]").into()
+}
+
 impl Wanted<'_> {
     /// What all that a document serves wants.
     pub fn all(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
-        let listeners = Wanted::http(document).chain(Wanted::forward(document));
-        listeners.chain(document.admin.tls.as_ref().map(|tls| Wanted {
-            name: ADMIN.clone(),
-            pointer: "/admin/tls".to_owned(),
-            tls,
-            flat: true,
-        }))
+        Wanted::http(document)
+            .chain(Wanted::forward(document))
+            .chain(Wanted::tunnels(document))
+            .chain(document.admin.tls.as_ref().map(|tls| Wanted {
+                name: ADMIN.clone(),
+                pointer: "/admin/tls".to_owned(),
+                tls,
+                flat: true,
+            }))
     }
 
     /// JSON Pointer of a certificate.
@@ -199,6 +207,16 @@ impl Wanted<'_> {
                 tls: proxy.tls.as_ref()?,
                 flat: false,
             })
+        })
+    }
+
+    /// What the tunnels of a document want.
+    fn tunnels(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
+        document.tunnels.values().map(|tunnel| Wanted {
+            name: tunnel_name(&tunnel.name),
+            pointer: format!("/tunnels/{}/tls", tunnel.name),
+            tls: &tunnel.tls,
+            flat: false,
         })
     }
 

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::connection::{Parts, Slot};
+use super::dial::ServiceAt;
 use super::error::{Error, Kind};
 use super::link::Link;
 use super::multiplex;
@@ -47,7 +48,7 @@ pub(super) async fn dial(
     offer: Offer,
 ) -> Result<Dialed, Error> {
     let deadline = Instant::now() + within;
-    let socket = socket(address, names, (deadline, within)).await?;
+    let socket = socket(address, names, transport, (deadline, within)).await?;
     if transport.tls.is_none() && transport.protocol == Protocol::Http1 {
         return http1(socket, slot, address).await;
     }
@@ -70,7 +71,7 @@ pub(super) async fn link(
     transport: &Transport,
 ) -> Result<Link, Error> {
     let deadline = Instant::now() + within;
-    let socket = socket(address, names, (deadline, within)).await?;
+    let socket = socket(address, names, transport, (deadline, within)).await?;
     let Some(tls) = &transport.tls else {
         return Ok(Link::socket(socket, Some(slot)));
     };
@@ -88,6 +89,7 @@ fn late(address: &TargetAddr, doing: &str, within: Duration) -> Error {
 async fn socket(
     address: &TargetAddr,
     names: Option<&Names>,
+    transport: &Transport,
     (deadline, within): (Instant, Duration),
 ) -> Result<Socket, Error> {
     let late = |_| late(address, "connecting", within);
@@ -103,11 +105,33 @@ async fn socket(
             .map_err(late)?
             .map(Socket::Unix)
             .map_err(|e| Error::dial(&e, address)),
+        (TargetAddr::Tunnel(agent, service), _) => {
+            within_tunnel(agent, service, transport, deadline).await
+        }
         _ => {
             let error = io::Error::from(io::ErrorKind::Unsupported);
             Err(Error::dial(&error, address))
         }
     }
+}
+
+/// A service of an agent.
+pub(super) async fn within_tunnel(
+    agent: &str,
+    service: &str,
+    transport: &Transport,
+    deadline: Instant,
+) -> Result<Socket, Error> {
+    let Some(tunnels) = &transport.tunnels else {
+        let detail = format!("tunnel:{agent}/{service}: there are no tunnels here");
+        return Err(Error::upstream(Kind::DestinationUnavailable, detail).unsent());
+    };
+    let to = ServiceAt {
+        agent,
+        service,
+        client: None,
+    };
+    tunnels.dial(to, deadline).await.map(Socket::Within)
 }
 
 /// TLS; whether h2 was chosen in it.

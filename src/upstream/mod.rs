@@ -15,6 +15,7 @@ mod balance;
 pub mod body;
 mod connect;
 mod connection;
+pub mod dial;
 pub mod error;
 mod exchange;
 pub mod handshake;
@@ -96,6 +97,8 @@ pub struct Shared {
     budgets: Registry<Arc<str>, retry::Budget>,
     queues: Registry<Arc<str>, queue::Queue>,
     pub resolver: Arc<Resolver>,
+    /// Who knows services in tunnels; `None`: nobody.
+    tunnels: Option<Arc<dyn dial::Dial>>,
 }
 
 impl Shared {
@@ -122,6 +125,15 @@ impl Shared {
             budgets: Registry::default(),
             queues: Registry::default(),
             resolver,
+            tunnels: None,
+        }
+    }
+
+    /// The same with somebody who dials services in tunnels.
+    pub fn with_tunnels(self, tunnels: Arc<dyn dial::Dial>) -> Shared {
+        Shared {
+            tunnels: Some(tunnels),
+            ..self
         }
     }
 
@@ -365,7 +377,7 @@ impl Member {
             TargetAddr::Name(host, port) => {
                 Some(shared.lookup(host, *port, spec.resolve.interval, spec.resolve.timeout))
             }
-            TargetAddr::Ip(_) | TargetAddr::Unix(_) => None,
+            TargetAddr::Ip(_) | TargetAddr::Unix(_) | TargetAddr::Tunnel(..) => None,
         };
         let key = (spec.name.clone(), address.clone());
         let names = lookup.as_ref().map(|lookup| lookup.names.clone());
@@ -373,7 +385,7 @@ impl Member {
             let health = Arc::new(Health::new(key.clone(), ward.clone()));
             Target::new(key.clone(), &shared.rounds, names.clone(), health)
         });
-        let transport = Transport::new(spec, client, address);
+        let transport = Transport::new(spec, client, address, shared.tunnels.as_ref());
         let check = spec.health.clone().map(|spec| {
             let key = CheckKey {
                 target: key.clone(),
@@ -388,8 +400,8 @@ impl Member {
             })
         });
         let host = match address {
-            // A socket has no authority; this is what clients of unix sockets commonly say.
-            TargetAddr::Unix(_) => HeaderValue::from_static("localhost"),
+            // They have no authority; this is what clients of unix sockets commonly say.
+            TargetAddr::Unix(_) | TargetAddr::Tunnel(..) => HeaderValue::from_static("localhost"),
             // Addresses and checked names are always valid here; an impossible one is left to the origin to refuse.
             named => {
                 HeaderValue::try_from(named.to_string()).unwrap_or(HeaderValue::from_static(""))

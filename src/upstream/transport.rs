@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 
+use super::dial::Dial;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{Protocol, UpstreamSpec};
 use crate::tls::client::{Client, Identity};
@@ -15,6 +16,8 @@ pub(super) struct Transport {
     pub(super) protocol: Protocol,
     /// `None`: cleartext.
     pub(super) tls: Option<Tls>,
+    /// Of a service in a tunnel: who dials it.
+    pub(super) tunnels: Option<Arc<dyn Dial>>,
 }
 
 /// TLS with one target.
@@ -38,6 +41,7 @@ impl Transport {
         spec: &UpstreamSpec,
         client: Option<&Arc<Client>>,
         target: &TargetAddr,
+        tunnels: Option<&Arc<dyn Dial>>,
     ) -> Transport {
         let tls = client.map(|client| Tls {
             client: client.clone(),
@@ -50,6 +54,9 @@ impl Transport {
                 protocol => protocol,
             },
             tls,
+            tunnels: tunnels
+                .filter(|_| matches!(target, TargetAddr::Tunnel(..)))
+                .cloned(),
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio_rustls::client::TlsStream;
 
+use super::dial::Stream;
 use super::interim::{Awaited, Interim};
 use crate::net;
 
@@ -21,6 +22,8 @@ pub(super) enum Socket {
     #[cfg(unix)]
     Unix(UnixStream),
     Tls(Box<TlsStream<Socket>>),
+    /// A stream within another connection.
+    Within(Box<dyn Stream>),
 }
 
 impl Socket {
@@ -32,6 +35,7 @@ impl Socket {
             Socket::Tls(tls) => return tls.get_ref().0.watch_peer(),
             #[cfg(unix)]
             Socket::Unix(_) => return,
+            Socket::Within(_) => return,
         };
         if let Err(error) = net::watch_peer(tcp) {
             tracing::debug!(%error, "an upstream connection is not watched");
@@ -82,6 +86,7 @@ macro_rules! either {
             #[cfg(unix)]
             Socket::Unix($socket) => $call,
             Socket::Tls($socket) => $call,
+            Socket::Within($socket) => $call,
         }
     };
 }

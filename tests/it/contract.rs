@@ -110,7 +110,7 @@ fn nothing_beyond_the_contract_is_served() {
         "/certificates/",
         "/explain",
         "/sessions",
-        "/tunnels",
+        "/tunnels/",
         "/dashboard",
         "/reload/",
         "/now//",

@@ -166,7 +166,8 @@ fn a_connection_that_goes_away_in_the_midst_of_load_loses_nothing() {
         }
     });
     let silent = silent.load(SeqCst);
-    assert!(silent <= total / 100, "{silent} of {total} are nobody's");
+    // Each such close may take what all eight have in flight.
+    assert!(silent <= total / 25, "{silent} of {total} are nobody's");
     // None was sent twice either.
     let seen = origin.seen.requests.load(SeqCst);
     assert!(

@@ -1,6 +1,6 @@
 //! What actions name: an upstream of the document, or an address or URL that stands for one.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ pub struct References<'d> {
     used: HashSet<&'d str>,
     /// By name, `host:port`, with the scheme in front unless it is `http`: those that enabled actions need.
     pub implicit: BTreeMap<Arc<str>, UpstreamSpec>,
+    /// Where each of those is first named.
+    places: HashMap<Arc<str>, At>,
     defaults: UpstreamSpec,
 }
 
@@ -39,6 +41,7 @@ impl<'d> References<'d> {
             declared,
             used: HashSet::new(),
             implicit: BTreeMap::new(),
+            places: HashMap::new(),
             defaults,
         }
     }
@@ -101,6 +104,7 @@ impl<'d> References<'d> {
                 tls: (scheme == Scheme::Https).then(UpstreamTlsSpec::default),
                 ..self.defaults.clone()
             };
+            self.places.insert(name.clone(), text.at);
             self.implicit.insert(name.clone(), spec);
         }
         Some(Reference {
@@ -138,6 +142,16 @@ impl<'d> References<'d> {
             upstream: name,
             base: String::new(),
         })
+    }
+
+    /// Where an upstream is written: its table, or what stands for it.
+    pub fn place(&self, name: &str) -> At {
+        let declared = self.declared.get(name).map(|raw| {
+            let targets = raw.targets.as_ref();
+            targets.map_or(raw.at, |targets| targets.at)
+        });
+        let implicit = || self.places.get(name).copied();
+        declared.or_else(implicit).unwrap_or(At::ROOT)
     }
 
     /// Warns of upstreams that no action names.
@@ -261,6 +275,7 @@ mod tests {
         assert_eq!(parse("https://a.test/b"), is("a.test:443", "/b"));
         assert_eq!(parse("h2c://a.test:81"), is("a.test:81", ""));
         assert_eq!(parse("unix:/run/a.sock"), is("unix:/run/a.sock", ""));
+        assert_eq!(parse("tunnel:a/b"), is("tunnel:a/b", ""));
         for wrong in [
             "h2://a",
             "ftp://a",
@@ -271,7 +286,8 @@ mod tests {
             "http://a/../b",
             "http://a/b?c",
             "http://a//",
-            "tunnel:a/b",
+            "tunnel:a",
+            "tunnel:a/b/c",
             ":80",
             "a:0",
             "a:99999",

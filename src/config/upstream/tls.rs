@@ -4,7 +4,7 @@
 use super::super::check::{Checker, shorten};
 use super::super::decode::section;
 use super::super::http::{CertificateSpec, KeyRaw, PemSource, cert_source, key_source};
-use super::super::scalar::TargetAddr;
+use super::super::scalar::{Pin, TargetAddr};
 use super::super::tree::At;
 use super::{Protocol, TargetSpec};
 
@@ -36,11 +36,13 @@ pub struct UpstreamTlsSpec {
     /// Always a [`CertificateSpec::Pair`].
     pub client: Option<CertificateSpec>,
     pub insecure: bool,
+    /// The public keys that are trusted, instead of CAs; empty: it goes by them.
+    pub pins: Vec<Pin>,
 }
 
 impl UpstreamTlsRaw {
     /// `running` is what serves under the same name: it has the key behind `"<redacted>"`.
-    pub(super) fn spec(
+    pub(in crate::config) fn spec(
         &self,
         running: Option<&UpstreamTlsSpec>,
         check: &mut Checker<'_>,
@@ -98,6 +100,7 @@ impl UpstreamTlsRaw {
             ca,
             client,
             insecure: insecure.is_some(),
+            pins: Vec::new(),
         }
     }
 }
@@ -153,11 +156,14 @@ pub(super) fn agree(
         && !tls.insecure
         && targets
             .iter()
-            .any(|t| matches!(t.address, TargetAddr::Unix(_)))
+            .any(|t| matches!(t.address, TargetAddr::Unix(_) | TargetAddr::Tunnel(..)))
     {
         check
             .findings
-            .error(at, "a socket has no name that its certificate could prove")
+            .error(
+                at,
+                "a socket or a service in a tunnel has no name that its certificate could prove",
+            )
             .help("give `server_name`");
     }
 }

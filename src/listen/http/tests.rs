@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncReadExt as _, DuplexStream};
 use tokio::task::JoinHandle;
 
 use super::*;

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::connect::HEAD;
+use super::super::connect::{HEAD, within_tunnel};
 use super::super::error::chain;
 use super::super::resolve::Names;
 use super::super::transport::{Tls, Transport};
@@ -52,7 +52,7 @@ impl Probe {
         let authority = match (&address, spec.port) {
             (TargetAddr::Ip(ip), Some(port)) => SocketAddr::new(ip.ip(), port).to_string(),
             (TargetAddr::Name(name, _), Some(port)) => format!("{name}:{port}"),
-            (TargetAddr::Unix(_), _) => "localhost".to_owned(),
+            (TargetAddr::Unix(_) | TargetAddr::Tunnel(..), _) => "localhost".to_owned(),
             (address, None) => address.to_string(),
         };
         Probe {
@@ -181,6 +181,11 @@ impl Probe {
             (TargetAddr::Unix(path), _) => {
                 let stream = tokio::net::UnixStream::connect(path).await;
                 stream.map(Socket::Unix)
+            }
+            (TargetAddr::Tunnel(agent, service), _) => {
+                let deadline = tokio::time::Instant::now() + self.spec.timeout;
+                let dialled = within_tunnel(agent, service, &self.transport, deadline).await;
+                return dialled.map_err(|error| error.detail);
             }
             _ => Err(io::ErrorKind::Unsupported.into()),
         };

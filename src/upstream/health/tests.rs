@@ -33,6 +33,7 @@ fn check(health: &Arc<Health>) -> Check {
         on_down: OnDown::Keep,
     };
     let transport = Transport {
+        tunnels: None,
         protocol: Protocol::Http1,
         tls: None,
     };

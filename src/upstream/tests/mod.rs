@@ -171,6 +171,7 @@ fn worker(index: usize, of: usize) -> Arc<WorkerContext> {
         index,
         of,
         counters: Default::default(),
+        sessions: crate::session::Sessions::new(index, of),
     })
 }
 

@@ -1,10 +1,9 @@
 //! What a request's candidates lead to.
 
 use std::io;
+use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::cache;
+use super::cache::{self, Kept};
 use super::open::{How, Opened, Root};
 use super::path::{Place, join};
 use super::stat::Kind;
@@ -41,7 +40,7 @@ pub(super) struct FoundFile {
     pub(super) name: String,
     pub(super) coding: Option<FileCoding>,
     /// What it holds, if that is in memory.
-    pub(super) contents: Option<Bytes>,
+    pub(super) contents: Option<Arc<Kept>>,
 }
 
 impl FoundFile {

@@ -175,12 +175,19 @@ impl StaticFiles {
     ) -> io::Result<Option<Response<ResponseBody>>> {
         let request = &vars.parts.headers;
         let stat = file.opened.stat;
-        let validators = stat.validators(file.coding);
-        let verdict = conditional::evaluate(request, &validators);
+        let made;
+        let validators = match (&file.contents, file.coding) {
+            (Some(kept), None) => &kept.validators,
+            (_, coding) => {
+                made = stat.validators(coding);
+                &made
+            }
+        };
+        let verdict = conditional::evaluate(request, validators);
         if verdict == Verdict::Failed {
             return Ok(Some(error::plain(StatusCode::PRECONDITION_FAILED)));
         }
-        let mut headers = self.headers(&file, &validators);
+        let mut headers = self.headers(&file, validators);
         if verdict == Verdict::NotModified {
             let mut response = empty(StatusCode::NOT_MODIFIED);
             *response.headers_mut() = headers;
@@ -193,7 +200,7 @@ impl StaticFiles {
         headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         let is_head = vars.parts.method == Method::HEAD;
         // Ranges are defined for GET only.
-        let ranges = if is_head || !conditional::range_applies(request, &validators) {
+        let ranges = if is_head || !conditional::range_applies(request, validators) {
             range::Wanted::Whole
         } else {
             range::wanted(request, stat.size)
@@ -281,8 +288,8 @@ impl StaticFiles {
 
 /// The contents of a small file. `None`: it was changed meanwhile, and `last` is not set.
 async fn contents(file: FoundFile, last: bool) -> io::Result<Option<Bytes>> {
-    if file.contents.is_some() {
-        return Ok(file.contents);
+    if let Some(kept) = &file.contents {
+        return Ok(Some(kept.bytes.clone()));
     }
     let stat = file.opened.stat;
     let handle = file.opened.into_file()?;

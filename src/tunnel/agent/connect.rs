@@ -1,0 +1,194 @@
+//! From settings to a session: dial, TLS, proof and counter-proof.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{Settings, Trouble};
+use crate::config::scalar::TargetAddr;
+use crate::tls::client::{Offer, OtherKey};
+use crate::tunnel::auth::{self, Claim, Prover};
+use crate::tunnel::carrier::{self, hear, tell};
+use crate::tunnel::session::Exports as _;
+use crate::tunnel::wire::{self, Challenge, Hello, Refusal, Verdict};
+
+/// How long dialling may take, so that a path which comes back is used soon.
+const DIAL: Duration = Duration::from_secs(2);
+/// TLS and proofs.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// The agent's end of the carrier.
+pub(super) type Carrier = h2::server::Connection<TlsStream<TcpStream>, Bytes>;
+
+/// Why there is no session.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) trouble: Trouble,
+    pub(super) why: String,
+}
+
+impl Failed {
+    fn unreachable(why: impl Into<String>) -> Failed {
+        Failed {
+            trouble: Trouble::Unreachable,
+            why: why.into(),
+        }
+    }
+
+    fn distrusted(why: impl Into<String>) -> Failed {
+        Failed {
+            trouble: Trouble::Distrusted,
+            why: why.into(),
+        }
+    }
+}
+
+/// Makes a session; with it comes what the server calls it.
+pub(super) async fn connect(
+    settings: &Settings,
+    instance: &str,
+) -> Result<(Carrier, String), Failed> {
+    let server = &settings.spec.server;
+    let stream = timeout(DIAL, dial(server))
+        .await
+        .map_err(|_| Failed::unreachable(format!("{server}: not connected within {DIAL:?}")))?
+        .map_err(|error| Failed::unreachable(format!("connect to {server}: {error}")))?;
+    carrier::tune(&stream);
+    timeout(GREETING, greet(stream, settings, instance))
+        .await
+        .map_err(|_| {
+            Failed::unreachable(format!(
+                "{server}: no greeting within {GREETING:?}; is it a tunnel?"
+            ))
+        })?
+}
+
+/// Each address of the server in its turn, with its share of the time.
+async fn dial(server: &TargetAddr) -> io::Result<TcpStream> {
+    let deadline = Instant::now() + DIAL;
+    let found: Vec<SocketAddr> = match server {
+        TargetAddr::Ip(ip) => vec![*ip],
+        TargetAddr::Name(name, port) => tokio::net::lookup_host((&**name, *port)).await?.collect(),
+        TargetAddr::Unix(_) | TargetAddr::Tunnel(..) => Vec::new(),
+    };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+    for (tried, address) in found.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = left / u32::try_from(found.len() - tried).unwrap_or(u32::MAX);
+        match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
+}
+
+async fn greet(
+    stream: TcpStream,
+    settings: &Settings,
+    instance: &str,
+) -> Result<(Carrier, String), Failed> {
+    let server = &settings.spec.server;
+    let connector = TlsConnector::from(settings.client.config(Offer::H2));
+    let name = settings.client.name_of(server);
+    let mut stream = connector
+        .connect(name, stream)
+        .await
+        .map_err(|error| untrusted(server, &error))?;
+    let broken = |error: io::Error| match rustls_says(&error) {
+        // Our certificate, or that we have none (RFC 8446 section 4.4.2: told after the handshake).
+        Some(why @ rustls::Error::AlertReceived(_)) => Failed {
+            trouble: Trouble::Refused,
+            why: format!("{server} refuses our certificate: {why}"),
+        },
+        _ => Failed::unreachable(format!("{server} is no tunnel, or goes: {error}")),
+    };
+    let exporter = stream
+        .get_ref()
+        .1
+        .exporter()
+        .map_err(|error| Failed::distrusted(format!("{server}: {error}")))?;
+    let challenge: Challenge = hear(&mut stream).await.map_err(broken)?;
+    let nonce = auth::unhex(&challenge.nonce)
+        .ok_or_else(|| Failed::unreachable(format!("{server} is no tunnel")))?;
+    let spec = &settings.spec;
+    let claim = Claim {
+        exporter: &exporter,
+        nonce: &nonce,
+        agent: &spec.name,
+    };
+    let hello = Hello {
+        version: wire::VERSION,
+        agent: spec.name.to_string(),
+        proof: spec.token.as_ref().map(|t| claim.prove(Prover::Agent, t)),
+        program: format!("evergate/{}", env!("CARGO_PKG_VERSION")),
+        instance: instance.to_owned(),
+        services: settings.services(),
+    };
+    tell(&mut stream, &hello).await.map_err(broken)?;
+    let (session, proof) = match hear(&mut stream).await.map_err(broken)? {
+        Verdict::Welcome { session, proof } => (session, proof),
+        Verdict::Refused { reason, detail } => {
+            return Err(Failed {
+                trouble: match reason {
+                    Refusal::Stopping => Trouble::Unreachable,
+                    _ => Trouble::Refused,
+                },
+                why: format!("{server} refuses this agent: {detail}"),
+            });
+        }
+    };
+    if let Some(token) = &spec.token {
+        let proved = proof.is_some_and(|proof| claim.verify(Prover::Server, token, &proof));
+        if !proved {
+            let why = format!(
+                "{server} has a good certificate, but does not know the token: it is not the server that it says it is"
+            );
+            return Err(Failed::distrusted(why));
+        }
+    }
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(carrier::STREAM_WINDOW)
+        .initial_connection_window_size(carrier::CONNECTION_WINDOW)
+        .max_frame_size(carrier::FRAME)
+        .max_send_buffer_size(carrier::SEND_BUFFER)
+        .max_header_list_size(carrier::HEAD)
+        .max_concurrent_streams(carrier::STREAMS);
+    let carrier = builder
+        .handshake(stream)
+        .await
+        .map_err(|error| Failed::unreachable(format!("{server}: {error}")))?;
+    Ok((carrier, session))
+}
+
+fn rustls_says(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// What a handshake that failed says about the server.
+fn untrusted(server: &TargetAddr, error: &io::Error) -> Failed {
+    use rustls::{CertificateError, Error as E};
+    match rustls_says(error) {
+        Some(E::InvalidCertificate(CertificateError::Other(other)))
+            if other.0.downcast_ref::<OtherKey>().is_some() =>
+        {
+            Failed::distrusted(format!("{server}: {}", other.0))
+        }
+        Some(E::InvalidCertificate(why)) => {
+            Failed::distrusted(format!("{server}: its certificate is not trusted: {why:?}"))
+        }
+        Some(E::AlertReceived(alert)) => Failed {
+            trouble: Trouble::Refused,
+            why: format!("{server} ends the handshake: {alert:?}"),
+        },
+        _ => Failed::unreachable(format!("TLS with {server}: {error}")),
+    }
+}

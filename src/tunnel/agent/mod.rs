@@ -1,0 +1,205 @@
+//! The private side: an agent and its sessions. It is leased by name, so that it outlives generations: a swap that leaves
+//! it alone is not noticed by its sessions, other services are told over them, and where the session itself is to be
+//! another (server, secret, TLS), each is replaced by a new one before it goes.
+
+mod backoff;
+mod connect;
+mod slot;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::auth;
+use super::carrier::RoundTrip;
+use crate::config::agent::AgentSpec;
+use crate::registry::Registry;
+use crate::tls::client::Client;
+
+/// The agents of a process.
+#[derive(Debug)]
+pub struct Agents {
+    agents: Registry<Arc<str>, Agent>,
+    /// Where sessions run, in turn.
+    runtimes: Vec<Handle>,
+    next: AtomicUsize,
+}
+
+/// What a generation makes of `[agents.NAME]`.
+#[derive(Debug)]
+pub struct Settings {
+    pub spec: AgentSpec,
+    pub client: Arc<Client>,
+}
+
+impl Settings {
+    /// Whether a session that was made under these could have been made under `other`.
+    fn same_session(&self, other: &Settings) -> bool {
+        self.spec.server == other.spec.server
+            && self.spec.token == other.spec.token
+            && self.client.identity() == other.client.identity()
+    }
+
+    fn services(&self) -> Vec<super::wire::Service> {
+        let services = self.spec.services.iter();
+        let one = |(name, service): (&Arc<str>, &crate::config::agent::ServiceSpec)| {
+            super::wire::Service {
+                name: name.to_string(),
+                kind: service.kind.word().to_owned(),
+            }
+        };
+        services.map(one).collect()
+    }
+}
+
+/// An agent that runs. Dropping it lets its sessions end with the flows that they have.
+#[derive(Debug)]
+pub struct Agent {
+    pub name: Arc<str>,
+    shared: Arc<Shared>,
+    /// How many sessions run, with what ends each slot.
+    slots: Mutex<Vec<Slot>>,
+    runtimes: Vec<Handle>,
+    first: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    ends: CancellationToken,
+    state: Arc<Mutex<State>>,
+}
+
+/// What the slots of an agent share.
+#[derive(Debug)]
+struct Shared {
+    /// `None` until the first commit.
+    settings: watch::Sender<Option<Arc<Settings>>>,
+    /// One slot at a time makes a new session in the place of one that is good.
+    rolling: Semaphore,
+    /// Tells the sessions of this agent from those of another process with its name.
+    instance: String,
+    /// Why the server refuses services.
+    refused: Mutex<Vec<super::wire::Refused>>,
+}
+
+/// What a slot is doing.
+#[derive(Debug, Clone)]
+pub enum State {
+    Connecting,
+    Connected(Arc<Running>),
+    /// Until the next try.
+    Waiting {
+        why: String,
+        kind: Trouble,
+        since: Timestamp,
+    },
+}
+
+/// What keeps an agent from its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nobody answers, or the connection breaks.
+    Unreachable,
+    /// The server does not let it in.
+    Refused,
+    /// The agent does not take it for its server.
+    Distrusted,
+}
+
+impl Trouble {
+    pub fn word(self) -> &'static str {
+        match self {
+            Trouble::Unreachable => "unreachable",
+            Trouble::Refused => "refused",
+            Trouble::Distrusted => "distrusted",
+        }
+    }
+}
+
+/// A session that runs, as the agent sees it.
+#[derive(Debug)]
+pub struct Running {
+    /// As the server calls it.
+    pub session: String,
+    pub server: String,
+    pub since: Timestamp,
+    pub round_trip: RoundTrip,
+    pub flows: AtomicUsize,
+}
+
+impl Agents {
+    /// Sessions run on `runtimes`, at least one.
+    pub fn new(runtimes: Vec<Handle>) -> Agents {
+        Agents {
+            agents: Registry::default(),
+            runtimes,
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    /// The agent that is there, or a new one that does nothing before [`Agent::adopt`].
+    pub fn lease(&self, spec: &AgentSpec) -> Arc<Agent> {
+        self.agents.lease(&spec.name, || Agent {
+            name: spec.name.clone(),
+            shared: Arc::new(Shared {
+                settings: watch::Sender::new(None),
+                rolling: Semaphore::new(1),
+                // Without randomness no session could be proved either.
+                instance: auth::random::<8>().map_or_else(|_| "0".into(), |n| auth::hex(&n)),
+                refused: Mutex::default(),
+            }),
+            slots: Mutex::default(),
+            runtimes: self.runtimes.clone(),
+            first: self.next.fetch_add(1, Ordering::Relaxed),
+        })
+    }
+}
+
+impl Agent {
+    /// A generation with these settings is committed.
+    pub fn adopt(&self, settings: Arc<Settings>) {
+        let wanted = settings.spec.sessions;
+        self.shared.settings.send_replace(Some(settings));
+        let mut slots = self.slots.lock();
+        slots.truncate(wanted);
+        while slots.len() < wanted && !self.runtimes.is_empty() {
+            let runtime = &self.runtimes[(self.first + slots.len()) % self.runtimes.len()];
+            let slot = Slot {
+                ends: CancellationToken::new(),
+                state: Arc::new(Mutex::new(State::Connecting)),
+            };
+            let (shared, ends, state) =
+                (self.shared.clone(), slot.ends.clone(), slot.state.clone());
+            // It owns all that it starts, and ends with its token.
+            runtime.spawn(slot::run(shared, ends, state));
+            slots.push(slot);
+        }
+    }
+
+    /// What each slot is doing.
+    pub fn states(&self) -> Vec<State> {
+        let slots = self.slots.lock();
+        slots.iter().map(|slot| slot.state.lock().clone()).collect()
+    }
+
+    /// What holds now; `None`: it has not begun.
+    pub fn settings(&self) -> Option<Arc<Settings>> {
+        self.shared.settings.borrow().clone()
+    }
+
+    /// The services that the server does not grant, each with its reason.
+    pub fn refused(&self) -> Vec<super::wire::Refused> {
+        self.shared.refused.lock().clone()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.ends.cancel();
+    }
+}

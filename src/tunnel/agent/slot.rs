@@ -1,0 +1,322 @@
+//! One of an agent's sessions, over and over: connect, serve, and connect again. While a session is good it goes only when
+//! another has taken its place.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ::http::{Response, StatusCode};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::connect::{Carrier, Failed, connect};
+use super::{Running, Settings, Shared, State, Trouble};
+use crate::tunnel::carrier::{self, Ear, Mouth, RoundTrip};
+use crate::tunnel::local;
+use crate::tunnel::wire::{self, FromAgent, FromServer};
+
+/// How long the flows of a session may go on when its agent has gone.
+const LAST_FLOWS: Duration = Duration::from_secs(30);
+/// Sessions that end with their flows, of one slot; above it the oldest is cut.
+const MAX_RETIRING: usize = 8;
+
+/// A session, and the ways to end it.
+struct Session {
+    settings: Arc<Settings>,
+    since: Instant,
+    /// No new flows; it ends with those that it has.
+    drain: CancellationToken,
+    /// The server wants another in its place.
+    unwanted: CancellationToken,
+}
+
+/// Keeps one session alive until `ends` is cancelled.
+pub(super) async fn run(shared: Arc<Shared>, ends: CancellationToken, state: Arc<Mutex<State>>) {
+    let mut sessions: JoinSet<String> = JoinSet::new();
+    // The last session is told to drain when what kept it is dropped.
+    ends.run_until_cancelled(keep(&shared, &state, &mut sessions))
+        .await;
+    let all = async { while sessions.join_next().await.is_some() {} };
+    // Those that are left are cut when the set is dropped.
+    let _ = tokio::time::timeout(LAST_FLOWS, all).await;
+}
+
+/// Cancels when dropped: whoever keeps a session lets it drain by forgetting it.
+struct Kept(Session, tokio::task::AbortHandle);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.drain.cancel();
+    }
+}
+
+async fn keep(shared: &Arc<Shared>, state: &Mutex<State>, sessions: &mut JoinSet<String>) {
+    let mut changes = shared.settings.subscribe();
+    let mut backoff = Backoff::default();
+    let mut said = String::new();
+    let mut current: Option<Kept> = None;
+    let mut retiring = VecDeque::new();
+    loop {
+        let good = current.is_some();
+        // A good one is replaced in turn with those of the other slots.
+        let turn = match good {
+            true => shared.rolling.acquire().await.ok(),
+            false => None,
+        };
+        let (settings, session, running) =
+            another(shared, state, good, &mut backoff, &mut said, &mut changes).await;
+        *state.lock() = State::Connected(running.1.clone());
+        said.clear();
+        let name = &settings.spec.name;
+        tracing::info!(agent = %name, server = %settings.spec.server, session = running.1.session, "connected");
+        let made = Session {
+            settings,
+            since: Instant::now(),
+            drain: session.0,
+            unwanted: session.1,
+        };
+        let task = serve(
+            running.0,
+            running.1.clone(),
+            shared.clone(),
+            made.drain.clone(),
+            made.unwanted.clone(),
+        );
+        let handle = sessions.spawn(task);
+        // From here on the one before takes no new flows.
+        if let Some(Kept(_, before)) = current.replace(Kept(made, handle)).as_ref() {
+            retiring.push_back(before.clone());
+        }
+        drop(turn);
+        retiring.retain(|task| !task.is_finished());
+        if retiring.len() > MAX_RETIRING
+            && let Some(oldest) = retiring.pop_front()
+        {
+            oldest.abort();
+        }
+        let Some(Kept(now, handle)) = &current else {
+            continue;
+        };
+        let id = handle.id();
+        let gone = loop {
+            tokio::select! {
+                ended = sessions.join_next_with_id() => match ended {
+                    Some(Ok((task, why))) if task == id => break Some(why),
+                    Some(Err(error)) if error.id() == id => break Some(format!("its task ended: {error}")),
+                    // An older one, or none at all.
+                    Some(_) => {}
+                    None => break Some("there is none".to_owned()),
+                },
+                () = now.unwanted.cancelled() => break None,
+                changed = changes.changed() => {
+                    let next = changes.borrow_and_update().clone();
+                    if changed.is_err() {
+                        return;
+                    }
+                    if next.is_some_and(|next| !next.same_session(&now.settings)) {
+                        break None;
+                    }
+                }
+            }
+        };
+        if let Some(why) = gone {
+            let lived = now.since.elapsed();
+            tracing::warn!(agent = %now.settings.spec.name, why, "a session is lost");
+            backoff.ended(lived);
+            current = None;
+            let wait = backoff.next(Trouble::Unreachable);
+            *state.lock() = State::Waiting {
+                why,
+                kind: Trouble::Unreachable,
+                since: Timestamp::now(),
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+type Tokens = (CancellationToken, CancellationToken);
+
+/// Makes a session, however long it takes. `good`: there is one meanwhile.
+async fn another(
+    shared: &Shared,
+    state: &Mutex<State>,
+    good: bool,
+    backoff: &mut Backoff,
+    said: &mut String,
+    changes: &mut watch::Receiver<Option<Arc<Settings>>>,
+) -> (Arc<Settings>, Tokens, (Carrier, Arc<Running>)) {
+    loop {
+        let settings = changes.borrow_and_update().clone();
+        let Some(settings) = settings else {
+            // The sender lives as long as the agent.
+            let _ = changes.changed().await;
+            continue;
+        };
+        if !good && !matches!(*state.lock(), State::Waiting { .. }) {
+            *state.lock() = State::Connecting;
+        }
+        let Failed { trouble, why } = match connect(&settings, &shared.instance).await {
+            Ok((carrier, session)) => {
+                let running = Arc::new(Running {
+                    session,
+                    server: settings.spec.server.to_string(),
+                    since: Timestamp::now(),
+                    round_trip: RoundTrip::default(),
+                    flows: AtomicUsize::new(0),
+                });
+                let tokens = Default::default();
+                return (settings, tokens, (carrier, running));
+            }
+            Err(failed) => failed,
+        };
+        let wait = backoff.next(trouble);
+        let name = &settings.spec.name;
+        if *said == why {
+            tracing::debug!(agent = %name, kind = trouble.word(), why, ?wait, "not connected");
+        } else {
+            tracing::warn!(agent = %name, kind = trouble.word(), why, ?wait, "not connected");
+        }
+        *said = why.clone();
+        if !good {
+            *state.lock() = State::Waiting {
+                why,
+                kind: trouble,
+                since: Timestamp::now(),
+            };
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // Somebody has done something about it.
+            _ = changes.changed() => {}
+        }
+    }
+}
+
+/// A flow's place in the count.
+struct Counted(Arc<Running>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.flows.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Serves a session to its end. Returns why it ended.
+async fn serve(
+    mut carrier: Carrier,
+    running: Arc<Running>,
+    shared: Arc<Shared>,
+    drain: CancellationToken,
+    unwanted: CancellationToken,
+) -> String {
+    let ping = carrier.ping_pong();
+    let dead = async {
+        match ping {
+            Some(ping) => carrier::until_dead(ping, &running.round_trip).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(dead);
+    // All that it started ends with it.
+    let mut tasks: JoinSet<()> = JoinSet::new();
+    let mut control = false;
+    loop {
+        tokio::select! {
+            accepted = carrier.accept() => match accepted {
+                None => return "the server has closed the connection".to_owned(),
+                Some(Err(error)) => return format!("the connection broke: {error}"),
+                Some(Ok((request, mut respond))) => match request.uri().path() {
+                    wire::CONTROL if !control => {
+                        control = true;
+                        let Ok(send) = respond.send_response(Response::new(()), false) else {
+                            continue;
+                        };
+                        let (ear, mouth) = (Ear::new(request.into_body()), Mouth::new(send));
+                        let (shared, drain, unwanted) = (shared.clone(), drain.clone(), unwanted.clone());
+                        tasks.spawn(async move {
+                            if let Err(error) = talk(ear, mouth, &shared, &drain, &unwanted).await {
+                                tracing::debug!(%error, "the control stream has ended");
+                            }
+                        });
+                    }
+                    wire::FLOW => {
+                        let settings = shared.settings.borrow().clone();
+                        running.flows.fetch_add(1, Ordering::AcqRel);
+                        let counted = Counted(running.clone());
+                        tasks.spawn(async move {
+                            let _counted = counted;
+                            if let Some(settings) = settings {
+                                local::serve(request, respond, &settings).await;
+                            }
+                        });
+                    }
+                    _ => {
+                        let mut answer = Response::new(());
+                        *answer.status_mut() = StatusCode::NOT_FOUND;
+                        // It fails where the request has been given up.
+                        let _ = respond.send_response(answer, true);
+                    }
+                },
+            },
+            why = &mut dead => return why,
+            _ = tasks.join_next(), if !tasks.is_empty() => {}
+        }
+    }
+}
+
+/// Tells the server of changes, and hears what it makes of them.
+async fn talk(
+    mut ear: Ear,
+    mut mouth: Mouth,
+    shared: &Shared,
+    drain: &CancellationToken,
+    unwanted: &CancellationToken,
+) -> std::io::Result<()> {
+    let mut changes = shared.settings.subscribe();
+    // What the greeting said may be old by now.
+    changes.mark_changed();
+    let mut told = None;
+    loop {
+        tokio::select! {
+            said = ear.next::<FromServer>() => match said? {
+                Some(FromServer::Judged { refused }) => {
+                    let before = std::mem::replace(&mut *shared.refused.lock(), refused.clone());
+                    if before != refused {
+                        for one in &refused {
+                            tracing::warn!(service = one.service, why = one.why, "the server refuses a service");
+                        }
+                    }
+                }
+                Some(FromServer::Drain) => unwanted.cancel(),
+                Some(FromServer::Unknown) => {}
+                None => return Ok(()),
+            },
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    // The agent is gone, and says so by its token.
+                    drain.cancelled().await;
+                    continue;
+                }
+                let settings = changes.borrow_and_update().clone();
+                let services = settings.map(|settings| settings.services());
+                if let Some(services) = services.filter(|services| told.as_ref() != Some(services)) {
+                    mouth.say(&FromAgent::Services { services: services.clone() }).await?;
+                    told = Some(services);
+                }
+            }
+            () = drain.cancelled() => {
+                mouth.say(&FromAgent::Drain).await?;
+                // It is the server's to end it, when its last flow has.
+                while ear.next::<FromServer>().await?.is_some() {}
+                return Ok(());
+            }
+        }
+    }
+}

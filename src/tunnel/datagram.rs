@@ -1,0 +1,218 @@
+//! Datagrams in a stream: each is a capsule of type DATAGRAM (RFC 9297 section 3.5) with context 0 in front of what was
+//! sent, as RFC 9298 section 5 has it. What cannot be sent at once waits in a short queue, and what does not fit there is
+//! dropped and counted: datagrams that are late are worth less than those that come after them, and nothing waits for them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use h2::{RecvStream, SendStream};
+use tokio::net::UdpSocket;
+
+use super::carrier::{broken, send_all};
+
+/// Datagrams and bytes that wait.
+const QUEUE: usize = 64;
+const QUEUE_BYTES: usize = 128 * 1024;
+/// The largest that UDP has, and its context.
+const LARGEST: usize = 65_528;
+/// A flow without datagrams ends; the side that has the client ends it first.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// A datagram as a capsule.
+pub fn encode(datagram: &[u8]) -> Bytes {
+    let length = datagram.len() + 1;
+    let mut out = BytesMut::with_capacity(length + 6);
+    out.put_u8(0);
+    match length {
+        0..=63 => out.put_u8(u8::try_from(length).unwrap_or(0)),
+        64..=16_383 => out.put_u16(0x4000 | u16::try_from(length).unwrap_or(0)),
+        _ => out.put_u32(0x8000_0000 | u32::try_from(length).unwrap_or(0)),
+    }
+    out.put_u8(0);
+    out.put_slice(datagram);
+    out.freeze()
+}
+
+/// A variable-length integer (RFC 9000 section 16), and how many bytes it has.
+fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let first = *bytes.first()?;
+    let size = 1usize << (first >> 6);
+    let whole = bytes.get(..size)?;
+    let rest = whole[1..].iter();
+    let value = rest.fold(u64::from(first & 0x3f), |n, byte| n << 8 | u64::from(*byte));
+    Some((value, size))
+}
+
+/// Takes the next datagram off what came; capsules and contexts that are not known are skipped.
+///
+/// # Errors
+/// When a capsule is too large.
+pub fn take(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
+    loop {
+        let Some((kind, one)) = varint(buffer) else {
+            return Ok(None);
+        };
+        let Some((length, two)) = varint(&buffer[one..]) else {
+            return Ok(None);
+        };
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if length > LARGEST {
+            return Err(io::Error::other("a capsule that is too large"));
+        }
+        if buffer.len() < one + two + length {
+            return Ok(None);
+        }
+        buffer.advance(one + two);
+        let mut value = buffer.split_to(length).freeze();
+        if kind == 0 && value.first() == Some(&0) {
+            value.advance(1);
+            return Ok(Some(value));
+        }
+    }
+}
+
+/// Datagrams that wait for room.
+#[derive(Debug, Default)]
+pub struct Queue {
+    waiting: VecDeque<Bytes>,
+    bytes: usize,
+    /// Since the beginning.
+    pub dropped: u64,
+}
+
+impl Queue {
+    /// Puts a capsule at its end, or drops it.
+    pub fn push(&mut self, capsule: Bytes) {
+        if self.waiting.len() >= QUEUE || self.bytes + capsule.len() > QUEUE_BYTES {
+            self.dropped += 1;
+            return;
+        }
+        self.bytes += capsule.len();
+        self.waiting.push_back(capsule);
+    }
+
+    /// All that waits.
+    pub fn take(&mut self) -> Option<Bytes> {
+        let first = self.waiting.pop_front()?;
+        if self.waiting.is_empty() {
+            self.bytes = 0;
+            return Some(first);
+        }
+        let mut all = BytesMut::with_capacity(self.bytes);
+        all.put(first);
+        self.waiting.drain(..).for_each(|capsule| all.put(capsule));
+        self.bytes = 0;
+        Some(all.freeze())
+    }
+}
+
+/// Passes on datagrams both ways, until the flow ends or has been silent for long.
+pub(super) async fn relay(socket: UdpSocket, mut receive: RecvStream, mut send: SendStream<Bytes>) {
+    let queue = parking_lot::Mutex::new(Queue::default());
+    let there = tokio::sync::Notify::new();
+    let moved = tokio::sync::Notify::new();
+    let read = async {
+        let mut buffer = vec![0; LARGEST];
+        loop {
+            // A port that nobody listens on is told by an error, and somebody may listen later.
+            if let Ok(size) = socket.recv(&mut buffer).await {
+                queue.lock().push(encode(&buffer[..size]));
+                there.notify_one();
+                moved.notify_one();
+            }
+        }
+    };
+    let up = async {
+        loop {
+            there.notified().await;
+            let waiting = queue.lock().take();
+            if let Some(waiting) = waiting {
+                send_all(&mut send, waiting).await?;
+            }
+        }
+    };
+    let down = async {
+        let mut buffer = BytesMut::new();
+        while let Some(chunk) = receive.data().await {
+            let chunk = chunk.map_err(broken)?;
+            let flow = receive.flow_control();
+            flow.release_capacity(chunk.len()).map_err(broken)?;
+            buffer.extend_from_slice(&chunk);
+            while let Some(datagram) = take(&mut buffer)? {
+                moved.notify_one();
+                // As above; what is not taken is lost, as UDP has it.
+                let _ = socket.send(&datagram).await;
+            }
+        }
+        Ok(())
+    };
+    let silent = async { while tokio::time::timeout(IDLE, moved.notified()).await.is_ok() {} };
+    let ended: io::Result<()> = tokio::select! {
+        ended = down => ended,
+        ended = up => ended,
+        () = read => Ok(()),
+        () = silent => Ok(()),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a flow of datagrams broke");
+    }
+    let dropped = queue.lock().dropped;
+    if dropped > 0 {
+        tracing::debug!(dropped, "datagrams that had no room");
+    }
+    // It fails where the other side has ended it.
+    let _ = send.send_data(Bytes::new(), true);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn datagrams_keep_their_bounds_however_the_stream_is_cut(
+            sizes in proptest::collection::vec(prop_oneof![0usize..70, 16_300usize..16_400, Just(65_527usize)], 1..6),
+            cut in 1usize..5_000,
+        ) {
+            let all: Vec<Vec<u8>> = sizes.iter().map(|n| vec![*n as u8; *n]).collect();
+            let stream: Vec<u8> = all.iter().flat_map(|d| encode(d)).collect();
+            let (mut buffer, mut got) = (BytesMut::new(), Vec::new());
+            for piece in stream.chunks(cut) {
+                buffer.extend_from_slice(piece);
+                while let Some(datagram) = take(&mut buffer).unwrap() {
+                    got.push(datagram.to_vec());
+                }
+            }
+            prop_assert_eq!(got, all);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let mut buffer = BytesMut::from(&bytes[..]);
+            while let Ok(Some(_)) = take(&mut buffer) {}
+        }
+    }
+
+    #[test]
+    fn the_newest_is_dropped_and_counted_when_there_is_no_room() {
+        let mut queue = Queue::default();
+        for n in 0..QUEUE + 3 {
+            queue.push(encode(&[n as u8]));
+        }
+        assert_eq!(queue.dropped, 3);
+        let mut all = BytesMut::from(&queue.take().unwrap()[..]);
+        for n in 0..QUEUE {
+            assert_eq!(take(&mut all).unwrap().unwrap()[..], [n as u8]);
+        }
+        assert!(all.is_empty() && queue.take().is_none());
+        queue.push(encode(&[0; 60_000]));
+        queue.push(encode(&[0; 60_000]));
+        queue.push(encode(&[0; 60_000]));
+        assert_eq!(queue.dropped, 4);
+    }
+}

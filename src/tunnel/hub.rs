@@ -1,0 +1,357 @@
+//! The public side's table: which agents are there, over which sessions, with which services, and what they may do. It
+//! outlives generations: a session stays while its tunnel does, and what it may do is asked anew with each flow.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::flow::{Counted, Counts, Flow};
+use super::session::Session;
+use super::wire;
+use crate::config::agent::ServiceKind;
+use crate::config::tunnel::{GrantSpec, TunnelSpec};
+use crate::registry::Registry;
+
+/// Sessions of one agent: as many as it can have, twice, for a while in which it makes new ones.
+pub(super) const MAX_SESSIONS: usize = 32;
+
+/// All that is published here. One per process.
+#[derive(Debug, Default)]
+pub struct Hub {
+    tunnels: Registry<Arc<str>, Tunnel>,
+    /// By name; those that are there, or have been since their tunnel is.
+    agents: Mutex<HashMap<Arc<str>, Arc<Agent>>>,
+    numbers: AtomicU64,
+}
+
+/// One `[tunnels.NAME]`, for as long as any generation has it.
+#[derive(Debug)]
+pub struct Tunnel {
+    pub name: Arc<str>,
+    rules: ArcSwap<TunnelSpec>,
+}
+
+/// An agent that came.
+#[derive(Debug)]
+pub(super) struct Agent {
+    pub(super) counts: Arc<Counts>,
+    state: Mutex<AgentState>,
+}
+
+#[derive(Debug, Default)]
+struct AgentState {
+    sessions: Vec<Arc<Session>>,
+    /// By service: what went wrong last.
+    errors: BTreeMap<String, (Timestamp, String)>,
+}
+
+/// Services whose last error is remembered.
+const MAX_ERRORS: usize = 256;
+
+/// Whose connection is to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    pub agent: &'a str,
+    pub service: &'a str,
+    /// UDP services take datagrams, all others a stream.
+    pub datagrams: bool,
+    /// The client, and the address that it reached.
+    pub client: Option<(SocketAddr, SocketAddr)>,
+    pub deadline: Instant,
+}
+
+/// Why there is no flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The agent is not there, or has no such service, or may not have it.
+    Absent,
+    /// The agent has as many flows as it may.
+    Full,
+    /// The service refused the agent's dial.
+    Refused,
+    Timeout,
+    /// The agent does not let itself dial it, or cannot.
+    Unreachable,
+    /// The carrier broke.
+    Broken,
+}
+
+/// Why there is no flow, and a sentence about it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{detail}")]
+pub struct Refusal {
+    pub reason: Reason,
+    pub detail: String,
+}
+
+impl Refusal {
+    pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Refusal {
+        Refusal {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl Reason {
+    /// As it goes over the wire.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Reason::Absent => "absent",
+            Reason::Full => "full",
+            Reason::Refused => "refused",
+            Reason::Timeout => "timeout",
+            Reason::Unreachable => "unreachable",
+            Reason::Broken => "broken",
+        }
+    }
+
+    pub(super) fn of(word: &str) -> Reason {
+        let all = [
+            Reason::Absent,
+            Reason::Full,
+            Reason::Refused,
+            Reason::Timeout,
+            Reason::Broken,
+        ];
+        let known = all.into_iter().find(|reason| reason.word() == word);
+        known.unwrap_or(Reason::Unreachable)
+    }
+}
+
+impl Hub {
+    /// The tunnel of a generation: the one that is there, with its sessions, or a new one.
+    pub fn lease(&self, spec: &TunnelSpec) -> Arc<Tunnel> {
+        self.tunnels.lease(&spec.name, || Tunnel {
+            name: spec.name.clone(),
+            rules: ArcSwap::from_pointee(spec.clone()),
+        })
+    }
+
+    /// A generation with this spec is committed: its sessions go by it from now on.
+    pub fn adopt(&self, tunnel: &Tunnel, spec: &TunnelSpec) {
+        if **tunnel.rules.load() == *spec {
+            return;
+        }
+        tunnel.rules.store(Arc::new(spec.clone()));
+        for agent in self.agents.lock().values() {
+            for session in &agent.state.lock().sessions {
+                if session.tunnel.name == tunnel.name {
+                    session.recheck.notify_one();
+                }
+            }
+        }
+    }
+
+    /// What a new session is called: unlike any other's.
+    pub(super) fn number(&self) -> String {
+        format!("s{}", self.numbers.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    pub(super) fn agent(&self, name: &Arc<str>) -> Arc<Agent> {
+        let mut agents = self.agents.lock();
+        let made = agents.entry(name.clone()).or_insert_with(|| {
+            Arc::new(Agent {
+                counts: Arc::default(),
+                state: Mutex::default(),
+            })
+        });
+        made.clone()
+    }
+
+    /// Connects to a service.
+    ///
+    /// # Errors
+    /// Why not; nothing has been sent then.
+    pub async fn open(&self, ask: Ask<'_>) -> Result<Flow, Refusal> {
+        let Ask {
+            agent: name,
+            service,
+            ..
+        } = ask;
+        let absent = |what: String| Refusal::new(Reason::Absent, what);
+        let agent = self.agents.lock().get(name).cloned();
+        let agent = agent.ok_or_else(|| absent(format!("agent {name} is not connected")))?;
+        let mut tried = Vec::new();
+        loop {
+            let (session, grant) = agent.choose(&ask, &tried)?;
+            let limit = grant.and_then(|grant| grant.flows);
+            let counts = (&agent.counts, &session.counts);
+            let Some(counted) = Counted::take(counts.0, counts.1, limit, &session.ended) else {
+                let detail = format!(
+                    "agent {name} has {} flows, as many as it may",
+                    limit.unwrap_or(0)
+                );
+                return Err(Refusal::new(Reason::Full, detail));
+            };
+            match session.open(&ask, counted).await {
+                Ok(flow) => return Ok(flow),
+                // Nobody has seen it: another session may do.
+                Err(refusal) if refusal.reason == Reason::Broken => tried.push(session.id.clone()),
+                Err(refusal) => {
+                    agent.note(service, &refusal.detail);
+                    return Err(refusal);
+                }
+            }
+        }
+    }
+
+    /// Every agent that is there or has been, by name.
+    pub fn agents(&self) -> Vec<AgentView> {
+        let agents: Vec<_> = {
+            let agents = self.agents.lock();
+            agents.iter().map(|(n, a)| (n.clone(), a.clone())).collect()
+        };
+        let mut all: Vec<_> = agents
+            .into_iter()
+            .map(|(name, agent)| agent.view(name))
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+}
+
+/// An agent as it is shown.
+#[derive(Debug)]
+pub struct AgentView {
+    pub name: Arc<str>,
+    pub counts: Arc<Counts>,
+    pub sessions: Vec<Arc<Session>>,
+    pub errors: BTreeMap<String, (Timestamp, String)>,
+}
+
+impl Tunnel {
+    /// What holds now.
+    pub fn rules(&self) -> Arc<TunnelSpec> {
+        self.rules.load_full()
+    }
+}
+
+/// Why a grant does not have a service; `None`: it has.
+pub(super) fn forbidden(
+    grant: Option<&GrantSpec>,
+    service: &str,
+    kind: Option<ServiceKind>,
+) -> Option<String> {
+    let Some(kind) = kind else {
+        return Some("this kind of service is not known here".to_owned());
+    };
+    let grant = grant?;
+    let named = |list: &Vec<_>| {
+        list.iter()
+            .any(|p: &crate::config::tunnel::NamePattern| p.matches(service))
+    };
+    if !grant.services.as_ref().is_none_or(named) {
+        return Some("it is not granted: `services` does not name it".to_owned());
+    }
+    if !grant
+        .kinds
+        .as_ref()
+        .is_none_or(|kinds| kinds.contains(&kind))
+    {
+        return Some(format!("it is not granted: `kinds` has no `{kind}`"));
+    }
+    None
+}
+
+impl Agent {
+    /// A session joins; false: there are too many.
+    pub(super) fn join(&self, session: &Arc<Session>) -> bool {
+        let mut state = self.state.lock();
+        if state.sessions.len() >= MAX_SESSIONS {
+            return false;
+        }
+        state.sessions.push(session.clone());
+        true
+    }
+
+    pub(super) fn leave(&self, session: &Arc<Session>) {
+        let sessions = &mut self.state.lock().sessions;
+        sessions.retain(|other| !Arc::ptr_eq(other, session));
+    }
+
+    fn note(&self, service: &str, what: &str) {
+        let mut state = self.state.lock();
+        let errors = &mut state.errors;
+        if errors.len() < MAX_ERRORS || errors.contains_key(service) {
+            errors.insert(service.to_owned(), (Timestamp::now(), what.to_owned()));
+        }
+    }
+
+    /// The least loaded session with the service: one of the agent's newest process before others, and one that is told
+    /// to end only if there is nothing else.
+    fn choose(
+        &self,
+        ask: &Ask<'_>,
+        tried: &[String],
+    ) -> Result<(Arc<Session>, Option<GrantSpec>), Refusal> {
+        let (name, service) = (ask.agent, ask.service);
+        let absent = |what: String| Refusal::new(Reason::Absent, what);
+        let state = self.state.lock();
+        let Some(newest) = state.sessions.last() else {
+            return Err(absent(format!("agent {name} is not connected")));
+        };
+        let having = state.sessions.iter().filter(|s| s.kind(service).is_some());
+        let best = having
+            .filter(|session| !tried.contains(&session.id))
+            .min_by_key(|session| {
+                let old = session.instance != newest.instance;
+                let flows = session.counts.open.load(Ordering::Relaxed);
+                (session.is_draining(), old, flows)
+            });
+        let Some(best) = best else {
+            return Err(match tried.is_empty() {
+                true => absent(format!("agent {name} has no service {service}")),
+                false => Refusal::new(
+                    Reason::Broken,
+                    format!("agent {name}: its connections broke"),
+                ),
+            });
+        };
+        let kind = best.kind(service).flatten();
+        let grant = best.tunnel.rules.load().grants.get(name).cloned();
+        if let Some(why) = forbidden(grant.as_ref(), service, kind) {
+            return Err(absent(format!("service {service} of agent {name}: {why}")));
+        }
+        let datagrams = kind == Some(ServiceKind::Udp);
+        if datagrams != ask.datagrams {
+            let what = if datagrams { "UDP" } else { "no UDP" };
+            let detail = format!("service {service} of agent {name} is a {what} service");
+            return Err(Refusal::new(Reason::Unreachable, detail));
+        }
+        Ok((best.clone(), grant))
+    }
+
+    fn view(&self, name: Arc<str>) -> AgentView {
+        let state = self.state.lock();
+        AgentView {
+            name,
+            counts: self.counts.clone(),
+            sessions: state.sessions.clone(),
+            errors: state.errors.clone(),
+        }
+    }
+}
+
+/// The services of a declaration, by name; `None` of what is not known here.
+pub(super) fn declared(services: &[wire::Service]) -> BTreeMap<Box<str>, Option<ServiceKind>> {
+    let one = |s: &wire::Service| (s.name.as_str().into(), ServiceKind::of(&s.kind));
+    services.iter().map(one).collect()
+}
+
+/// Told when something about a session is to be looked at again.
+pub(super) type Bell = Arc<Notify>;
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}

@@ -1,0 +1,19 @@
+//! Services behind NAT, published by a public machine: both sides, in one binary.
+//!
+//! An agent ([`agent`]) dials the public side over TLS 1.3, both prove that they know a secret ([`auth`]), and then the
+//! roles turn: the agent serves HTTP/2 on the connection that it made, and the public side asks ([`session`]). Each stream
+//! is one connection to a service. [`Hub`] is the table of who is there; it outlives generations, and is where a target
+//! `tunnel:AGENT/SERVICE` is dialled.
+
+pub mod agent;
+pub mod auth;
+pub mod carrier;
+pub mod datagram;
+mod dial;
+pub mod flow;
+mod hub;
+mod local;
+pub mod session;
+pub mod wire;
+
+pub use hub::{AgentView, Ask, Hub, Refusal, Tunnel};

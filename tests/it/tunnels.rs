@@ -1,0 +1,119 @@
+//! Tunnels, between two real processes: what goes through, who is let in, and what a swap leaves alone.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use crate::kit::{Call, Gate, Origin, free_port, get, until};
+
+const TOKEN: &str = "correct-horse-battery-staple";
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// The public side: agents at `agents`, visitors at `web`.
+fn edge(agents: SocketAddr, web: SocketAddr, more: &str) -> String {
+    format!(
+        "[tunnels.edge]\nlisten = \"{agents}\"\ntls.self_signed = [\"localhost\"]\ntokens = {{ home = \"{TOKEN}\" }}\n\
+         [http.web]\nlisten = \"{web}\"\nproxy = \"tunnel:home/blog\"\n{more}\n"
+    )
+}
+
+/// The private side, with these lines for whom it trusts.
+fn home(agents: SocketAddr, blog: SocketAddr, lines: &str, more: &str) -> String {
+    format!(
+        "[agents.home]\nserver = \"{agents}\"\n{lines}\nservices.blog = \"http://{blog}\"\n{more}\n"
+    )
+}
+
+fn pin(edge: &Gate) -> String {
+    let list = edge.call(Call::get("/tunnels")).expect(200);
+    list["tunnels"][0]["pins"][0].as_str().unwrap().to_owned()
+}
+
+fn agent(gate: &Gate) -> Value {
+    gate.call(Call::get("/tunnels")).expect(200)["agents"][0].clone()
+}
+
+/// The ids of all sessions, once there are two and both sides agree on them.
+fn sessions(edge: &Gate, home: &Gate) -> Vec<String> {
+    until("two sessions on both sides", || {
+        let list = edge.call(Call::get("/tunnels")).expect(200);
+        let ids = |list: &Value| -> Vec<String> {
+            let all = list.as_array().into_iter().flatten();
+            let mut ids: Vec<_> = all
+                .filter_map(|s| s["session"].as_str().map(str::to_owned))
+                .collect();
+            ids.sort();
+            ids
+        };
+        let there = ids(&list["tunnels"][0]["agents"][0]["sessions"]);
+        let here = ids(&agent(home)["sessions"]);
+        (there.len() == 2 && there == here).then_some(here)
+    })
+}
+
+/// Why the agent is not connected, once that is known.
+fn trouble(home: &Gate) -> (String, String) {
+    until("the agent's trouble", || {
+        let session = agent(home)["sessions"][0].clone();
+        let text = |key: &str| session[key].as_str().map(str::to_owned);
+        Some((text("trouble")?, text("why")?))
+    })
+}
+
+#[test]
+fn a_service_is_reached_and_swaps_on_either_side_leave_its_sessions_alone() {
+    let blog = Origin::start("blog");
+    let (agents, web) = (local(free_port()), local(free_port()));
+    let edge_gate = Gate::start(&edge(agents, web, ""));
+    // Nobody is there yet.
+    assert_eq!(get(web, "x", "/who").status, 503);
+    let lines = format!("token = \"{TOKEN}\"\ntls.pin = \"{}\"", pin(&edge_gate));
+    let home_gate = Gate::start(&home(agents, blog.addr, &lines, ""));
+    let before = sessions(&edge_gate, &home_gate);
+    assert_eq!(get(web, "x", "/who").status, 200);
+    for n in 0..5 {
+        let other = format!("[http.other]\nlisten = \"127.0.0.1:0\"\nrespond = \"{n}\"");
+        edge_gate.reload_ok(&edge(agents, web, &other));
+        home_gate.reload_ok(&home(agents, blog.addr, &lines, &other));
+        assert_eq!(get(web, "x", "/who").status, 200);
+    }
+    assert_eq!(sessions(&edge_gate, &home_gate), before);
+    // A service that is gone is told over the same sessions.
+    let none = home(agents, blog.addr, &lines, "").replace("services.blog", "services.other");
+    home_gate.reload_ok(&none);
+    until("the other service to be known", || {
+        let list = edge_gate.call(Call::get("/tunnels")).expect(200);
+        let services = list["tunnels"][0]["agents"][0]["services"].clone();
+        (services.as_array()?.len() == 1 && services[0]["service"] == "other").then_some(())
+    });
+    assert_eq!(sessions(&edge_gate, &home_gate), before);
+}
+
+#[test]
+fn one_that_may_not_come_and_one_that_does_not_trust_say_so() {
+    let blog = Origin::start("blog");
+    let (agents, web) = (local(free_port()), local(free_port()));
+    let edge_gate = Gate::start(&edge(agents, web, ""));
+    let pin = pin(&edge_gate);
+    let wrong = format!("token = \"wrong-horse-battery-staple\"\ntls.pin = \"{pin}\"");
+    let home_gate = Gate::start(&home(agents, blog.addr, &wrong, ""));
+    let (kind, why) = trouble(&home_gate);
+    assert_eq!(kind, "refused", "{why}");
+    assert!(why.contains("secret is wrong"), "{why}");
+    until("the edge to say so", || {
+        edge_gate
+            .output()
+            .contains("its secret is wrong")
+            .then_some(())
+    });
+    drop(home_gate);
+    let other = format!("sha256/{}=", "A".repeat(43));
+    let lines = format!("token = \"{TOKEN}\"\ntls.pin = \"{other}\"");
+    let home_gate = Gate::start(&home(agents, blog.addr, &lines, ""));
+    let (kind, why) = trouble(&home_gate);
+    assert_eq!(kind, "distrusted", "{why}");
+    assert!(why.contains(&pin), "{why}");
+}
