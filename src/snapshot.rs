@@ -648,4 +648,18 @@ mod tests {
         let owners: Vec<_> = keys.filter_map(|key| key.owner).collect();
         assert_eq!(owners, [("web".into(), 0), ("web".into(), 1)]);
     }
+
+    /// Sections have names of their own.
+    #[test]
+    fn a_port_that_the_kernel_chooses_is_not_shared_by_two_of_one_name() {
+        let text = b"[http.a]\nlisten = '127.0.0.1:0'\nrespond = ''\n\
+                     [tcp.a]\nlisten = '127.0.0.1:0'\nupstream = '127.0.0.1:1'\n\
+                     [forward.a]\nlisten = '127.0.0.1:0'\n";
+        let context = Context {
+            base: "/".into(),
+            running: None,
+        };
+        let parsed = Document::parse(text, Format::Toml, &context).unwrap();
+        assert_eq!(bindings(&parsed.document).len(), 3);
+    }
 }

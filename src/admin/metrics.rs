@@ -230,9 +230,16 @@ impl Page {
             "Tries on a target that ended without a response: it failed, or the client left.",
             each().map(|(labels, t)| (labels, t.totals.failed as f64)),
         )?;
+        to.counters(
+            "evergate_target_sessions",
+            "TCP sessions with a target that have ended.",
+            each()
+                .filter(|(_, t)| t.totals.sessions > 0)
+                .map(|(labels, t)| (labels, t.totals.sessions as f64)),
+        )?;
         to.gauges(
             "evergate_target_requests_in_flight",
-            "Requests that a target has, open websockets included.",
+            "Requests that a target has, open websockets and TCP sessions included.",
             each().map(|(labels, t)| (labels, t.totals.in_flight())),
         )?;
         to.histograms(
@@ -244,7 +251,7 @@ impl Page {
         )?;
         to.counters(
             "evergate_target_response_bytes",
-            "Bytes of response bodies, by the target that gave them.",
+            "Bytes of response bodies and sessions, by the target that gave them.",
             each().map(|(labels, t)| (labels, t.totals.sent as f64)),
         )?;
         to.gauges(

@@ -13,14 +13,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::entry::{Entry, Plane};
+use super::entry::Plane;
 use super::http::Listener;
-use crate::config::runtime::OnChange;
 use crate::forward::associate::{self, Association};
 use crate::forward::socks::v5::{self, Method, To};
 use crate::forward::socks::{Parsed, Reply, v4};
 use crate::forward::{Ask, Destination, Forward, Reached, Refused};
-use crate::generation::{EpochGuard, Flight, Serving, Verdict};
+use crate::generation::EpochGuard;
 use crate::http::Face as _;
 use crate::http::connection::IDLE_LINGER;
 use crate::l4::relay::{Terms, relay};
@@ -366,7 +365,11 @@ where
     if !matches!(timeout(LAST_WRITE, said.send(&success)).await, Ok(Ok(()))) {
         return;
     }
-    settle(&flight, on_change, &client.listener.slot.pin());
+    flight.set_long(on_change);
+    let newest = client.listener.slot.pin();
+    let holds = |definition| newest.entry.holds(definition);
+    flight.settle(&newest.generation, holds);
+    drop(newest);
     // From now on it lives and ends by its own definition, not with the connections of its epoch.
     drop(guard);
     let Said { stream, bytes } = said;
@@ -455,19 +458,4 @@ async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<B
             Ok(Begun::Associated(Box::new(made)))
         }
     }
-}
-
-/// It has become a long flow. `newest` is what serves now: if it is not the generation that the session began in, a commit
-/// has passed by that did not know.
-fn settle(flight: &Flight, on_change: OnChange, newest: &Serving<Entry>) {
-    flight.set_long(on_change);
-    flight.reconsider(&newest.generation, |asked| {
-        let holds = newest.entry.holds(asked.definition);
-        match asked.long {
-            Some(OnChange::Keep) => Verdict::Moves(newest.generation.clone()),
-            _ if holds => Verdict::Moves(newest.generation.clone()),
-            Some(OnChange::Cut) => Verdict::Ends,
-            Some(OnChange::Drain) | None => Verdict::Stays,
-        }
-    });
 }

@@ -84,5 +84,6 @@ pub async fn serve<S>(
         session: Some(&session),
     };
     let relayed = relay(stream, target, Bytes::new(), terms).await;
+    in_flight.end_session(relayed.to_client);
     tracing::debug!(%peer, ?relayed, "session ended");
 }

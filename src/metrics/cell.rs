@@ -28,6 +28,8 @@ pub struct Cell {
     sent: AtomicU64,
     /// Without a status: of a target, tries that came to nothing.
     failed: AtomicU64,
+    /// Without a status either: of a target, sessions that came to their end.
+    sessions: AtomicU64,
 }
 
 /// How a request ended.
@@ -78,6 +80,12 @@ impl Cell {
         add(&self.failed, 1);
     }
 
+    /// A session that is no HTTP has ended; so many bytes went to the client.
+    pub fn end_session(&self, sent: u64) {
+        add(&self.sessions, 1);
+        add(&self.sent, sent);
+    }
+
     /// So many bytes of a request's body came.
     pub fn receive(&self, bytes: u64) {
         add(&self.received, bytes);
@@ -101,6 +109,7 @@ impl Cell {
         totals.received += get(&self.received);
         totals.sent += get(&self.sent);
         totals.failed += get(&self.failed);
+        totals.sessions += get(&self.sessions);
         totals.begun += get(&self.begun);
     }
 }
@@ -117,12 +126,13 @@ pub struct Totals {
     pub received: u64,
     pub sent: u64,
     pub failed: u64,
+    pub sessions: u64,
 }
 
 impl Totals {
     pub fn in_flight(&self) -> u64 {
         self.begun
-            .saturating_sub(self.ended.iter().sum::<u64>() + self.failed)
+            .saturating_sub(self.ended.iter().sum::<u64>() + self.failed + self.sessions)
     }
 
     /// Bounds in seconds and counts, the last one without bound.

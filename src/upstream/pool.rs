@@ -514,6 +514,12 @@ impl InFlight {
         self.target.count(self.worker).cell.end(&outcome);
         self.ended = true;
     }
+
+    /// It was a session that is no HTTP, and it has ended; so many bytes went to the client.
+    pub fn end_session(&mut self, sent: u64) {
+        self.target.count(self.worker).cell.end_session(sent);
+        self.ended = true;
+    }
 }
 
 impl Drop for InFlight {

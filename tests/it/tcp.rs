@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 
-use crate::kit::{Gate, PATIENCE, free_port, get, until};
+use crate::kit::{Call, Gate, PATIENCE, free_port, get, until};
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -134,6 +134,26 @@ fn limits_and_silence_end_sessions() {
     let mut silent = open(listen);
     exchange(&mut silent, "last words");
     assert!(ends(&mut silent));
+}
+
+#[test]
+fn a_session_that_ended_is_no_failure_of_its_target() {
+    let (origin, listen) = (echo(), local(free_port()));
+    let target = origin.addr.to_string();
+    let gate = Gate::start(&passing(listen, &target, ""));
+    for _ in 0..3 {
+        exchange(&mut open(listen), "hello");
+    }
+    let labels = format!("{{upstream=\"{target}\",target=\"{target}\"}}");
+    until("three sessions to be counted", || {
+        let page = gate.call(Call::get("/metrics")).0.text();
+        let has = |name: &str, n: u64| page.contains(&format!("{name}{labels} {n}\n"));
+        let ended = has("evergate_target_sessions_total", 3);
+        ended.then(|| {
+            assert!(has("evergate_target_unanswered_total", 0), "{page}");
+            assert!(has("evergate_target_requests_in_flight", 0), "{page}");
+        })
+    });
 }
 
 #[test]
