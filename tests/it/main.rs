@@ -23,6 +23,7 @@ mod edits;
 mod examples;
 mod files;
 mod filters;
+mod forward;
 mod gates;
 mod hardening_framing;
 mod hardening_h2;
