@@ -71,6 +71,7 @@ pub fn main() -> ExitCode {
         Some(Verb::ReverseProxy(args)) => quick::reverse_proxy(&args),
         Some(Verb::FileServer(args)) => quick::file_server(&args),
         Some(Verb::Respond(args)) => quick::respond(&args),
+        Some(Verb::Proxy(args)) => quick::proxy(&args),
         Some(Verb::Schema) => local::schema(),
         Some(Verb::HashPassword) => password::hash_password(),
         Some(Verb::Reload(reload)) => remote::block_on(remote::reload(reload)),

@@ -42,6 +42,8 @@ pub(crate) enum Verb {
     FileServer(quick::FileServer),
     /// Answer every request with a text, without a configuration file
     Respond(quick::Respond),
+    /// Be a forward proxy (HTTP and SOCKS), without a configuration file
+    Proxy(quick::Proxy),
     /// Say everything that is wrong with a file; needs no running process
     ///
     /// Touches nothing outside the file: addresses in use and missing certificates are found by `adapt`, which asks the

@@ -283,7 +283,7 @@ fn origin_form(uri: &Uri) -> Result<Uri, Error> {
     let target = match uri.path_and_query() {
         None => PathAndQuery::from_static("/"),
         Some(target) if target.as_str().starts_with(['/', '*']) => target.clone(),
-        Some(target) => PathAndQuery::try_from(format!("/{target}"))
+        Some(target) => PathAndQuery::try_from(format!("/{}", target.as_str()))
             .map_err(|error| Error::client(StatusCode::BAD_REQUEST, error.to_string()))?,
     };
     Ok(Uri::from(target))
