@@ -157,7 +157,7 @@ pub(super) async fn handle(
     let mut response = Response::new(ResponseBody::new(Content::Empty));
     response.extensions_mut().insert(Agreed);
     let becomes = Becomes::Passage(Box::new(passage));
-    Handled::switched(response, Box::new(Switch { becomes, stream }))
+    Handled::switched(response, Switch { becomes, stream })
 }
 
 /// Who it is.

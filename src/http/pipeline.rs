@@ -51,12 +51,12 @@ pub(super) struct Handled {
     /// What must be read away first, if the connection is to go on.
     unread: Option<Incoming>,
     /// What the connection, or the stream, becomes with it.
-    switch: Option<Box<Switch>>,
+    switch: Option<Switch>,
 }
 
 impl Handled {
     /// What the connection, or the stream, becomes with an answer.
-    pub(super) fn switched(response: Response<ResponseBody>, switch: Box<Switch>) -> Handled {
+    pub(super) fn switched(response: Response<ResponseBody>, switch: Switch) -> Handled {
         Handled {
             switch: Some(switch),
             ..Handled::answered(response, false)

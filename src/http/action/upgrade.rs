@@ -105,5 +105,5 @@ pub(super) async fn run(
     }
     let response = response.map(|()| ResponseBody::new(Content::Empty));
     let becomes = Becomes::Websocket(Box::new(tunnel));
-    Ok((response, Some(Box::new(Switch { becomes, stream }))))
+    Ok((response, Some(Switch { becomes, stream })))
 }
