@@ -333,28 +333,15 @@ pub fn page<'a>(
     (all, next)
 }
 
-/// What came of asking one to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Closing {
-    Told,
-    /// It was told before and is ending.
-    Already,
-    /// There is none of this id.
-    Unknown,
-}
-
-/// Tells a session to end.
-pub fn close<'a>(workers: impl IntoIterator<Item = &'a Arc<Sessions>>, id: u64) -> Closing {
-    let owner = workers.into_iter().find(|sessions| sessions.owns(id));
-    let shared = owner.and_then(|sessions| sessions.table.lock().open.get(&id).cloned());
-    let Some(shared) = shared else {
-        return Closing::Unknown;
-    };
-    if shared.close.swap(true, Ordering::AcqRel) {
-        return Closing::Already;
+/// Tells a session to end, which may take it a moment, and returns what it was then; again is no harm. `None`: there is
+/// none of this id.
+pub fn close<'a>(workers: impl IntoIterator<Item = &'a Arc<Sessions>>, id: u64) -> Option<Info> {
+    let owner = workers.into_iter().find(|sessions| sessions.owns(id))?;
+    let shared = owner.table.lock().open.get(&id).cloned()?;
+    if !shared.close.swap(true, Ordering::AcqRel) {
+        shared.waker.wake();
     }
-    shared.waker.wake();
-    Closing::Told
+    Some(owner.info(&shared))
 }
 
 /// An open session; dropping it ends it. Each counter is written by one task at a time.
@@ -536,15 +523,16 @@ mod tests {
         });
         tokio::task::yield_now().await;
         let id = one.id() + 1;
-        assert_eq!(close(&all, id), Closing::Told);
+        let told = close(&all, id).unwrap();
+        assert_eq!((told.id, told.closing), (id, true));
         let other = waiting.await.unwrap();
-        assert_eq!(close(&all, id), Closing::Already);
+        assert!(close(&all, id).is_some());
         let told: Vec<_> = page(&all, &Wanted::default(), 0, 9).0;
         assert!(!told[0].closing && told[1].closing);
         drop(other);
-        assert_eq!(close(&all, id), Closing::Unknown);
-        assert_eq!(close(&all, 0), Closing::Unknown);
-        assert_eq!(close(&all, u64::MAX), Closing::Unknown);
+        for none in [id, 0, u64::MAX] {
+            assert!(close(&all, none).is_none(), "{none}");
+        }
     }
 
     #[test]

@@ -374,27 +374,28 @@ where
     drop(guard);
     let Said { stream, bytes } = said;
     let (peer, to) = (client.peer, asked.what);
+    let kind = match (&begun, asked.version) {
+        (Begun::Associated(_), _) => Kind::SocksUdp,
+        (Begun::Connected(_), Version::Socks4) => Kind::Socks4,
+        (Begun::Connected(_), Version::Socks5) => Kind::Socks5,
+    };
+    let session = client.listener.worker.sessions.open(
+        kind,
+        Start {
+            client: peer.address(),
+            user: asked.user,
+            listener: Some(proxy.name.clone()),
+            destination: match &to {
+                What::Connect(to) => Some(to.to_string().into()),
+                What::Associate => None,
+            },
+            watch: Some(flight.watch()),
+            ..Start::default()
+        },
+    );
     match begun {
         Begun::Connected(reached) => {
             let Reached { link, place, .. } = *reached;
-            let kind = match asked.version {
-                Version::Socks4 => Kind::Socks4,
-                Version::Socks5 => Kind::Socks5,
-            };
-            let session = client.listener.worker.sessions.open(
-                kind,
-                Start {
-                    client: peer.address(),
-                    user: asked.user,
-                    listener: Some(proxy.name.clone()),
-                    destination: match &to {
-                        What::Connect(to) => Some(to.to_string().into()),
-                        What::Associate => None,
-                    },
-                    watch: Some(flight.watch()),
-                    ..Start::default()
-                },
-            );
             let terms = Terms {
                 idle: proxy.spec.timeouts.idle,
                 bandwidth: proxy.spec.limits.bandwidth,
@@ -412,7 +413,7 @@ where
             drop(place);
         }
         Begun::Associated(association) => {
-            let ended = Box::pin(association.run(stream, &flight)).await;
+            let ended = Box::pin(association.run(stream, &flight, &session)).await;
             tracing::debug!(%peer, ?ended, "association ended");
         }
     }

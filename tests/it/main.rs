@@ -43,6 +43,7 @@ mod routes;
 mod said_once;
 mod samples;
 mod scale;
+mod sessions;
 mod sockets;
 mod socks;
 mod split;
