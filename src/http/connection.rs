@@ -23,6 +23,7 @@ use super::tunnel::{Switch, Tunnel};
 use crate::config::http::{ConnectionSpec, Scheme};
 use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net::Peer;
+use crate::session::{Kind, Start};
 use crate::tls::Session;
 
 /// How long an idle connection that must end waits for one more request, which is then told so: closing at once would
@@ -325,6 +326,14 @@ impl Connection {
         let Switch { mut tunnel, stream } = *switch;
         record.given_by(&tunnel.in_flight.target);
         tunnel.record = Some(record);
+        let (upstream, target) = tunnel.in_flight.target.key();
+        let start = Start {
+            upstream: Some(upstream.clone()),
+            destination: Some(target.to_string().into()),
+            watch: Some(tunnel.progress.flight.watch()),
+            ..std::mem::take(&mut tunnel.start)
+        };
+        tunnel.session = Some(self.worker.sessions.open(Kind::Websocket, start));
         WorkerCounters::add(&self.worker.counters.websockets);
         let tunnel = Box::new(tunnel);
         let mut state = self.state.lock();

@@ -33,6 +33,7 @@ use super::vars::Vars;
 use super::{Entry, Face};
 use crate::generation::Serving;
 use crate::metrics::WorkerCounters;
+use crate::session::Start;
 use crate::upstream::error::Error;
 
 /// Bytes of a request body that are read and thrown away so that the connection can go on after an answer that did not
@@ -339,6 +340,15 @@ async fn handle(
     }
     if let Some(passed) = passed {
         filters.back(*passed, &mut handled.response);
+    }
+    if let Some(switch) = &mut handled.switch {
+        switch.tunnel.start = Start {
+            client: context.client_address(),
+            user: context.user.clone(),
+            listener: Some(server.name.clone()),
+            route: route.and_then(|route| route.name.clone()),
+            ..Start::default()
+        };
     }
     handled
 }

@@ -16,6 +16,7 @@ use crate::http::progress::Progress;
 use crate::http::request::RequestContext;
 use crate::http::tunnel::{Switch, Tunnel};
 use crate::http::websocket;
+use crate::session::Start;
 use crate::upstream::body::RequestBody;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::upgrade::Answer;
@@ -89,6 +90,8 @@ pub(super) async fn run(
         progress: progress.clone(),
         in_flight,
         record: None,
+        start: Start::default(),
+        session: None,
         idle: switching.idle,
         on_change: switching.on_change,
     };
