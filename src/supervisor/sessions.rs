@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::handle::Handle;
 use super::view::View;
-use crate::session::{self, Info, Kind, Sessions, Totals, Wanted};
+use crate::session::{self, Info, Kind, Name, Sessions, Totals, Wanted};
 
 /// `GET /sessions`: one page.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,7 +29,7 @@ pub struct LiveSession {
     pub id: u64,
     /// `websocket`, `connect`, `socks5`, `socks4`, `socks_udp`, `tcp`, `udp`, `bridge` or `tunnel`.
     pub kind: String,
-    /// Address and port (absent: it came over a unix socket).
+    /// Address, and port if it is known (absent: it came over a unix socket).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub client: Option<String>,
     /// Whom authentication found.
@@ -90,7 +90,10 @@ impl From<Info> for LiveSession {
         LiveSession {
             id: info.id,
             kind: info.kind.name().to_owned(),
-            client: info.client.map(|client| client.to_string()),
+            client: info.client.map(|client| match client.port() {
+                0 => client.ip().to_string(),
+                _ => client.to_string(),
+            }),
             user: text(info.user),
             listener: text(info.listener),
             route: text(info.route),
@@ -112,16 +115,20 @@ impl View {
         workers.map(|worker| &worker.context.sessions)
     }
 
-    /// Sums of all workers, by kind.
-    pub(super) fn session_totals(&self) -> [(Kind, Totals); Kind::ALL.len()] {
-        session::totals(self.tables())
+    /// Sums of all workers, of the kinds that there have been.
+    pub(super) fn session_totals(&self) -> Vec<(Kind, Totals)> {
+        let all = session::totals(self.tables()).into_iter();
+        all.filter(|(_, totals)| totals.opened > 0).collect()
     }
 
-    /// The same, of the kinds that there have been.
+    /// The same by kind and listener.
+    pub(super) fn session_names(&self) -> Vec<(Name, Totals)> {
+        session::names(self.tables()).into_iter().collect()
+    }
+
     pub(super) fn session_status(&self) -> BTreeMap<String, SessionTotals> {
         let all = self.session_totals().into_iter();
-        all.filter(|(_, totals)| totals.opened > 0)
-            .map(|(kind, totals)| (kind.name().to_owned(), totals.into()))
+        all.map(|(kind, totals)| (kind.name().to_owned(), totals.into()))
             .collect()
     }
 }

@@ -70,7 +70,7 @@ pub struct GenerationStatus {
     pub state: String,
     /// Requests in flight on it.
     pub requests: u64,
-    /// Open websockets that live by it.
+    /// Long flows that live by it: websockets, sessions.
     pub tunnels: u64,
 }
 
