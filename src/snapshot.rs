@@ -294,12 +294,23 @@ impl Snapshot {
                     if let Some(spec) = behind.forward {
                         let presented = presented_by(spec, &certificates, tls);
                         let passwords = &filters.passwords;
-                        let proxy = Forward::build(spec, &files, presented, passwords, forward);
+                        let proxy = Forward::build(
+                            spec,
+                            &files,
+                            presented,
+                            passwords,
+                            forward,
+                            access_log.clone(),
+                        );
                         return (key, Arc::new(Entry::of_forward(Arc::new(proxy), http)));
                     }
                     let tcp = behind.tcp.and_then(|spec| {
                         let upstream = upstreams.get(&spec.upstream)?.clone();
-                        Some(Arc::new(Tcp::new(spec.clone(), upstream)))
+                        Some(Arc::new(Tcp::new(
+                            spec.clone(),
+                            upstream,
+                            access_log.clone(),
+                        )))
                     });
                     if let Some(tcp) = tcp {
                         return (key, Arc::new(Entry::of_tcp(http, tcp)));

@@ -23,6 +23,7 @@ use super::socks::v5::To;
 use super::target::Destination;
 use super::{Ask, Forward, Place};
 use crate::generation::Flight;
+use crate::http::record::session::End;
 use crate::session::Session;
 
 /// Bytes of the largest datagram.
@@ -57,6 +58,17 @@ pub enum Ended {
     /// A swap or an operator ended it.
     Cut,
     Broken(io::Error),
+}
+
+impl From<&Ended> for End {
+    fn from(ended: &Ended) -> End {
+        match ended {
+            Ended::Closed => End::Closed,
+            Ended::Idle => End::Idle,
+            Ended::Cut => End::Cut,
+            Ended::Broken(_) => End::Broken,
+        }
+    }
 }
 
 /// Sockets and what is known of the client.

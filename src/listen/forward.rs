@@ -22,6 +22,7 @@ use crate::forward::{Ask, Destination, Forward, Reached, Refused};
 use crate::generation::EpochGuard;
 use crate::http::Face as _;
 use crate::http::connection::IDLE_LINGER;
+use crate::http::record::session::SessionLine;
 use crate::l4::relay::{Terms, relay};
 use crate::net::{Peer, Sever};
 use crate::session::{Kind, Start};
@@ -393,6 +394,8 @@ where
             ..Start::default()
         },
     );
+    let worker = client.listener.worker.index;
+    let line = SessionLine::new(proxy.log.clone(), worker, &session);
     match begun {
         Begun::Connected(reached) => {
             let Reached { link, place, .. } = *reached;
@@ -407,6 +410,7 @@ where
             drop((proxy, client));
             let early = Bytes::from(bytes);
             let relayed = relay(stream, link, early, terms).await;
+            line.end((&relayed.cause).into());
             if let What::Connect(to) = to {
                 tracing::debug!(%peer, %to, ?relayed, "session ended");
             }
@@ -414,6 +418,7 @@ where
         }
         Begun::Associated(association) => {
             let ended = Box::pin(association.run(stream, &flight, &session)).await;
+            line.end((&ended).into());
             tracing::debug!(%peer, ?ended, "association ended");
         }
     }

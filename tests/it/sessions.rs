@@ -277,3 +277,148 @@ fn a_udp_association_is_listed_with_what_passes_and_can_be_closed() {
     assert!(ends(&mut control));
     none_is_left(&gate);
 }
+
+/// A client of the proxy that is connected with the origin.
+fn socks4(listen: SocketAddr, origin: &TcpListener) -> (TcpStream, TcpStream) {
+    let mut client = open(listen);
+    let port = origin.local_addr().unwrap().port().to_be_bytes();
+    say(
+        &mut client,
+        &[&[4, 1], &port[..], &[127, 0, 0, 1, 0]].concat(),
+    );
+    assert_eq!(hear(&mut client, 8)[..2], [0, 90]);
+    (client, patient(origin.accept().unwrap().0))
+}
+
+/// Waits until the page has all of these lines.
+fn metrics_have(gate: &Gate, lines: &[&str]) {
+    let mut page = String::new();
+    until(&format!("{lines:?}"), || {
+        page = gate.call(Call::get("/metrics")).0.text();
+        let has = |line: &&str| page.contains(&format!("\n{line}\n"));
+        lines.iter().all(has).then_some(())
+    });
+}
+
+#[test]
+fn metrics_count_sessions_by_kind_and_bytes_by_listener_also_of_open_ones() {
+    let (origin, listen, socks) = (origin(), local(free_port()), local(free_port()));
+    let proxy = format!("[forward.office]\nlisten = \"{socks}\"\n{PROXY}");
+    let document = passing(listen, &origin) + &proxy;
+    let gate = Gate::start(&document);
+    let (mut client, mut server) = pair(listen, &origin);
+    say(&mut client, b"hello");
+    hear(&mut server, 5);
+    say(&mut server, b"hi");
+    hear(&mut client, 2);
+    let (mut user, mut other) = socks4(socks, &origin);
+    say(&mut user, b"abc");
+    hear(&mut other, 3);
+    let (tcp, socks4) = (
+        "{kind=\"tcp\",name=\"numbers\"}",
+        "{kind=\"socks4\",name=\"office\"}",
+    );
+    let bytes = [
+        &*format!("evergate_session_received_bytes_total{tcp} 5"),
+        &*format!("evergate_session_sent_bytes_total{tcp} 2"),
+        &*format!("evergate_session_received_bytes_total{socks4} 3"),
+        "evergate_sessions_opened_total{kind=\"tcp\"} 1",
+        "evergate_sessions_opened_total{kind=\"socks4\"} 1",
+    ];
+    metrics_have(&gate, &bytes);
+    metrics_have(
+        &gate,
+        &[
+            "evergate_sessions{kind=\"tcp\"} 1",
+            "evergate_sessions{kind=\"socks4\"} 1",
+        ],
+    );
+    // They are no websockets.
+    metrics_have(&gate, &["evergate_websockets 0"]);
+    drop((client, server, user, other));
+    metrics_have(
+        &gate,
+        &[
+            "evergate_sessions{kind=\"tcp\"} 0",
+            "evergate_sessions{kind=\"socks4\"} 0",
+        ],
+    );
+    gate.reload_ok(&format!(
+        "{document}[http.x]\nlisten = \"127.0.0.1:0\"\nrespond = \"\"\n"
+    ));
+    // What was counted stays.
+    metrics_have(&gate, &bytes);
+}
+
+/// The lines of a log, once there are so many.
+fn lines(gate: &Gate, count: usize) -> Vec<String> {
+    until("the lines", || {
+        let text = std::fs::read_to_string(gate.dir.path().join("a.log")).unwrap();
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        (lines.len() >= count).then_some(lines)
+    })
+}
+
+#[test]
+fn each_session_leaves_a_line_at_its_end_that_says_how_it_came() {
+    let (origin, listen, socks) = (origin(), local(free_port()), local(free_port()));
+    let document = |format: &str| {
+        let log = format!("[access_log]\npath = \"a.log\"\nformat = \"{format}\"\n");
+        let proxy =
+            format!("[forward.office]\nlisten = \"{socks}\"\n{PROXY}timeouts.idle = \"200ms\"\n");
+        passing(listen, &origin) + &proxy + &log
+    };
+    let gate = Gate::start(&document("json"));
+    let to = origin.local_addr().unwrap().to_string();
+    let (mut client, mut server) = pair(listen, &origin);
+    say(&mut client, b"hello");
+    hear(&mut server, 5);
+    say(&mut server, b"hi");
+    hear(&mut client, 2);
+    drop(client);
+    assert!(ends(&mut server));
+    drop(server);
+    let line: Value = serde_json::from_str(&lines(&gate, 1)[0]).unwrap();
+    let expected = json!({
+        "time": line["time"], "client_ip": "127.0.0.1", "user": "", "kind": "tcp", "listener": "numbers",
+        "upstream": "ten", "target": to, "ended": "closed",
+        "bytes_received": 5, "bytes_sent": 2, "duration_ms": line["duration_ms"], "generation": 1
+    });
+    assert_eq!(line, expected);
+    // One that an operator ends, and one that is silent.
+    let (mut client, mut server) = pair(listen, &origin);
+    let one = only(&gate, "it", |_| true);
+    close(&gate, &one["id"]);
+    assert!(ends(&mut client) && ends(&mut server));
+    let line: Value = serde_json::from_str(&lines(&gate, 2)[1]).unwrap();
+    assert_eq!(line["ended"], "cut", "{line}");
+    let (mut silent, _server) = socks4(socks, &origin);
+    assert!(ends(&mut silent));
+    let line: Value = serde_json::from_str(&lines(&gate, 3)[2]).unwrap();
+    assert_eq!(
+        (&line["kind"], &line["ended"]),
+        (&json!("socks4"), &json!("idle"))
+    );
+    assert_eq!(
+        (&line["target"], &line["listener"]),
+        (&json!(to), &json!("office"))
+    );
+    // Other formats, from the next session on.
+    gate.reload_ok(&document("combined"));
+    drop(pair(listen, &origin));
+    let line = lines(&gate, 4).pop().unwrap();
+    let (start, end) = (
+        line.starts_with("127.0.0.1 - - ["),
+        format!("] \"TCP {to}\" "),
+    );
+    assert!(
+        start && line.contains(&end) && line.ends_with(" 0 \"-\" \"-\""),
+        "{line}"
+    );
+    gate.reload_ok(&document(
+        "{scheme} {server} {target} {bytes_received}/{bytes_sent}",
+    ));
+    drop(pair(listen, &origin));
+    let line = lines(&gate, 5).pop().unwrap();
+    assert_eq!(line, format!("tcp numbers {to} 0/0"));
+}
