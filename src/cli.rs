@@ -1,6 +1,6 @@
 //! The command line: `run` and the quick modes start the process, `check`, `trust`, `schema` and `hash-password`
 //! need none, and `adapt`,
-//! `reload`, `now`, `stop` and `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see
+//! `reload`, `now`, `stop`, `status` and `sessions` talk to the admin API of one that runs. Exit codes are for scripts and stable; see
 //! [`Exit`].
 
 mod args;
@@ -79,6 +79,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Now(now)) => remote::block_on(remote::now(now)),
         Some(Verb::Stop(stop)) => remote::block_on(remote::stop(stop)),
         Some(Verb::Status(status)) => remote::block_on(remote::status(status)),
+        Some(Verb::Sessions(sessions)) => remote::block_on(remote::sessions(sessions)),
     };
     exit.into()
 }

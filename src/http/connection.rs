@@ -326,7 +326,7 @@ impl Connection {
             mut becomes,
             stream,
         } = switch;
-        becomes.keep(record);
+        becomes.keep(record, &self.worker);
         if matches!(becomes, Becomes::Websocket(_)) {
             WorkerCounters::add(&self.worker.counters.websockets);
         }

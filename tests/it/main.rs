@@ -44,6 +44,7 @@ mod routes;
 mod said_once;
 mod samples;
 mod scale;
+mod sessions;
 mod sockets;
 mod socks;
 mod split;
