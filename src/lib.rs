@@ -19,7 +19,7 @@
 //! | 4 entry | `worker`, `listen` |
 //! | 3 meaning | `http`, `l4`, `forward`, `tunnel` |
 //! | 2 reach | `upstream`, `tls`, `registry`, `password` |
-//! | 1 base | `net`, `generation`, `session`, `metrics`, `log` |
+//! | 1 base | `net`, `generation`, `session`, `metrics`, `memory`, `log` |
 //! | 0 grammar | `config`, `document` |
 //!
 //! # Words
@@ -44,6 +44,7 @@ pub mod http;
 pub mod l4;
 pub mod listen;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod net;
 pub mod password;

@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::FutureExt as _;
@@ -36,6 +36,9 @@ use crate::tunnel::Hub;
 use crate::tunnel::agent::Agents;
 use crate::upstream::Shared;
 use crate::worker::Worker;
+
+/// Free memory is given back so long after a swap, so that it is not asked for by each of many.
+const GIVE_BACK: Duration = Duration::from_secs(1);
 
 /// What the supervisor is started with.
 pub struct Options {
@@ -89,6 +92,7 @@ pub fn start(options: Options) -> (Handle, tokio::task::JoinHandle<()>) {
         state_lock: None,
         posted: false,
         watch: None,
+        give_back: None,
     };
     let task = tokio::spawn(supervisor.run());
     (Handle { inner }, task)
@@ -117,6 +121,8 @@ pub(super) struct Supervisor {
     pub(super) posted: bool,
     /// Looks at the files of targets that what runs names.
     pub(super) watch: Option<Watch>,
+    /// When memory that is free is given back; `None`: no swap has come since it was.
+    give_back: Option<tokio::time::Instant>,
 }
 
 /// What outlives every generation: the workers and what they share.
@@ -163,6 +169,7 @@ impl Supervisor {
                 tokio::select! {
                     () = inner.queued.notified() => {}
                     () = sleep_until(wake) => {}
+                    () = sleep_until(self.give_back) => self.give_back(),
                     Some(ended) = self.drains.join_next() => self.drained(ended),
                     Some(ask) = self.asked.recv() => self.answer(ask).await,
                 }
@@ -185,9 +192,17 @@ impl Supervisor {
             if stop {
                 return;
             }
+            self.give_back
+                .get_or_insert_with(|| tokio::time::Instant::now() + GIVE_BACK);
             // However many swaps are waiting.
             if let Ok(ask) = self.asked.try_recv() {
                 self.answer(ask).await;
+            }
+            if self
+                .give_back
+                .is_some_and(|at| at <= tokio::time::Instant::now())
+            {
+                self.give_back();
             }
         }
     }
@@ -262,6 +277,14 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// On the compiler's thread, whose memory most of it is: after the old generation has been taken apart there.
+    fn give_back(&mut self) {
+        self.give_back = None;
+        self.options
+            .compiler
+            .spawn_blocking(crate::memory::give_back);
     }
 
     /// After a stop nothing waits in vain.
