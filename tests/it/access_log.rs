@@ -88,6 +88,13 @@ fn a_websocket_on_a_stream_has_its_line_at_its_end() {
         while back < 4 {
             back += body.data().await.unwrap().unwrap().len();
         }
+        // It is among the sessions, by the name of its route.
+        until("its bytes to be told", || {
+            let list = gate.call(Call::get("/sessions?kind=websocket")).json();
+            let one = &list["sessions"][0];
+            let told = one["route"] == "ws" && one["received"] == 4 && one["sent"] == 4;
+            told.then_some(())
+        });
         // Others come to their end before it.
         client.send_request(plain(), true).unwrap().0.await.unwrap();
         let (other, _) = client.send_request(connect("connect-udp"), false).unwrap();

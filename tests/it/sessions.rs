@@ -109,8 +109,7 @@ fn a_tcp_session_is_listed_and_a_close_ends_it_on_both_sides_and_no_other() {
     ));
     only(&gate, "the new generation", |s| s["generation"] == 2);
     let (mut other, mut other_server) = pair(listen, &origin);
-    let status = gate.status();
-    assert_eq!(status["sessions"]["tcp"]["open"], 2, "{status}");
+    gate.wait_status("both in the sums", |s| s["sessions"]["tcp"]["open"] == 2);
     let closed = close(&gate, &one["id"]);
     assert_eq!(
         (&closed["id"], &closed["closing"]),
