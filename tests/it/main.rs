@@ -23,6 +23,7 @@ mod edits;
 mod examples;
 mod files;
 mod filters;
+mod flows;
 mod gates;
 mod hardening_framing;
 mod hardening_h2;
