@@ -1,15 +1,20 @@
 //! Heavy: long flows that number what they say, both ways, over swaps of other things; and new connections to listeners
 //! around which others come and go.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::kit::{Gate, PATIENCE, count, free_port, get, until};
+use crate::kit::{Conn, Gate, PATIENCE, count, free_port, get, until};
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
 
 /// How long each end waits between two frames.
 const PACE: Duration = Duration::from_millis(20);
@@ -247,7 +252,7 @@ fn release_numbered_flows_never_notice_swaps_of_other_things() {
     let all_go_on = |after: &str| {
         let before: Vec<u64> = flows.iter().map(|(_, progress)| progress.least()).collect();
         until(&format!("all flows to go on after {after}"), || {
-            let failures = failures.lock().unwrap();
+            let failures = failures.lock().unwrap().clone();
             assert!(failures.is_empty(), "after {after}: {failures:#?}");
             let mut both = flows.iter().zip(&before);
             // What is acknowledged now may have been on its way before: the second one was not.
@@ -282,6 +287,165 @@ fn release_numbered_flows_never_notice_swaps_of_other_things() {
     );
 }
 
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
+/// Gives back what comes.
+fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let echoing = std::thread::Builder::new().stack_size(128 * 1024);
+            let echoing = echoing.spawn(move || io::copy(&mut &stream, &mut &stream));
+            drop(echoing.unwrap());
+        }
+    });
+    address
+}
+
+/// What listens, and what a new connection to it must come to.
+#[derive(Debug, Clone, Copy)]
+enum Plane {
+    Http,
+    Way(usize),
+}
+
+impl Plane {
+    /// Of HTTP, and each of the ways.
+    fn of(n: usize) -> Plane {
+        match n % (WAYS.len() + 1) {
+            0 => Plane::Http,
+            n => Plane::Way(n - 1),
+        }
+    }
+
+    fn table(self, name: &str, listen: &[SocketAddr]) -> String {
+        let (table, keys) = match self {
+            Plane::Http => ("http", "respond = \"here\""),
+            Plane::Way(n) => (WAYS[n].0, WAYS[n].1),
+        };
+        let listen: Vec<String> = listen.iter().map(ToString::to_string).collect();
+        format!("[{table}.{name}]\nlisten = {listen:?}\n{keys}\n")
+    }
+
+    fn visit(self, listen: SocketAddr, origin: SocketAddr) -> io::Result<()> {
+        let (said, heard) = match self {
+            Plane::Http => {
+                let mut conn = Conn::open(listen)?;
+                let answer = conn.exchange("GET / HTTP/1.1\r\nhost: x\r\n\r\n")?;
+                (b"here".to_vec(), answer.body)
+            }
+            Plane::Way(n) => {
+                let mut stream = open(listen, origin, WAYS[n].2)?;
+                let said = listen.port().to_be_bytes().to_vec();
+                stream.write_all(&said)?;
+                let mut heard = vec![0; said.len()];
+                stream.read_exact(&mut heard)?;
+                (said, heard)
+            }
+        };
+        match said == heard {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("heard {heard:?}"))),
+        }
+    }
+}
+
+/// New connections, one after the other, until it is stopped.
+struct Visitor {
+    visits: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<(), String>>,
+}
+
+impl Visitor {
+    fn start(plane: Plane, listen: SocketAddr, origin: SocketAddr) -> Visitor {
+        let (visits, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let (counted, stopped) = (visits.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                let visited = plane.visit(listen, origin);
+                visited.map_err(|error| format!("{plane:?} at {listen}: {error}"))?;
+                counted.fetch_add(1, Ordering::SeqCst);
+                // The pace of the load; nothing waits on it.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(())
+        });
+        Visitor {
+            visits,
+            stop,
+            thread,
+        }
+    }
+}
+
+/// Done when 4: none fails.
+#[test]
+fn release_new_connections_go_on_while_listeners_come_and_go_around_them() {
+    let origin = echo();
+    let planes = [0, 1, 2].map(Plane::of);
+    let kept = planes.map(|_| local(free_port()));
+    let passing = planes.map(|_| local(free_port()));
+    let more = planes.map(|_| local(free_port()));
+    // In round `n` each of the passing addresses is another thing, and each kept listener has one more address.
+    let document = |round: Option<usize>| {
+        let mut text = format!("[upstreams.flows]\ntargets = \"{origin}\"\n");
+        for (n, plane) in planes.into_iter().enumerate() {
+            match round {
+                None => text += &plane.table("kept", &kept[n..=n]),
+                Some(round) => {
+                    text += &plane.table("kept", &[kept[n], more[n]]);
+                    text += &Plane::of(n + round).table(&format!("passing-{n}"), &passing[n..=n]);
+                }
+            }
+        }
+        text
+    };
+    let gate = Gate::start(&document(None));
+    let visitors: Vec<Visitor> = (0..planes.len() * 3)
+        .map(|n| Visitor::start(planes[n % 3], kept[n % 3], origin))
+        .collect();
+    let all_go_on = || {
+        let counts = || visitors.iter().map(|v| v.visits.load(Ordering::SeqCst));
+        let before: Vec<u64> = counts().collect();
+        until("visitors to come in", || {
+            let on = counts().zip(&before).all(|(now, before)| now > before + 3);
+            (on || visitors.iter().any(|v| v.thread.is_finished())).then_some(())
+        });
+    };
+    all_go_on();
+    let rounds = count(20, 6);
+    for round in 1..=rounds {
+        gate.reload_ok(&document(Some(round)));
+        for n in 0..planes.len() {
+            let at = |plane: Plane, listen| {
+                plane
+                    .visit(listen, origin)
+                    .unwrap_or_else(|e| panic!("round {round}: {plane:?} at {listen}: {e}"));
+            };
+            at(planes[n], more[n]);
+            at(Plane::of(n + round), passing[n]);
+        }
+        all_go_on();
+        gate.reload_ok(&document(None));
+        for gone in more.iter().chain(&passing) {
+            let refused = TcpStream::connect(gone).map(drop).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{gone}");
+        }
+        all_go_on();
+    }
+    let mut visits = 0;
+    let failures: Vec<String> = visitors
+        .into_iter()
+        .filter_map(|visitor| {
+            visitor.stop.store(true, Ordering::SeqCst);
+            let ended = visitor.thread.join().unwrap();
+            visits += visitor.visits.load(Ordering::SeqCst);
+            ended.err()
+        })
+        .collect();
+    assert!(failures.is_empty(), "{failures:#?}");
+    let status = gate.wait_status("no connection to be left", |s| s["connections"] == 0);
+    assert_eq!(status["panics"], 0);
+    gate.wait_settled();
+    println!("{visits} new connections over {rounds} rounds");
 }
