@@ -20,11 +20,7 @@ import socks
 
 from clients_kit import NOISE, Forward, Skip, check
 
-# `[forward]` does not speak HTTP yet. True: all that is said of HTTP below is checked too.
-HTTP = False
-
 AT = ("forward",)
-AT_HTTP = AT if HTTP else ()
 ADDRESSES = ["127.0.0.1", "[::1]"]
 # SOCKS4 has no IPv6, and 4a none but by name.
 V4 = ["127.0.0.1", "localhost"]
@@ -35,13 +31,10 @@ DENIED = "denied.localhost"
 USER, PASSWORD = "alice", "open-sesame"
 WRONG = ["guess", "", "open-sesame ", PASSWORD * 15]
 
-CURL = {"--socks4": V4, "--socks4a": V4, "--socks5": ALL, "--socks5-hostname": ALL}
-CURL_HTTP = {"--proxy http": ALL, "--proxytunnel --proxy http": ALL, "--proxy https": ALL}
-SCHEMES = {"socks4": V4, "socks4a": V4, "socks5": ALL, "socks5h": ALL}
-SCHEMES_HTTP = {"http": ALL}
-if HTTP:
-    CURL |= CURL_HTTP
-    SCHEMES |= SCHEMES_HTTP
+SOCKS = {"--socks4": V4, "--socks4a": V4, "--socks5": ALL, "--socks5-hostname": ALL}
+HTTP = {"--proxy http": ALL, "--proxytunnel --proxy http": ALL, "--proxy https": ALL}
+CURL = SOCKS | HTTP
+SCHEMES = {"socks4": V4, "socks4a": V4, "socks5": ALL, "socks5h": ALL, "http": ALL}
 
 
 def without_environment() -> dict:
@@ -118,7 +111,7 @@ def curl_over_swaps(forward, way):
     assert process.returncode == 0, process.returncode
 
 
-@check("curl --proxy-user, right and wrong", at=AT, each=[way for way in CURL if way.startswith("--socks")])
+@check("curl --proxy-user, right and wrong", at=AT, each=SOCKS)
 def curl_users(forward, way):
     url = f"http://localhost:{forward.clear}/h1/echo"
     four = way.startswith("--socks4")
@@ -131,7 +124,7 @@ def curl_users(forward, way):
     curl(forward, way, f"localhost:{forward.users}", url, code=97)
 
 
-@check("curl, refused and dead destinations", at=AT, each=[way for way in CURL if way.startswith("--socks")])
+@check("curl, refused and dead destinations", at=AT, each=SOCKS)
 def curl_refused(forward, way):
     dead, denied = ("(91)", "(91)") if way.startswith("--socks4") else ("(5)", "(2)")
     proxy = by(forward, way)
@@ -147,7 +140,7 @@ def curl_refused(forward, way):
         assert json.loads(curl(forward, *proxy, url).stdout)["client"] == "127.0.0.1"
 
 
-@check("curl --proxy-user, 407 and what becomes of it", at=AT_HTTP)
+@check("curl --proxy-user, 407 and what becomes of it", at=AT)
 def curl_users_http(forward):
     proxy = by(forward, "--proxy http", f"{USER}:{PASSWORD}")
     clear, secure = f"http://localhost:{forward.clear}/h1/echo", f"https://localhost:{forward.secure}/h1/echo"
@@ -164,7 +157,7 @@ def curl_users_http(forward):
     assert b"\r\nproxy-authenticate: basic realm=" in fields and b"\r\nproxy-status: " in fields, fields
 
 
-@check("curl, refused and dead destinations by HTTP", at=AT_HTTP, each=CURL_HTTP)
+@check("curl, refused and dead destinations by HTTP", at=AT, each=HTTP)
 def curl_refused_http(forward, way):
     for url, status in (
         (f"http://{DENIED}:{forward.clear}/", "403"),
@@ -179,7 +172,7 @@ def curl_refused_http(forward, way):
         assert b"proxy-status: " in told.stdout.lower(), told
 
 
-@check("curl --proxy-http2", at=AT_HTTP)
+@check("curl --proxy-http2", at=AT)
 def curl_http2(forward):
     options = subprocess.run(["curl", "--help", "all"], capture_output=True, text=True, check=True).stdout
     if "--proxy-http2" not in options:
@@ -201,7 +194,7 @@ def chained(forward: Forward, *proxies: str, url: str, code=0) -> bytes:
         return curl(forward, url, code=code, before=["proxychains4", "-q", "-f", file.name]).stdout
 
 
-@check("proxychains4", at=AT, each=["socks5", "socks4", *(["http"] if HTTP else [])])
+@check("proxychains4", at=AT, each=["socks5", "socks4", "http"])
 def proxychains(forward, kind):
     first = f"{kind} 127.0.0.1 {forward.open}"
     for host in V4 if kind == "socks4" else ALL:
@@ -262,7 +255,7 @@ def with_requests(forward, scheme):
 # --- httpx ---
 
 
-@check("httpx, HTTP/1.1 and HTTP/2 to the origin", at=AT, each=["socks5", "socks5h", *SCHEMES_HTTP] if HTTP else ["socks5", "socks5h"])
+@check("httpx, HTTP/1.1 and HTTP/2 to the origin", at=AT, each=["socks5", "socks5h", "http"])
 async def with_httpx(forward, scheme):
     def client(**options):
         trusted = ssl.create_default_context(cafile=forward.origin_ca)
@@ -320,7 +313,7 @@ def exchange(stream, host: str) -> dict:
     return json.loads(got[got.index(b"{") : got.rindex(b"}") + 1])
 
 
-@check("PySocks, names looked up here and there", at=AT, each=["SOCKS4", "SOCKS5", *(["HTTP"] if HTTP else [])])
+@check("PySocks, names looked up here and there", at=AT, each=["SOCKS4", "SOCKS5", "HTTP"])
 def with_pysocks(forward, kind):
     kind = socks.PROXY_TYPES[kind]
     four = kind == socks.SOCKS4
@@ -383,7 +376,7 @@ def datagrams(forward):
 # --- aiohttp ---
 
 
-@check("aiohttp-socks", at=AT, each=[scheme for scheme in SCHEMES if scheme in ("socks4", "socks5", "http")])
+@check("aiohttp-socks", at=AT, each=["socks4", "socks5", "http"])
 async def with_aiohttp(forward, scheme):
     trusted = ssl.create_default_context(cafile=forward.origin_ca)
 
@@ -425,7 +418,7 @@ async def with_aiohttp(forward, scheme):
                 pass
 
 
-@check("aiohttp's own proxy", at=AT_HTTP)
+@check("aiohttp's own proxy", at=AT)
 async def with_aiohttp_http(forward):
     trusted = ssl.create_default_context(cafile=forward.origin_ca)
     proxy = f"http://localhost:{forward.users}"

@@ -287,24 +287,26 @@ impl Snapshot {
                     let accepting = behind
                         .tunnel
                         .and_then(|spec| accepting(tunnels.get(&spec.name)?, &certificates, tls));
-                    let http = http::Entry::build(specs, &upstreams, &files, filters, recording);
+                    let http = || http::Entry::build(specs, &upstreams, &files, filters, recording);
                     if let Some(accepting) = accepting {
-                        return (key, Arc::new(Entry::of_tunnel(http, Arc::new(accepting))));
+                        return (key, Arc::new(Entry::of_tunnel(http(), Arc::new(accepting))));
                     }
                     if let Some(spec) = behind.forward {
                         let presented = presented_by(spec, &certificates, tls);
                         let passwords = &filters.passwords;
                         let proxy = Forward::build(spec, &files, presented, passwords, forward);
-                        return (key, Arc::new(Entry::of_forward(Arc::new(proxy), http)));
+                        let proxy = Arc::new(proxy);
+                        let http = http::Entry::of_forward(proxy.clone(), recording);
+                        return (key, Arc::new(Entry::of_forward(proxy, http)));
                     }
                     let tcp = behind.tcp.and_then(|spec| {
                         let upstream = upstreams.get(&spec.upstream)?.clone();
                         Some(Arc::new(Tcp::new(spec.clone(), upstream)))
                     });
                     if let Some(tcp) = tcp {
-                        return (key, Arc::new(Entry::of_tcp(http, tcp)));
+                        return (key, Arc::new(Entry::of_tcp(http(), tcp)));
                     }
-                    Arc::new(Entry::of_http(http.over_tls(presented(
+                    Arc::new(Entry::of_http(http().over_tls(presented(
                         specs,
                         &certificates,
                         tls,

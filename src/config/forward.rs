@@ -29,7 +29,7 @@ section! {
         /// `false`: checked, but not there.
         enabled: bool = true,
         /// What is spoken: the first byte of a connection tells which.
-        protocols: List<Protocol> = ["socks5", "socks4"],
+        protocols: List<Protocol> = ["http", "socks5", "socks4"],
         /// Who may use it: passwords by name, as a secret or its hash (argon2 or bcrypt). SOCKS4 has no passwords: with
         /// users it lets nobody in.
         users: Map<SecretRef>,
@@ -152,9 +152,10 @@ section! {
 }
 
 words!(Protocol {
+    "http" => Protocol::Http,
     "socks5" => Protocol::Socks5,
     "socks4" => Protocol::Socks4,
-} later ["http"]);
+} later []);
 
 /// What clients may speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

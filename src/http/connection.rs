@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::client;
 use super::progress::Progress;
 use super::record::Record;
-use super::tunnel::{Switch, Tunnel};
+use super::switch::{Becomes, Switch};
 use crate::config::http::{ConnectionSpec, Scheme};
 use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net::Peer;
@@ -84,9 +84,9 @@ struct State {
     current: Option<Arc<Progress>>,
     /// HTTP/1: what the connection becomes when the answer in progress has left. (It holds no exchange, which would hold
     /// the connection.)
-    tunnel: Option<Box<Tunnel>>,
+    becomes: Option<Becomes>,
     /// HTTP/2: streams that become something else, until the connection's driver takes them.
-    streams: Vec<(Box<Tunnel>, OnUpgrade)>,
+    streams: Vec<(Becomes, OnUpgrade)>,
     /// The last `Forwarded` element for this peer, by the host it names: it changes seldom on a connection.
     forwarded: Option<(Box<[u8]>, HeaderValue)>,
 }
@@ -170,7 +170,7 @@ impl Connection {
             open_ended: AtomicBool::new(false),
             switching: AtomicBool::new(false),
             state: Mutex::new(State {
-                tunnel: None,
+                becomes: None,
                 streams: Vec::new(),
                 phase: Phase::New,
                 since: None,
@@ -319,33 +319,36 @@ impl Connection {
         }
     }
 
-    /// The answer in progress agrees to a websocket: the connection, or one stream of it, is that once the answer has left.
+    /// The answer in progress agrees to more than an answer: the connection, or one stream of it, is that once it has left.
     /// The request's record goes on with it. A stream counts as a request in progress, which whoever takes it ends.
-    pub fn switch(&self, switch: Box<Switch>, mut record: Record) {
-        let Switch { mut tunnel, stream } = *switch;
-        record.given_by(&tunnel.in_flight.target);
-        tunnel.record = Some(record);
-        WorkerCounters::add(&self.worker.counters.websockets);
-        let tunnel = Box::new(tunnel);
+    pub fn switch(&self, switch: Box<Switch>, record: Record) {
+        let Switch {
+            mut becomes,
+            stream,
+        } = *switch;
+        becomes.keep(record);
+        if matches!(becomes, Becomes::Websocket(_)) {
+            WorkerCounters::add(&self.worker.counters.websockets);
+        }
         let mut state = self.state.lock();
         let Some(stream) = stream else {
-            state.tunnel = Some(tunnel);
+            state.becomes = Some(becomes);
             return;
         };
         state.open += 1;
-        state.streams.push((tunnel, stream));
+        state.streams.push((becomes, stream));
         drop(state);
         self.switching.store(true, Ordering::Release);
         self.driver.wake();
     }
 
     /// What it became.
-    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
-        self.state.lock().tunnel.take()
+    pub fn take_tunnel(&self) -> Option<Becomes> {
+        self.state.lock().becomes.take()
     }
 
     /// HTTP/2: the streams that became something since the last look.
-    pub fn take_streams(&self) -> Vec<(Box<Tunnel>, OnUpgrade)> {
+    pub fn take_streams(&self) -> Vec<(Becomes, OnUpgrade)> {
         // Asked at each poll of the connection, and nearly always in vain: a look costs less than a swap.
         if !self.switching.load(Ordering::Relaxed) || !self.switching.swap(false, Ordering::AcqRel)
         {

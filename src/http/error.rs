@@ -25,7 +25,12 @@ pub fn respond(error: &Error) -> Response<ResponseBody> {
             tracing::warn!(status = status.as_u16(), %error, "request failed")
         }
     }
-    let mut response = plain(status);
+    answer(error)
+}
+
+/// The same without a word in the log: nobody here can do anything about it.
+pub fn answer(error: &Error) -> Response<ResponseBody> {
+    let mut response = plain(error.status());
     if error.kind == Kind::ConnectionLimitReached {
         // Whatever it is that was full changes with every request that ends.
         let soon = HeaderValue::from_static("1");
@@ -40,8 +45,12 @@ pub fn respond(error: &Error) -> Response<ResponseBody> {
 
 /// A response of a status and its reason phrase: what no route took, or a caught panic.
 pub fn plain(status: StatusCode) -> Response<ResponseBody> {
-    let reason = status.canonical_reason().unwrap_or("Error");
-    let text = Bytes::from(format!("{} {reason}\n", status.as_u16()));
+    say(status, status.canonical_reason().unwrap_or("Error"))
+}
+
+/// A response of a status and a few words.
+pub fn say(status: StatusCode, words: &str) -> Response<ResponseBody> {
+    let text = Bytes::from(format!("{} {words}\n", status.as_u16()));
     let mut response = Response::new(ResponseBody::new(Content::Full(text)));
     *response.status_mut() = status;
     response.extensions_mut().insert(Ours);

@@ -41,6 +41,12 @@ pub fn take(parts: &mut Parts) -> Result<Option<Handshake>, Error> {
     Ok(upgrade.map(Handshake))
 }
 
+/// The stream of a plain CONNECT (RFC 9113 section 8.5). `None`: it is none, or not over HTTP/2.
+pub fn stream(parts: &mut Parts) -> Option<OnUpgrade> {
+    let plain = parts.method == Method::CONNECT && parts.version == Version::HTTP_2;
+    plain.then(|| parts.extensions.remove::<OnUpgrade>())?
+}
+
 /// The answer to a handshake: a success that nobody agreed to would make the client send frames to nobody.
 pub fn answer(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
     let agreed = response.extensions_mut().remove::<Agreed>().is_some();

@@ -51,6 +51,19 @@ pub fn strip_request(headers: &mut HeaderMap, trusted: bool) -> Wishes {
     wishes
 }
 
+/// The same for a request to a forward proxy, whose client chose the origin and is known to it: only what was meant for this
+/// hop is taken.
+pub fn strip_proxied(headers: &mut HeaderMap) -> Wishes {
+    let wishes = Wishes {
+        trailers: lists_token(headers, &TE, "trailers"),
+        websocket: false,
+    };
+    strip(headers, |name| {
+        matches!(name, "proxy" | "proxy-authorization" | "http2-settings")
+    });
+    wishes
+}
+
 /// Takes from a response what was meant for this hop only.
 pub fn strip_response(headers: &mut HeaderMap) {
     strip(headers, |name| name == "proxy-authenticate");

@@ -10,15 +10,18 @@ pub mod error;
 pub mod error_pages;
 pub mod extended;
 pub mod filter;
+mod forward;
 pub mod grpc;
 pub mod headers;
 pub mod host;
+mod passage;
 pub mod path;
 pub mod pipeline;
 pub mod progress;
 pub mod record;
 pub mod request;
 pub mod route;
+pub mod switch;
 pub mod text;
 pub mod tunnel;
 pub mod vars;
@@ -34,6 +37,7 @@ use bytes::Bytes;
 use crate::config::http::{ClientAuthSpec, ConnectionSpec, FiltersSpec, HttpSpec};
 use crate::config::runtime::OnChange;
 use crate::config::scalar::HostPattern;
+use crate::forward::Forward;
 use crate::tls;
 use crate::upstream::Upstream;
 use action::Action;
@@ -66,6 +70,8 @@ pub struct Entry {
     definitions: OnceLock<HashSet<u64>>,
     /// For requests that no server takes, or that are none.
     pub watch: Watch,
+    /// It is a forward proxy's: there are no servers.
+    forward: Option<Arc<Forward>>,
 }
 
 /// What a generation does behind one address, as far as requests are concerned.
@@ -138,6 +144,7 @@ impl Entry {
             default: None,
             definitions: OnceLock::new(),
             watch: recording.watch(&"".into(), None, &FiltersSpec::default()),
+            forward: None,
         };
         for (number, spec) in specs.iter().enumerate() {
             entry
@@ -160,6 +167,31 @@ impl Entry {
             }
         }
         entry
+    }
+
+    /// What HTTP there is with a forward proxy; none of its servers' settings hold but those for connections.
+    pub fn of_forward(proxy: Arc<Forward>, recording: Recording<'_>) -> Entry {
+        let timeouts = &proxy.spec.timeouts;
+        let connection = ConnectionSpec {
+            header_timeout: Some(timeouts.handshake),
+            body_timeout: timeouts.idle,
+            idle_timeout: timeouts.idle,
+            write_timeout: timeouts.idle,
+            ..unlimited()
+        };
+        // No server has such a name.
+        let name = format!("forward.{}", proxy.name).into();
+        Entry {
+            connection: Arc::new(connection),
+            tls: None,
+            servers: Vec::new(),
+            exact: ByName::default(),
+            below: ByName::default(),
+            default: None,
+            definitions: OnceLock::new(),
+            watch: recording.watch(&name, None, &FiltersSpec::default()),
+            forward: proxy.spec.http.then_some(proxy),
+        }
     }
 
     /// The same entry over TLS.

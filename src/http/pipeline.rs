@@ -24,11 +24,13 @@ use super::error;
 use super::extended;
 use super::filter::pace::over;
 use super::filter::{Asking, Passed};
+use super::forward;
 use super::grpc;
+use super::progress;
 use super::record::Record;
 use super::record::id::X_REQUEST_ID;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
-use super::tunnel::Switch;
+use super::switch::Switch;
 use super::vars::Vars;
 use super::{Entry, Face};
 use crate::generation::Serving;
@@ -42,7 +44,7 @@ const DISCARD: u64 = 64 * 1024;
 pub(crate) const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// A response on its way out.
-struct Handled {
+pub(super) struct Handled {
     response: Response<ResponseBody>,
     /// HTTP/1: the connection can't take another request after this.
     close: bool,
@@ -53,7 +55,15 @@ struct Handled {
 }
 
 impl Handled {
-    fn answered(response: Response<ResponseBody>, close: bool) -> Handled {
+    /// What the connection, or the stream, becomes with an answer.
+    pub(super) fn switched(response: Response<ResponseBody>, switch: Box<Switch>) -> Handled {
+        Handled {
+            switch: Some(switch),
+            ..Handled::answered(response, false)
+        }
+    }
+
+    pub(super) fn answered(response: Response<ResponseBody>, close: bool) -> Handled {
         Handled {
             response,
             close,
@@ -62,7 +72,7 @@ impl Handled {
         }
     }
 
-    fn failed(error: &Error, close: bool) -> Handled {
+    pub(super) fn failed(error: &Error, close: bool) -> Handled {
         Handled::answered(error::respond(error), close)
     }
 }
@@ -179,14 +189,16 @@ async fn handle(
 ) -> Handled {
     let connection = &*exchange.connection;
     let handshake = extended::take(parts);
-    // hyper's offer to upgrade: whoever drives the connection takes it apart by hand.
+    // hyper's offer to upgrade: whoever drives the connection takes it apart by hand, but for a stream of HTTP/2.
+    let stream = entry.forward.as_ref().and_then(|_| extended::stream(parts));
     parts.extensions.clear();
     let uri = std::mem::take(&mut parts.uri);
     let http1 = parts.version < Version::HTTP_2;
 
     // Admission.
     let (handshake, mut context) = match handshake.and_then(|handshake| {
-        let context = RequestContext::admit(connection, parts, &uri, marks)?;
+        let context =
+            RequestContext::admit(connection, parts, &uri, marks, entry.forward.is_some())?;
         Ok((handshake, context))
     }) {
         Ok(admitted) => admitted,
@@ -235,6 +247,30 @@ async fn handle(
             nowhere(record, parts);
             return Handled::failed(&error, true);
         }
+    }
+
+    if let Some(proxy) = &entry.forward {
+        record.place(
+            &entry.watch,
+            &forward::vars(proxy, &context, parts, generation),
+        );
+        let asked = forward::Asked {
+            parts,
+            uri: &uri,
+            body,
+            expectation,
+            websocket: handshake.is_some(),
+            stream,
+        };
+        // Boxed: every request's future would carry its state.
+        return Box::pin(forward::handle(
+            proxy,
+            exchange,
+            &mut context,
+            asked,
+            record,
+        ))
+        .await;
     }
 
     // Routing.
@@ -296,7 +332,7 @@ async fn handle(
                     return local(*refusal, body, expectation, http1);
                 }
                 if let Some(place) = passed.place.take() {
-                    exchange.progress.hold(place);
+                    exchange.progress.hold(progress::Place::Filter(place));
                 }
             }
             let edits = passed
@@ -426,10 +462,8 @@ async fn act(
                 .forward(context, inbound, progress, action.definition, chosen)
                 .await
             {
-                Ok((response, switch)) => Handled {
-                    switch,
-                    ..Handled::answered(response, false)
-                },
+                Ok((response, Some(switch))) => Handled::switched(response, switch),
+                Ok((response, None)) => Handled::answered(response, false),
                 Err(error) => Handled::failed(&error, false),
             }
         }
@@ -438,7 +472,7 @@ async fn act(
 
 /// An answer of our own, which needs no request body: a small one is read away so that the connection goes on, any other
 /// ends it. An HTTP/2 stream ends alone.
-fn local(
+pub(super) fn local(
     response: Response<ResponseBody>,
     body: Incoming,
     expectation: Expectation,

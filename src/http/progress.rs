@@ -8,8 +8,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::filter::Place;
+use super::filter;
+use crate::forward;
 use crate::generation::Flight;
+
+/// A request's place among those that are counted.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// By `concurrency`.
+    Filter(#[expect(dead_code, reason = "held")] filter::Place),
+    /// By a forward proxy, for its user.
+    User(#[expect(dead_code, reason = "held")] forward::Place),
+}
 
 /// A request's place in its generation, and how its response fares.
 #[derive(Debug)]
@@ -21,7 +31,7 @@ pub struct Progress {
     since: AtomicU64,
     /// HTTP/2: the last of the response was handed over.
     answered: AtomicBool,
-    /// Among those that `concurrency` counts: free again when the request, or the websocket that came of it, has ended.
+    /// Free again when the request, or what came of it, has ended.
     place: OnceLock<Place>,
 }
 

@@ -224,6 +224,7 @@ impl Record {
         let asked = Asked {
             method: &vars.parts.method,
             uri: context.uri,
+            whole: context.proxied,
             version: context.version,
         };
         self.begin(watch, context.connection.worker.index, vars, Some(asked));
@@ -246,6 +247,7 @@ impl Record {
         let asked = Asked {
             method: &head.0.method,
             uri: head.1,
+            whole: false,
             version: head.0.version,
         };
         self.begin(watch, connection.worker.index, &stranger, Some(asked));

@@ -37,6 +37,8 @@ pub struct RequestContext<'a> {
     pub slashless: bool,
     /// The target as it came.
     pub uri: &'a Uri,
+    /// It came to a forward proxy: what it asks for is all of `uri`.
+    pub proxied: bool,
     pub version: Version,
     /// The client's certificate, if the server it asks wants one.
     pub client_cert: Option<&'a ClientCert>,
@@ -55,7 +57,8 @@ pub enum Expectation {
 }
 
 impl<'a> RequestContext<'a> {
-    /// Admits a request, or says what is wrong with it. Puts the effective authority into `Host`.
+    /// Admits a request, or says what is wrong with it. Puts the effective authority into `Host`. `proxied`: it came to a
+    /// forward proxy, which has no say in paths.
     ///
     /// # Errors
     /// An error of the client's side with the status to answer.
@@ -64,6 +67,7 @@ impl<'a> RequestContext<'a> {
         parts: &mut Parts,
         uri: &'a Uri,
         marks: HeadMarks,
+        proxied: bool,
     ) -> Result<RequestContext<'a>, Error> {
         if marks.ambiguous_length {
             return Err(bad("Content-Length with Transfer-Encoding, or twice"));
@@ -74,7 +78,7 @@ impl<'a> RequestContext<'a> {
         if marks.fragment {
             return Err(bad("a fragment in the request target"));
         }
-        if parts.method == Method::CONNECT {
+        if parts.method == Method::CONNECT && !proxied {
             return Err(Error::client(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "CONNECT to a reverse proxy",
@@ -84,7 +88,8 @@ impl<'a> RequestContext<'a> {
         if uri.path() == "*" && parts.method != Method::OPTIONS {
             return Err(bad("asterisk-form with a method other than OPTIONS"));
         }
-        let path = Path::parse(uri.path()).map_err(|error| bad(error.to_string()))?;
+        let path = if proxied { "/" } else { uri.path() };
+        let path = Path::parse(path).map_err(|error| bad(error.to_string()))?;
         let (client, scheme) = match connection.peer.ip() {
             Some(peer) if connection.trusted => {
                 let proxies = &connection.spec.trusted_proxies;
@@ -103,6 +108,7 @@ impl<'a> RequestContext<'a> {
             query: uri.query().map(Cow::Borrowed),
             slashless: false,
             uri,
+            proxied,
             version: parts.version,
             client_cert: None,
             request_id: id::of(&parts.headers, connection.trusted),
@@ -180,7 +186,8 @@ fn authority(parts: &mut Parts, uri: &Uri) -> Result<Option<Host>, Error> {
         return Err(bad("more than one Host"));
     }
     let http1 = parts.version < Version::HTTP_2;
-    if field.is_none() && parts.version == Version::HTTP_11 {
+    // Older clients leave it out of a CONNECT, where it says nothing new.
+    if field.is_none() && parts.version == Version::HTTP_11 && parts.method != Method::CONNECT {
         return Err(bad("no Host"));
     }
     if http1
@@ -274,7 +281,8 @@ mod tests {
         let connection = connection(spec());
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
         let uri = std::mem::take(&mut parts.uri);
-        let admitted = RequestContext::admit(&connection, &mut parts, &uri, HeadMarks::default());
+        let admitted =
+            RequestContext::admit(&connection, &mut parts, &uri, HeadMarks::default(), false);
         admitted
             .map(|cx| {
                 format!(

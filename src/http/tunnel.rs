@@ -13,15 +13,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use super::Face;
 use super::progress::Progress;
 use super::record::Record;
 use super::websocket::{Frames, going_away, going_away_masked};
 use crate::config::runtime::OnChange;
-use crate::generation::Serving;
 use crate::net::copy::{Pair, Way};
 use crate::upstream::InFlight;
 use crate::upstream::upgrade::Stream;
@@ -48,24 +45,7 @@ pub struct Tunnel {
     pub on_change: OnChange,
 }
 
-/// An agreed websocket on its way to the client's connection, which takes it when the answer is certain.
-#[derive(Debug)]
-pub struct Switch {
-    pub tunnel: Tunnel,
-    /// HTTP/2: the stream that becomes one. `None`: the whole connection does.
-    pub stream: Option<OnUpgrade>,
-}
-
 impl Tunnel {
-    /// The request has become a long flow. `newest` is what serves now: if it is not the generation that the request
-    /// began in, a commit has passed by that did not know.
-    pub fn settle<F: Face>(&self, newest: &Serving<F>) {
-        let flight = &self.progress.flight;
-        flight.set_long(self.on_change);
-        let holds = |definition| newest.entry.holds(definition);
-        flight.settle(&newest.generation, holds);
-    }
-
     /// Runs it to its end. `early`: what the client has sent after its request; the origin gets it now, for it has agreed.
     pub async fn run<S>(self, client: S, early: Bytes)
     where

@@ -32,8 +32,10 @@ impl Source for Vars<'_> {
             Var::Host => context.host_name().into(),
             Var::Port => or_empty(context.connection.local.map(|a| a.port())),
             Var::Method => self.parts.method.as_str().into(),
+            Var::Path if context.proxied => context.uri.path().into(),
             Var::Path => (&*context.path.forward).into(),
             Var::Query => context.query.as_deref().unwrap_or_default().into(),
+            Var::Uri if context.proxied => context.uri.to_string().into(),
             Var::Uri => context
                 .uri
                 .path_and_query()

@@ -1,5 +1,5 @@
 //! Layer 4: streams and datagrams passed on as they come.
 
-mod pace;
+pub(crate) mod pace;
 pub mod relay;
 pub mod tcp;

@@ -18,7 +18,7 @@ const SMALLEST: u64 = 1024;
 
 /// Reads at a rate.
 #[derive(Debug)]
-pub(super) struct Paced<S> {
+pub(crate) struct Paced<S> {
     stream: S,
     /// Bytes a second; at least 1.
     rate: u64,
@@ -28,7 +28,7 @@ pub(super) struct Paced<S> {
 }
 
 impl<S> Paced<S> {
-    pub(super) fn new(stream: S, rate: u64) -> Paced<S> {
+    pub(crate) fn new(stream: S, rate: u64) -> Paced<S> {
         Paced {
             stream,
             rate: rate.max(1),

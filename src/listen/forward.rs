@@ -1,4 +1,5 @@
-//! A connection to a forward proxy: TLS if there is any, then the first byte tells what is spoken. All of it until the end
+//! A connection to a forward proxy: TLS if there is any, then the first byte tells what is spoken. HTTP goes on elsewhere
+//! ([`super::http`]); SOCKS is spoken here. All of it until the end
 //! of the client's request is over within `timeouts.handshake`, and nothing is dialled before that. Every request that
 //! cannot be met is answered in its protocol, and then the connection ends.
 
@@ -14,14 +15,14 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::entry::Plane;
-use super::http::Listener;
+use super::http::{self, Listener};
 use crate::forward::associate::{self, Association};
 use crate::forward::socks::v5::{self, Method, To};
 use crate::forward::socks::{Parsed, Reply, v4};
 use crate::forward::{Ask, Destination, Forward, Reached, Refused};
 use crate::generation::EpochGuard;
 use crate::http::Face as _;
-use crate::http::connection::IDLE_LINGER;
+use crate::http::connection::{Connection, IDLE_LINGER};
 use crate::l4::relay::{Terms, relay};
 use crate::net::{Peer, Sever};
 use crate::session::{Kind, Start};
@@ -42,6 +43,8 @@ struct Client {
     listener: Arc<Listener>,
     /// Of the instant in which it was accepted.
     accepted: Arc<Forward>,
+    /// `None`: cleartext.
+    session: Option<Session>,
 }
 
 impl Client {
@@ -95,6 +98,8 @@ enum Over {
     Silently,
     /// With these last bytes.
     With(Vec<u8>),
+    /// It is HTTP, which is spoken elsewhere.
+    Http,
 }
 
 /// Serves one accepted connection to its end. The caller holds permits and counts, catches panics.
@@ -113,11 +118,12 @@ pub async fn serve<S>(
     }
     let deadline = Instant::now() + proxy.spec.timeouts.handshake;
     let local = stream.plain_tcp().and_then(|tcp| tcp.local_addr().ok());
-    let client = Client {
+    let mut client = Client {
         peer,
         local,
         listener,
         accepted: proxy,
+        session: None,
     };
     if client.accepted.tls.is_none() {
         return speak(stream, client, deadline, guard).await;
@@ -128,8 +134,9 @@ pub async fn serve<S>(
         () = impatient(&guard) => return client.listener.handshakes.failed(Failure::Timeout),
     };
     match done {
-        Ok(Ok((stream, resumed))) => {
-            client.listener.handshakes.done(resumed);
+        Ok(Ok((stream, session))) => {
+            client.listener.handshakes.done(session.resumed);
+            client.session = Some(session);
             // Boxed: the larger of the two would be the size of both.
             Box::pin(speak(stream, client, deadline, guard)).await;
         }
@@ -141,7 +148,7 @@ pub async fn serve<S>(
     }
 }
 
-async fn secure<S>(stream: S, client: &Client) -> io::Result<(TlsStream<S>, bool)>
+async fn secure<S>(stream: S, client: &Client) -> io::Result<(TlsStream<S>, Session)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -156,7 +163,7 @@ where
     } = server.handshake(hello.client_hello().server_name());
     let stream = hello.into_stream(config).await?;
     let session = Session::of(stream.get_ref().1, client_auth)?;
-    Ok((stream, session.resumed))
+    Ok((stream, session))
 }
 
 /// Ends when a handshake must because its address goes, or is another thing.
@@ -188,6 +195,7 @@ where
         Ok(Ok(asked)) => session(said, client, asked, guard).await,
         Ok(Err(Over::With(last))) => said.end(&last).await,
         Ok(Err(Over::Silently)) => {}
+        Ok(Err(Over::Http)) => Box::pin(said.http(client, guard)).await,
         Err(_) => {
             tracing::debug!(peer = %client.peer, "no request within the time for a handshake")
         }
@@ -212,6 +220,8 @@ where
         match first {
             v5::VERSION if spec.socks5 => self.socks5(client).await,
             v4::VERSION if spec.socks4 => self.socks4(client).await,
+            // A method's first letter, or HTTP/2's.
+            b'!'..=b'~' if spec.http => Err(Over::Http),
             _ => {
                 tracing::debug!(peer = %client.peer, first, "a protocol that is not spoken here");
                 Err(Over::Silently)
@@ -312,6 +322,28 @@ where
             self.stream.flush().await
         };
         sent.await.map_err(|_| Over::Silently)
+    }
+
+    /// Goes on with HTTP, whose requests have deadlines of their own.
+    async fn http(self, client: Client, guard: EpochGuard)
+    where
+        S: Sever + Send + 'static,
+    {
+        let Client {
+            peer,
+            local,
+            listener,
+            session,
+            ..
+        } = client;
+        let spec = listener.slot.pin().entry.http().connection.clone();
+        let connection = Connection::new(peer, local, spec, listener.worker.clone());
+        let connection = match session {
+            Some(session) => connection.over_tls(session),
+            None => connection,
+        };
+        let read = self.bytes.freeze();
+        http::serve_read(self.stream, read, connection, listener, guard).await;
     }
 
     /// Says its last words and ends.

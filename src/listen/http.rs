@@ -28,7 +28,7 @@ use crate::generation::{EpochGuard, Slot};
 use crate::http::body::{Answer, Exchange};
 use crate::http::connection::{Connection, Expired};
 use crate::http::progress::Progress;
-use crate::http::tunnel::Tunnel;
+use crate::http::switch::Becomes;
 use crate::http::{Face as _, pipeline};
 use crate::metrics::WorkerContext;
 use crate::net::{Peer, Sever};
@@ -75,7 +75,7 @@ const LOCAL_RESETS: usize = 100;
 /// Ends early when `guard.epoch.cut` is cancelled; finishes kindly when `guard.epoch.finish` is: the next HTTP/1
 /// response says `Connection: close`, an idle HTTP/1 connection lingers for `IDLE_LINGER`, HTTP/2 sends GOAWAY.
 pub async fn serve<S>(
-    mut stream: S,
+    stream: S,
     peer: Peer,
     local: Option<SocketAddr>,
     listener: Arc<Listener>,
@@ -84,11 +84,25 @@ pub async fn serve<S>(
 ) where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
-    let connection = Arc::new(Connection::new(peer, local, spec, listener.worker.clone()));
+    let connection = Connection::new(peer, local, spec, listener.worker.clone());
+    serve_read(stream, Bytes::new(), connection, listener, guard).await;
+}
+
+/// The same for a connection of which `first` was read already.
+pub(super) async fn serve_read<S>(
+    mut stream: S,
+    first: Bytes,
+    connection: Connection,
+    listener: Arc<Listener>,
+    guard: EpochGuard,
+) where
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
+{
+    let connection = Arc::new(connection);
     let switched = {
         let mut watch = pin!(watch(&connection, &guard));
-        let Some((protocol, prefix)) = choose(&mut stream, &connection, watch.as_mut()).await
-        else {
+        let chosen = choose(&mut stream, first, &connection, watch.as_mut());
+        let Some((protocol, prefix)) = chosen.await else {
             return;
         };
         speak(stream, prefix, protocol, listener, connection, watch).await
@@ -155,10 +169,10 @@ where
     match switched {
         // Boxed: few connections come to this, and all would carry its state.
         Some(Switched::Whole {
-            tunnel,
+            becomes,
             stream,
             early,
-        }) => Box::pin(tunnel.run(stream, early)).await,
+        }) => Box::pin(becomes.run(stream, early)).await,
         Some(Switched::Streams(left)) => left.await,
         None => {}
     }
@@ -168,7 +182,7 @@ where
 enum Switched<S> {
     /// It speaks HTTP no more.
     Whole {
-        tunnel: Box<Tunnel>,
+        becomes: Becomes,
         stream: S,
         /// What the client sent after its request.
         early: Bytes,
@@ -187,15 +201,16 @@ pub(super) enum Protocol {
 /// here (its bytes are no request in any protocol that is, so there is nothing to answer with).
 async fn choose<S: AsyncRead + Unpin>(
     stream: &mut S,
+    first: Bytes,
     connection: &Connection,
     mut watch: Pin<&mut Watch<'_>>,
 ) -> Option<(Protocol, Bytes)> {
     let (http1, http2) = (connection.spec.h1, connection.spec.h2);
     if !http2 {
         // hyper knows the preface and ends the connection.
-        return http1.then(|| (Protocol::Http1, Bytes::new()));
+        return http1.then_some((Protocol::Http1, first));
     }
-    let mut first = Vec::new();
+    let mut first = Vec::from(first);
     loop {
         let common = first
             .iter()
@@ -312,9 +327,9 @@ where
         }
     };
     if ended.is_ok()
-        && let Some(tunnel) = connection.take_tunnel()
+        && let Some(becomes) = connection.take_tunnel()
     {
-        tunnel.settle(&listener.slot.pin());
+        becomes.settle(&listener.slot.pin());
         let parts = serving.into_parts();
         let (stream, later) = parts.io.into_inner().into_parts();
         let early = if parts.read_buf.is_empty() {
@@ -323,7 +338,7 @@ where
             [parts.read_buf, later].concat().into()
         };
         return Some(Switched::Whole {
-            tunnel,
+            becomes,
             stream,
             early,
         });
@@ -508,10 +523,10 @@ where
 
 /// Begins the tunnels that streams have become.
 fn join_streams(listener: &Arc<Listener>, connection: &Arc<Connection>, streams: &Streams) {
-    for (tunnel, stream) in connection.take_streams() {
-        tunnel.settle(&listener.slot.pin());
+    for (becomes, stream) in connection.take_streams() {
+        becomes.settle(&listener.slot.pin());
         let exchange = Exchange {
-            progress: tunnel.progress.clone(),
+            progress: becomes.progress().clone(),
             connection: connection.clone(),
         };
         let driver = connection.clone();
@@ -519,7 +534,7 @@ fn join_streams(listener: &Arc<Listener>, connection: &Arc<Connection>, streams:
             let _exchange = exchange;
             // Fails when the client was gone before our answer.
             if let Ok(stream) = stream.await {
-                tunnel.run(TokioIo::new(stream), Bytes::new()).await;
+                becomes.run(TokioIo::new(stream), Bytes::new()).await;
             }
         };
         streams.run_tunnel(run, move || driver.wake_by_ref());

@@ -39,6 +39,11 @@ impl<S: Sever> Sever for tokio_rustls::server::TlsStream<S> {
     }
 }
 
+/// A stream of HTTP/2: one that is dropped before its end is reset.
+impl Sever for hyper_util::rt::TokioIo<hyper::upgrade::Upgraded> {
+    fn sever(&self) {}
+}
+
 #[cfg(test)]
 impl Sever for tokio::io::DuplexStream {
     fn sever(&self) {}

@@ -11,6 +11,7 @@
 //! reads the clock once for each timeout it has to wait under. Of what other workers write too, it touches the target's
 //! reference count.
 
+pub mod alone;
 mod balance;
 pub mod body;
 mod connect;

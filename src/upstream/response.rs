@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::body::Progress;
+use super::connection::Connection;
 use super::error::{Error, Kind, chain};
 use super::multiplex::Ticket;
 use super::pool::Lease;
@@ -39,6 +40,8 @@ pub(super) enum Held {
     H1(Lease),
     /// HTTP/2: a stream.
     H2(Ticket),
+    /// HTTP/1 on a connection that ends with it.
+    Alone(Box<Connection>, TargetAddr),
 }
 
 impl UpstreamBody {
@@ -95,6 +98,7 @@ impl UpstreamBody {
         let piece = match held {
             Some(Held::H1(lease)) => lease.connection.poll(cx, ask, due),
             Some(Held::H2(ticket)) => ticket.deadline.watch(cx, ask, due),
+            Some(Held::Alone(connection, _)) => connection.poll(cx, ask, due),
             // All of it is here.
             None => return incoming.poll_frame(cx).map_err(Cut::Broken),
         };
@@ -122,6 +126,7 @@ impl Held {
         match self {
             Held::H1(lease) => lease.peer(),
             Held::H2(ticket) => ticket.connection.peer(),
+            Held::Alone(_, peer) => peer,
         }
     }
 }

@@ -24,6 +24,7 @@ mod examples;
 mod files;
 mod filters;
 mod flows;
+mod forward;
 mod gates;
 mod hardening_framing;
 mod hardening_h2;

@@ -30,8 +30,8 @@ use crate::http::headers;
 use crate::http::progress::Progress;
 use crate::http::record::id::X_REQUEST_ID;
 use crate::http::request::{Expectation, RequestContext};
+use crate::http::switch::Switch;
 use crate::http::text;
-use crate::http::tunnel::Switch;
 use crate::http::vars::Vars;
 use crate::http::websocket;
 use crate::metrics::cell::Cell;
@@ -336,7 +336,7 @@ pub(in crate::http) fn inbound_response<B>(response: Response<B>) -> Response<B>
 
 /// Waits for `work`, unless the request is told to end before. The caller pins it: taken by value it would have two places
 /// in the request's future.
-async fn until_cut<T>(
+pub(in crate::http) async fn until_cut<T>(
     mut work: Pin<&mut impl Future<Output = Result<T, Error>>>,
     flight: &Flight,
 ) -> Result<T, Error> {

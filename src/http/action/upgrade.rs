@@ -14,7 +14,8 @@ use crate::http::body::{Content, ResponseBody};
 use crate::http::extended::{Agreed, Handshake};
 use crate::http::progress::Progress;
 use crate::http::request::RequestContext;
-use crate::http::tunnel::{Switch, Tunnel};
+use crate::http::switch::{Becomes, Switch};
+use crate::http::tunnel::Tunnel;
 use crate::http::websocket;
 use crate::upstream::body::RequestBody;
 use crate::upstream::error::{Error, Kind};
@@ -103,5 +104,6 @@ pub(super) async fn run(
         websocket::set_upgrade(response.headers_mut());
     }
     let response = response.map(|()| ResponseBody::new(Content::Empty));
-    Ok((response, Some(Box::new(Switch { tunnel, stream }))))
+    let becomes = Becomes::Websocket(Box::new(tunnel));
+    Ok((response, Some(Box::new(Switch { becomes, stream }))))
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::{Given, Refusal};
 use crate::config::forward::{PasswordSpec, UserSpec};
@@ -58,7 +58,7 @@ impl BasicAuth {
     /// # Errors
     /// 401 for one that says nothing, or nothing that could be right.
     pub(super) fn look(&self, headers: &HeaderMap) -> Result<Look<'_>, Refusal> {
-        let Some((name, password)) = credentials(headers) else {
+        let Some((name, password)) = credentials(headers, &AUTHORIZATION) else {
             return Err(self.refusal());
         };
         Ok(match self.passwords.look(name, password) {
@@ -100,9 +100,12 @@ impl Check<'_> {
     }
 }
 
-/// Name and password of the one `Authorization` field, if it is `Basic`.
-fn credentials(headers: &HeaderMap) -> Option<(String, Vec<u8>)> {
-    let mut lines = headers.get_all(AUTHORIZATION).iter();
+/// Name and password of the one field of this name, if it is `Basic` (RFC 7617 section 2).
+pub(in crate::http) fn credentials(
+    headers: &HeaderMap,
+    field: &HeaderName,
+) -> Option<(String, Vec<u8>)> {
+    let mut lines = headers.get_all(field).iter();
     let (line, None) = (lines.next()?, lines.next()) else {
         return None;
     };
@@ -129,7 +132,7 @@ mod tests {
             for line in lines {
                 headers.append(AUTHORIZATION, HeaderValue::from_str(line).unwrap());
             }
-            credentials(&headers)
+            credentials(&headers, &AUTHORIZATION)
         };
         let is = |name: &str, password: &str| Some((name.into(), password.as_bytes().to_vec()));
         assert_eq!(of(&["Basic YWxpY2U6YTpi"]), is("alice", "a:b"));

@@ -5,7 +5,7 @@
 //! A request whose server and route have none asks one question, [`Filters::is_empty`].
 
 mod access;
-mod basic_auth;
+pub(super) mod basic_auth;
 mod compress;
 mod concurrency;
 mod cors;

@@ -239,7 +239,8 @@ mod tests {
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
         let uri = std::mem::take(&mut parts.uri);
         let mut context =
-            RequestContext::admit(&connection, &mut parts, &uri, HeadMarks::default()).unwrap();
+            RequestContext::admit(&connection, &mut parts, &uri, HeadMarks::default(), false)
+                .unwrap();
         let mut passed = Passed::default();
         let flight = crate::generation::Generation::new(1).begin(0);
         let mut asking = Asking {

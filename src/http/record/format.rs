@@ -80,6 +80,8 @@ impl Mark {
 pub struct Asked<'a> {
     pub method: &'a Method,
     pub uri: &'a Uri,
+    /// Of a target with an authority all is wanted.
+    pub whole: bool,
     pub version: Version,
 }
 
@@ -94,8 +96,8 @@ impl Asked<'_> {
 
     fn target(&self) -> Cow<'_, str> {
         match self.uri.path_and_query() {
-            Some(target) => target.as_str().into(),
-            None => self.uri.to_string().into(),
+            Some(target) if !self.whole => target.as_str().into(),
+            _ => self.uri.to_string().into(),
         }
     }
 }
@@ -299,6 +301,7 @@ mod tests {
         let asked = asked.then_some(Asked {
             method: &Method::GET,
             uri: &uri,
+            whole: false,
             version: Version::HTTP_11,
         });
         let begun = format.begin(&All(values), asked);

@@ -1,0 +1,79 @@
+//! What a connection, or one stream of it, becomes when it speaks HTTP no more: a websocket ([`super::tunnel`]), or the passage
+//! to wherever a client of a forward proxy wanted to go ([`super::passage`]).
+
+use bytes::Bytes;
+use hyper::upgrade::OnUpgrade;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Face;
+use super::passage::Passage;
+use super::progress::Progress;
+use super::record::Record;
+use super::tunnel::Tunnel;
+use crate::config::runtime::OnChange;
+use crate::generation::Serving;
+use crate::net::Sever;
+
+/// What comes of a request, agreed on its way to the client's connection, which takes it when the answer is certain.
+#[derive(Debug)]
+pub struct Switch {
+    pub becomes: Becomes,
+    /// HTTP/2: the stream that becomes it. `None`: the whole connection does.
+    pub stream: Option<OnUpgrade>,
+}
+
+/// What it becomes. Boxed: it is handed about, and waits in every connection's state.
+#[derive(Debug)]
+pub enum Becomes {
+    Websocket(Box<Tunnel>),
+    Passage(Box<Passage>),
+}
+
+impl Becomes {
+    /// The request has become a long flow. `newest` is what serves now: if it is not the generation that the request
+    /// began in, a commit has passed by that did not know.
+    pub fn settle<F: Face>(&self, newest: &Serving<F>) {
+        let flight = &self.progress().flight;
+        flight.set_long(self.on_change());
+        let holds = |definition| newest.entry.holds(definition);
+        flight.settle(&newest.generation, holds);
+    }
+
+    /// Its place in its generation.
+    pub fn progress(&self) -> &Arc<Progress> {
+        match self {
+            Becomes::Websocket(tunnel) => &tunnel.progress,
+            Becomes::Passage(passage) => &passage.progress,
+        }
+    }
+
+    fn on_change(&self) -> OnChange {
+        match self {
+            Becomes::Websocket(tunnel) => tunnel.on_change,
+            Becomes::Passage(passage) => passage.on_change,
+        }
+    }
+
+    /// The record of the request goes on with it.
+    pub(super) fn keep(&mut self, mut record: Record) {
+        match self {
+            Becomes::Websocket(tunnel) => {
+                record.given_by(&tunnel.in_flight.target);
+                tunnel.record = Some(record);
+            }
+            Becomes::Passage(passage) => passage.record = Some(record),
+        }
+    }
+
+    /// Runs it to its end. `early`: what the client has sent after its request; the other side gets it now, for it has agreed.
+    pub async fn run<S>(self, client: S, early: Bytes)
+    where
+        S: AsyncRead + AsyncWrite + Sever + Unpin + Send,
+    {
+        match self {
+            Becomes::Websocket(tunnel) => tunnel.run(client, early).await,
+            Becomes::Passage(passage) => passage.run(client, early).await,
+        }
+    }
+}
