@@ -21,10 +21,10 @@ import socks
 from clients_kit import NOISE, Forward, Skip, check
 
 AT = ("forward",)
-ADDRESSES = ["127.0.0.1", "[::1]"]
-# SOCKS4 has no IPv6, and 4a none but by name.
+# SOCKS4 has no IPv6. proxychains4, httpx and PySocks have none by HTTP: they ask for `::1:80` without brackets (RFC 3986,
+# section 3.2.2), which is refused.
 V4 = ["127.0.0.1", "localhost"]
-ALL = [*ADDRESSES, "localhost"]
+ALL = ["127.0.0.1", "[::1]", "localhost"]
 SUM = hashlib.sha256(NOISE).hexdigest()
 # A name whose way is barred at the proxy; who looks it up himself finds loopback.
 DENIED = "denied.localhost"
@@ -154,7 +154,7 @@ def curl_users_http(forward):
             told = curl(forward, *options, "--output", "/dev/null", "--write-out", codes, url, code=56 if tunnel else 0)
             assert told.stdout == b"407", told
     fields = curl(forward, "--proxy", f"http://localhost:{forward.users}", "--include", clear).stdout.lower()
-    assert b"\r\nproxy-authenticate: basic realm=" in fields and b"\r\nproxy-status: " in fields, fields
+    assert b"\r\nproxy-authenticate: basic realm=" in fields, fields
 
 
 @check("curl, refused and dead destinations by HTTP", at=AT, each=HTTP)
@@ -197,7 +197,7 @@ def chained(forward: Forward, *proxies: str, url: str, code=0) -> bytes:
 @check("proxychains4", at=AT, each=["socks5", "socks4", "http"])
 def proxychains(forward, kind):
     first = f"{kind} 127.0.0.1 {forward.open}"
-    for host in V4 if kind == "socks4" else ALL:
+    for host in ALL if kind == "socks5" else V4:
         judge(json.loads(chained(forward, first, url=f"http://{host}:{forward.clear}/h1/echo")), host)
         assert chained(forward, first, url=f"https://{host}:{forward.secure}/h1/noise?n={len(NOISE)}") == NOISE
     chained(forward, first, url=f"http://127.0.0.1:{forward.nobody}/", code=7)
@@ -263,7 +263,7 @@ async def with_httpx(forward, scheme):
 
     for two in (False, True):
         async with client(proxy=proxy_url(forward, scheme), http2=two) as through:
-            for host in ALL:
+            for host in V4 if scheme == "http" else ALL:
                 clear, secure = f"http://{host}:{forward.clear}/h1", f"https://{host}:{forward.secure}/h1"
                 judge((await through.get(f"{clear}/echo")).json(), host)
                 told = (await through.post(f"{secure}/echo", content=NOISE)).json()
@@ -318,7 +318,7 @@ def with_pysocks(forward, kind):
     kind = socks.PROXY_TYPES[kind]
     four = kind == socks.SOCKS4
     for names in (True, False):
-        for host in V4 if four else ALL:
+        for host in ALL if kind == socks.SOCKS5 else V4:
             with closing(pysocks(forward, kind, names)) as stream:
                 stream.connect((host.strip("[]"), forward.clear))
                 judge(exchange(stream, host), host)
