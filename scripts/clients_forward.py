@@ -2,6 +2,7 @@
 `[forward]` have in common, to IPv4, IPv6 and names (scripts/clients)."""
 
 import hashlib
+import io
 import json
 import os
 import socket
@@ -14,11 +15,13 @@ from contextlib import closing
 
 import aiohttp
 import aiohttp_socks
+import curl_cffi
 import httpx
 import requests
 import socks
+from curl_cffi import CurlOpt
 
-from clients_kit import NOISE, Forward, Skip, check
+from clients_kit import NOISE, Forward, check
 
 AT = ("forward",)
 # SOCKS4 has no IPv6. proxychains4, httpx and PySocks have none by HTTP: they ask for `::1:80` without brackets (RFC 3986,
@@ -172,14 +175,29 @@ def curl_refused_http(forward, way):
         assert b"proxy-status: " in told.stdout.lower(), told
 
 
-@check("curl --proxy-http2", at=AT)
-def curl_http2(forward):
-    options = subprocess.run(["curl", "--help", "all"], capture_output=True, text=True, check=True).stdout
-    if "--proxy-http2" not in options:
-        raise Skip("this curl has no --proxy-http2, which came with 8.1")
+@check("libcurl, CONNECT over HTTP/2", at=AT)
+def libcurl_http2(forward):
+    """As `--proxy-http2`, which the curl of many systems does not have yet."""
     for host in ALL:
-        told = curl(forward, "--proxy-http2", *by(forward, "--proxy https"), "--fail", f"https://{host}:{forward.secure}/h1/echo")
-        judge(json.loads(told.stdout), host)
+        told, said = io.BytesIO(), []
+        with closing(curl_cffi.Curl()) as libcurl:
+            for option, value in {
+                CurlOpt.URL: f"https://{host}:{forward.secure}/h1/echo",
+                CurlOpt.PROXY: f"https://localhost:{forward.tls}",
+                CurlOpt.PROXYTYPE: 3,
+                CurlOpt.NOPROXY: "",
+                CurlOpt.PROXY_CAINFO: forward.ca,
+                CurlOpt.CAINFO: forward.origin_ca,
+                CurlOpt.TIMEOUT: 20,
+                CurlOpt.WRITEDATA: told,
+                CurlOpt.VERBOSE: 1,
+                CurlOpt.DEBUGFUNCTION: lambda _, text: said.append(text),
+            }.items():
+                libcurl.setopt(option, value)
+            libcurl.perform()
+        judge(json.loads(told.getvalue()), host)
+        said = [text for text in said if b"CONNECT" in text]
+        assert any(b"HTTP/2" in text for text in said), said
 
 
 # --- proxychains4 ---
