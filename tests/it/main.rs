@@ -47,6 +47,7 @@ mod samples;
 mod scale;
 mod sockets;
 mod socks;
+mod socks_refused;
 mod split;
 mod swap_load;
 mod target_limits;
