@@ -23,10 +23,13 @@ const PACE: Duration = Duration::from_millis(20);
 type Ask = fn(&mut TcpStream, SocketAddr) -> io::Result<()>;
 
 /// The ways to an origin: a table, to be followed by `listen = …`, its other keys, and how it is asked.
-const WAYS: [(&str, &str, Ask); 2] = [
+const WAYS: [(&str, &str, Ask); 3] = [
     ("tcp", "upstream = \"flows\"", |_, _| Ok(())),
-    ("forward", "destinations.allow = \"127.0.0.0/8\"", socks5),
+    ("forward", ALLOW, socks5),
+    ("forward", ALLOW, connect),
 ];
+
+const ALLOW: &str = "destinations.allow = \"127.0.0.0/8\"";
 
 fn socks5(stream: &mut TcpStream, to: SocketAddr) -> io::Result<()> {
     say(stream, &[5, 1, 0], |heard| heard == [5, 0])?;
@@ -34,6 +37,13 @@ fn socks5(stream: &mut TcpStream, to: SocketAddr) -> io::Result<()> {
     let request = [&[5, 1, 0, 1, 127, 0, 0, 1], &port[..]].concat();
     say(stream, &request, |heard| {
         heard.len() == 10 && heard.starts_with(&[5, 0, 0, 1])
+    })
+}
+
+fn connect(stream: &mut TcpStream, to: SocketAddr) -> io::Result<()> {
+    let request = format!("CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n\r\n");
+    say(stream, request.as_bytes(), |heard| {
+        heard.starts_with(b"HTTP/1.1 200 ") && heard.ends_with(b"\r\n\r\n")
     })
 }
 
@@ -382,7 +392,7 @@ impl Visitor {
 #[test]
 fn release_new_connections_go_on_while_listeners_come_and_go_around_them() {
     let origin = echo();
-    let planes = [0, 1, 2].map(Plane::of);
+    let planes = std::array::from_fn::<_, { WAYS.len() + 1 }, _>(Plane::of);
     let kept = planes.map(|_| local(free_port()));
     let passing = planes.map(|_| local(free_port()));
     let more = planes.map(|_| local(free_port()));
@@ -391,9 +401,9 @@ fn release_new_connections_go_on_while_listeners_come_and_go_around_them() {
         let mut text = format!("[upstreams.flows]\ntargets = \"{origin}\"\n");
         for (n, plane) in planes.into_iter().enumerate() {
             match round {
-                None => text += &plane.table("kept", &kept[n..=n]),
+                None => text += &plane.table(&format!("kept-{n}"), &kept[n..=n]),
                 Some(round) => {
-                    text += &plane.table("kept", &[kept[n], more[n]]);
+                    text += &plane.table(&format!("kept-{n}"), &[kept[n], more[n]]);
                     text += &Plane::of(n + round).table(&format!("passing-{n}"), &passing[n..=n]);
                 }
             }
@@ -402,7 +412,8 @@ fn release_new_connections_go_on_while_listeners_come_and_go_around_them() {
     };
     let gate = Gate::start(&document(None));
     let visitors: Vec<Visitor> = (0..planes.len() * 3)
-        .map(|n| Visitor::start(planes[n % 3], kept[n % 3], origin))
+        .map(|n| n % planes.len())
+        .map(|n| Visitor::start(planes[n], kept[n], origin))
         .collect();
     let all_go_on = || {
         let counts = || visitors.iter().map(|v| v.visits.load(Ordering::SeqCst));
@@ -427,6 +438,8 @@ fn release_new_connections_go_on_while_listeners_come_and_go_around_them() {
         }
         all_go_on();
         gate.reload_ok(&document(None));
+        // Until then whoever comes to them may still be served.
+        gate.wait_settled();
         for gone in more.iter().chain(&passing) {
             let refused = TcpStream::connect(gone).map(drop).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{gone}");
