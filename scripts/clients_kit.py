@@ -58,6 +58,22 @@ class Place:
         return f"ws{'s' if self.tls else ''}://localhost:{self.port}"
 
 
+@dataclass
+class Forward:
+    """The ports of evergate's forward proxies, and of where their clients go."""
+
+    open: int
+    users: int
+    tls: int
+    ca: str
+    clear: int
+    secure: int
+    websocket: int
+    nobody: int
+    origin_ca: str
+    swaps: "Swaps"
+
+
 class Swaps(threading.Thread):
     """Reloads all the time, with other routes, servers and upstreams each time, and looks at what each reload gave."""
 
@@ -104,7 +120,7 @@ class Swaps(threading.Thread):
         await asyncio.to_thread(self.more, count)
 
 
-async def run_check(function, place: Place, argument):
+async def run_check(function, place: Place | Forward, argument):
     """Again and again until three swaps fell into it: one may have begun before. Gives the swaps and the rounds."""
     begun, rounds = place.swaps.count, 0
     while rounds == 0 or place.swaps.count < begun + 3:

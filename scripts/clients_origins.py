@@ -4,6 +4,7 @@ echo of `websockets`, and gRPC with and without TLS.
 Usage: clients_origins.py CERT KEY. Prints its ports as one line of JSON when all of them listen, and runs until killed."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import socket
@@ -71,6 +72,7 @@ async def http(scope, receive, send):
         for name, value in scope["headers"]:
             fields[name.decode()].append(value.decode("latin-1"))
         seen = dict(method=scope["method"], version=scope["http_version"], fields=fields, length=length, sha256=digest)
+        seen["client"] = scope["client"][0]
         await answer([json.dumps(seen).encode()], (b"content-type", b"application/json"))
     elif what == "noise":
         size = int(query["n"])
@@ -218,16 +220,28 @@ def grpc_service():
 
 
 def listening():
-    held = socket.socket()
-    held.bind(("127.0.0.1", 0))
-    held.listen(1024)
-    return held
+    """The same port of both families; where the machine has no IPv6, of IPv4 alone."""
+    while True:
+        four = socket.socket()
+        four.bind(("127.0.0.1", 0))
+        held = [four]
+        try:
+            six = socket.socket(socket.AF_INET6)
+            six.bind(("::1", four.getsockname()[1]))
+            held.append(six)
+        except OSError as why:
+            if why.errno == errno.EADDRINUSE:
+                continue
+        for each in held:
+            each.listen(1024)
+        return held
 
 
 async def main():
     clear, secure = listening(), listening()
     config = Config()
-    config.insecure_bind, config.bind = [f"fd://{clear.fileno()}"], [f"fd://{secure.fileno()}"]
+    config.insecure_bind = [f"fd://{each.fileno()}" for each in clear]
+    config.bind = [f"fd://{each.fileno()}" for each in secure]
     config.certfile, config.keyfile = CERT, KEY
     # Idle connections stay: who closes first is no subject here.
     config.keep_alive_timeout, config.keep_alive_max_requests = 600, 1 << 30
@@ -242,8 +256,8 @@ async def main():
 
     echoes = await websockets.serve(echo, "127.0.0.1", 0, max_size=32 << 20, select_subprotocol=chosen)
     ports = dict(
-        clear=clear.getsockname()[1],
-        secure=secure.getsockname()[1],
+        clear=clear[0].getsockname()[1],
+        secure=secure[0].getsockname()[1],
         grpc_clear=grpc_clear,
         grpc_secure=grpc_secure,
         websocket=echoes.sockets[0].getsockname()[1],

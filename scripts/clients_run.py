@@ -19,7 +19,8 @@ import clients_curl  # noqa: F401  these register their checks, in this order
 import clients_http  # noqa: F401
 import clients_websocket  # noqa: F401
 import clients_grpc  # noqa: F401
-from clients_kit import CHECKS, NOISE, Place, Skip, Swaps, run_check
+import clients_forward
+from clients_kit import CHECKS, NOISE, Forward, Place, Skip, Swaps, run_check
 
 BINARY, FOLDER = sys.argv[1], Path(sys.argv[2])
 CHILDREN = []
@@ -38,7 +39,7 @@ def free_ports(count):
 def start_origins():
     """The ports of the origins, and their CA."""
     ca = trustme.CA()
-    pair = ca.issue_cert("localhost", "127.0.0.1")
+    pair = ca.issue_cert("localhost", "127.0.0.1", "::1")
     cert, key, authority = FOLDER / "origin.crt", FOLDER / "origin.key", FOLDER / "origin-ca.pem"
     ca.cert_pem.write_to_path(authority)
     pair.private_key_pem.write_to_path(key)
@@ -114,6 +115,14 @@ files = {{ root = "{www}", cache_control = "max-age=60" }}
 match.path = "/hello"
 respond = {{ body = "hello {{client_ip}}", headers = {{ x-scheme = "{{scheme}}" }} }}
 """
+    anywhere = f"""destinations = {{ allow = ["127.0.0.0/8", "::1/128"], deny = ["{clients_forward.DENIED}", "10.0.0.0/8"] }}
+"""
+    for proxy, keys in {
+        "open": "",
+        "users": f'users = {{ {clients_forward.USER} = "{clients_forward.PASSWORD}" }}',
+        "tls": 'tls = { self_signed = ["localhost", "127.0.0.1"] }',
+    }.items():
+        text += f'[forward.{proxy}]\nlisten = "127.0.0.1:{at[f"forward_{proxy}"]}"\n{anywhere}{keys}\n'
     upstreams = {
         "h1": (ports["clear"], "h1", False),
         "h1s": (ports["secure"], "h1", True),
@@ -132,12 +141,13 @@ respond = {{ body = "hello {{client_ip}}", headers = {{ x-scheme = "{{scheme}}" 
 
 
 def passing(number, at):
-    """What every swap changes: a route of each server, a server, an upstream."""
+    """What every swap changes: a route of each server, a server, a forward proxy and its users, an upstream."""
     text = ""
     for server in ("clear", "secure"):
         text += f'[[http.{server}.routes]]\nmatch.path = "/passing/*"\nrespond = "{number}"\n'
         text += f'[[http.{server}.routes]]\nmatch.path = "/only-{number}/*"\nproxy = "passing"\n'
     text += f'[http.passing-{number % 2}]\nlisten = "127.0.0.1:{at["passing"]}"\nrespond = "server {number}"\n'
+    text += f'[forward.passing-{number % 2}]\nlisten = "127.0.0.1:{at["forward_passing"]}"\nusers = {{ user-{number} = "x" }}\n'
     text += f'[upstreams.passing]\ntargets = ["127.0.0.1:{at["nobody"]}", "127.0.0.2:{1000 + number}"]\n'
     return text
 
@@ -186,6 +196,7 @@ def run_checks(places, chosen):
 
 def main():
     names = ("admin", "clear", "secure", "redirect", "passing", "nobody")
+    names += ("forward_open", "forward_users", "forward_tls", "forward_passing")
     at = dict(zip(names, free_ports(len(names))))
     ports, authority = start_origins()
     www = make_files()
@@ -206,6 +217,14 @@ def main():
         name: Place(name, at[port], str(ca), str(www), at["redirect"], swaps)
         for name, port in (("cleartext", "clear"), ("tls", "secure"))
     }
+    places["forward"] = Forward(
+        *(at[name] for name in ("forward_open", "forward_users", "forward_tls")),
+        str(ca),
+        *(ports[name] for name in ("clear", "secure", "websocket")),
+        at["nobody"],
+        str(authority),
+        swaps,
+    )
     passed, failed, skipped = run_checks(places, os.environ.get("CLIENTS_ONLY", "").split())
     swaps.stopping = True
     swaps.join(30)

@@ -2,12 +2,14 @@
 //! what strangers send, each with the promise that must hold for every input. They panic where it does not.
 
 use std::borrow::Cow;
+use std::fmt::Debug;
 
 use crate::config::Format;
 use crate::config::http::{MatchSpec, MethodPattern, PathPattern, TextPattern};
 use crate::config::scalar::HostPattern;
 use crate::config::template::{Source, Template, Var};
 use crate::document::{Context, Document};
+use crate::forward::socks::{self, Parsed, v4, v5};
 use crate::http::host::Host;
 use crate::http::path::Path;
 use crate::http::route::{Head, Routes, matches};
@@ -250,4 +252,68 @@ pub fn websocket(data: &[u8]) {
     assert_eq!(whole.rest(), pieces.rest());
     assert_eq!(whole.may_close(), pieces.may_close());
     assert_eq!(whole.is_closed(), pieces.is_closed());
+}
+
+/// However the bytes of a SOCKS client are cut, each message is found when its last byte has come, is what it is whatever
+/// follows, and is no longer than it may be; a datagram's address is the same when it is written and read again.
+pub fn socks(data: &[u8]) {
+    fn steady<T: PartialEq + Debug, E: PartialEq + Debug>(
+        bytes: &[u8],
+        parse: impl Fn(&[u8]) -> Parsed<T, E>,
+    ) -> usize {
+        let whole = parse(bytes);
+        let mut length = 0;
+        if let Ok(Some((_, size))) = &whole {
+            assert!(*size > 0 && *size <= bytes.len() && *size <= socks::MOST);
+            length = *size;
+            assert_eq!(parse(&bytes[..length]), whole);
+        } else if let Ok(None) = &whole {
+            assert!(bytes.len() < socks::MOST, "it would be read for ever");
+        }
+        for end in 0..bytes.len().min(socks::MOST) {
+            let part = parse(&bytes[..end]);
+            match &whole {
+                Ok(Some((_, size))) if end < *size => assert_eq!(part, Ok(None)),
+                Ok(None) => assert_eq!(part, Ok(None)),
+                Ok(Some(_)) => assert_eq!(part, whole),
+                Err(_) => assert!(part == whole || part == Ok(None)),
+            }
+        }
+        length
+    }
+    let Some((first, rest)) = data.split_first() else {
+        return;
+    };
+    if *first == v4::VERSION {
+        steady(data, v4::request);
+        return;
+    }
+    if *first != v5::VERSION {
+        datagram(rest);
+        return;
+    }
+    // A conversation: greeting, name and password if they are offered, request.
+    let mut said = data;
+    let length = steady(said, v5::greeting);
+    let Ok(Some((offer, _))) = v5::greeting(said) else {
+        return;
+    };
+    said = &said[length..];
+    if offer.password {
+        said = &said[steady(said, v5::credentials)..];
+    }
+    steady(said, v5::request);
+}
+
+fn datagram(bytes: &[u8]) {
+    let Some((v5::To::Address(address), data)) = socks::datagram::read(bytes) else {
+        return;
+    };
+    let mut again = Vec::new();
+    socks::datagram::write(address, &mut again);
+    assert!(again.len() <= socks::datagram::HEAD);
+    again.extend(data);
+    let address = std::net::SocketAddr::new(address.ip().to_canonical(), address.port());
+    let read = socks::datagram::read(&again);
+    assert_eq!(read, Some((v5::To::Address(address), data)));
 }

@@ -16,6 +16,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("matcher", fuzzing::matcher),
     ("framing", fuzzing::framing),
     ("websocket", fuzzing::websocket),
+    ("socks", fuzzing::socks),
     ("place", fuzzing::files::place),
     ("range", fuzzing::files::range),
     ("conditional", fuzzing::files::conditional),

@@ -149,6 +149,15 @@ impl Forward {
         self.passwords.is_some()
     }
 
+    /// Whether somebody may go on who has shown to be `user`: one that a swap has brought since may ask for users, or have
+    /// others.
+    pub fn knows(&self, user: Option<&Arc<str>>) -> bool {
+        match &self.passwords {
+            Some(passwords) => user.is_some_and(|user| passwords.has(user)),
+            None => true,
+        }
+    }
+
     /// Who it is; takes its time. Not for a proxy without users.
     ///
     /// # Errors

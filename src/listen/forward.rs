@@ -220,7 +220,7 @@ where
         let spec = &client.accepted.spec;
         match first {
             v5::VERSION if spec.socks5 => self.socks5(client).await,
-            v4::VERSION if spec.socks4 => self.socks4(client).await,
+            v4::VERSION if spec.socks4 => self.socks4().await,
             // A method's first letter, or HTTP/2's.
             b'!'..=b'~' if spec.http => Err(Over::Http),
             _ => {
@@ -277,14 +277,9 @@ where
         })
     }
 
-    async fn socks4(&mut self, client: &Client) -> Result<Asked, Over> {
-        let refused = || Over::With(v4::REFUSED.to_vec());
+    async fn socks4(&mut self) -> Result<Asked, Over> {
         let request = self.message(v4::request).await?;
-        let request = request.map_err(|_| refused())?;
-        // It has no passwords.
-        if client.proxy().asks_for_users() {
-            return Err(refused());
-        }
+        let request = request.map_err(|_| Over::With(v4::REFUSED.to_vec()))?;
         Ok(Asked {
             version: Version::Socks4,
             user: None,
@@ -375,6 +370,10 @@ where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let (serving, proxy) = (client.listener.slot.pin(), client.proxy());
+    // A swap may have come since he was asked; and in SOCKS4 nobody is.
+    if !proxy.knows(asked.user.as_ref()) {
+        return said.end(&asked.version.refusal(Reply::NotAllowed)).await;
+    }
     let flight = serving.generation.begin(client.listener.slot.binding);
     flight.define(proxy.definition());
     // It would keep an old generation in memory.

@@ -63,6 +63,11 @@ impl Passwords {
         }
     }
 
+    /// Whether there is a user of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.users.has(name)
+    }
+
     pub fn look(&self, name: String, password: Vec<u8>) -> Look<'_> {
         match self.users.find(name, password) {
             Found::Verified(user) => Look::Known(user),

@@ -93,6 +93,10 @@ impl Users {
         }
     }
 
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     pub(super) fn find(&self, name: String, password: Vec<u8>) -> Found {
         let known = self.by_name.get_key_value(name.as_str());
         if let Some((user, Known::Plain(secret))) = known {

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::kit::{Gate, PATIENCE, free_port, until};
 
-fn local(port: u16) -> SocketAddr {
+pub(crate) fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 /// Echoes, and counts who comes.
-fn echo() -> (SocketAddr, Arc<AtomicU64>) {
+pub(crate) fn echo() -> (SocketAddr, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let came = Arc::new(AtomicU64::new(0));
@@ -30,33 +30,33 @@ fn echo() -> (SocketAddr, Arc<AtomicU64>) {
     (addr, came)
 }
 
-fn proxy(listen: SocketAddr, more: &str) -> String {
+pub(crate) fn proxy(listen: SocketAddr, more: &str) -> String {
     format!(
         "[forward.office]\nlisten = \"{listen}\"\ndestinations.allow = [\"127.0.0.0/8\", \"::1/128\"]\n{more}\n"
     )
 }
 
-struct Client(TcpStream);
+pub(crate) struct Client(pub(crate) TcpStream);
 
 impl Client {
-    fn open(proxy: SocketAddr) -> Client {
+    pub(crate) fn open(proxy: SocketAddr) -> Client {
         let stream = TcpStream::connect(proxy).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Client(stream)
     }
 
-    fn say(&mut self, bytes: &[u8]) {
+    pub(crate) fn say(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
     }
 
-    fn hear(&mut self, count: usize) -> Vec<u8> {
+    pub(crate) fn hear(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.0.read_exact(&mut bytes).unwrap();
         bytes
     }
 
     /// All that is said until the end.
-    fn rest(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if let Err(error) = self.0.read_to_end(&mut bytes) {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
@@ -65,7 +65,7 @@ impl Client {
     }
 
     /// A greeting without passwords, and a request; the whole reply.
-    fn connect(proxy: SocketAddr, address: &[u8], port: u16) -> (Client, Vec<u8>) {
+    pub(crate) fn connect(proxy: SocketAddr, address: &[u8], port: u16) -> (Client, Vec<u8>) {
         let mut client = Client::open(proxy);
         client.say(&[5, 1, 0]);
         assert_eq!(client.hear(2), [5, 0]);
@@ -74,15 +74,15 @@ impl Client {
         (client, reply)
     }
 
-    fn exchange(&mut self, text: &str) {
+    pub(crate) fn exchange(&mut self, text: &str) {
         self.say(text.as_bytes());
         assert_eq!(self.hear(text.len()), text.as_bytes());
     }
 }
 
-const LOOPBACK: &[u8] = &[1, 127, 0, 0, 1];
+pub(crate) const LOOPBACK: &[u8] = &[1, 127, 0, 0, 1];
 
-fn name(name: &str) -> Vec<u8> {
+pub(crate) fn name(name: &str) -> Vec<u8> {
     [&[3, name.len() as u8], name.as_bytes()].concat()
 }
 
