@@ -36,6 +36,7 @@ use crate::config::tcp::{TcpRaw, TcpSpec};
 use crate::config::texts::Texts;
 use crate::config::tree::{self, At, Node, Places, Value};
 use crate::config::tunnel::{TunnelRaw, TunnelSpec, check_agents};
+use crate::config::udp::{UdpRaw, UdpSpec, check_upstreams};
 use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec, resolve_splits};
 use crate::config::{Diagnostic, Format, format, render};
 
@@ -68,6 +69,8 @@ section! {
         forward: Map<ForwardRaw> = {},
         /// Connections that are passed on as they are, by name.
         tcp: Map<TcpRaw> = {},
+        /// Datagrams that are passed on as they are, by name.
+        udp: Map<UdpRaw> = {},
         /// Filters that servers and routes take with `use`, by name.
         filters: Map<FiltersRaw> = {},
         /// Where requests go, by name.
@@ -79,7 +82,7 @@ section! {
         /// What lies under every table of a kind.
         defaults: DefaultsRaw,
     }
-    later = [&["udp"]];
+    later = [];
 }
 
 /// A checked configuration: every reference resolved, every default in, nothing left to parse.
@@ -96,6 +99,8 @@ pub struct Document {
     pub forward: BTreeMap<Arc<str>, ForwardSpec>,
     /// By name; only enabled listeners.
     pub tcp: BTreeMap<Arc<str>, TcpSpec>,
+    /// By name; only enabled listeners.
+    pub udp: BTreeMap<Arc<str>, UdpSpec>,
     /// By name; those of `[upstreams]` and those that a URL or address in an action stands for.
     pub upstreams: BTreeMap<Arc<str>, UpstreamSpec>,
     /// By name; only enabled ones.
@@ -395,9 +400,17 @@ impl Document {
             .map(|(name, raw)| raw.spec(name, raw.at, on_change, &mut references, check))
             .collect();
         tcp.retain(|listener| listener.enabled);
+        let udp_raw = root.udp.unwrap_or_default().value;
+        check.names(&udp_raw);
+        let mut udp: Vec<_> = udp_raw
+            .iter()
+            .map(|(name, raw)| raw.spec(name, raw.at, on_change, &mut references, check))
+            .collect();
+        udp.retain(|listener| listener.enabled);
         references.warn_unused(check);
         sets.warn_unused(check);
         upstreams.append(&mut references.implicit);
+        check_upstreams(&udp, &upstreams, check);
         let tunnels_raw = root.tunnels.unwrap_or_default().value;
         check.names(&tunnels_raw);
         let mut tunnels: Vec<_> = tunnels_raw
@@ -428,6 +441,11 @@ impl Document {
         forward.retain(|proxy| proxy.enabled);
         let alone = alone.chain(forward.iter().map(Alone::forward));
         across::check_alone(alone, &servers, &admin.listen, check);
+        across::check_datagrams(&udp, check);
+        let udp = udp
+            .into_iter()
+            .map(|u| (u.spec.name.clone(), u.spec))
+            .collect();
         let tcp = tcp
             .into_iter()
             .map(|t| (t.spec.name.clone(), t.spec))
@@ -451,6 +469,7 @@ impl Document {
                 .map(|f| (f.spec.name.clone(), f.spec))
                 .collect(),
             tcp,
+            udp,
             upstreams,
             tunnels,
             agents,

@@ -11,13 +11,16 @@ use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, 
 use crate::config::scalar::ListenAddr;
 use crate::config::tcp::TcpSpec;
 use crate::config::tunnel::TunnelSpec;
+use crate::config::udp::UdpSpec;
 use crate::document::Document;
 use crate::forward::{self, Forward};
 use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{self, Face as _, Files, filter};
 use crate::l4::tcp::Tcp;
+use crate::l4::udp::Udp;
 use crate::listen::entry::{Entry, Plane};
 use crate::listen::tunnel::Accepting;
+use crate::net::Transport;
 use crate::tls;
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
@@ -34,13 +37,6 @@ pub struct BindingKey {
     pub owner: Option<(Arc<str>, usize)>,
 }
 
-/// What a socket carries: the same address may be bound for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Transport {
-    Stream,
-    Datagram,
-}
-
 /// What a document puts behind one address.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Behind<'d> {
@@ -50,6 +46,8 @@ pub struct Behind<'d> {
     pub forward: Option<&'d ForwardSpec>,
     /// Then there is nothing else.
     pub tcp: Option<&'d TcpSpec>,
+    /// Then there is nothing else.
+    pub udp: Option<&'d UdpSpec>,
     /// Then there is nothing else.
     pub tunnel: Option<&'d TunnelSpec>,
 }
@@ -72,6 +70,12 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Behind<'_>> {
         let owner = format!("[tcp.{}]", spec.name).into();
         for key in keys(Transport::Stream, &owner, &spec.listen) {
             map.entry(key).or_default().tcp = Some(spec);
+        }
+    }
+    for spec in document.udp.values() {
+        let owner = format!("[udp.{}]", spec.name).into();
+        for key in keys(Transport::Datagram, &owner, &spec.listen) {
+            map.entry(key).or_default().udp = Some(spec);
         }
     }
     for spec in document.tunnels.values() {
@@ -98,19 +102,29 @@ fn keys<'a>(
     })
 }
 
+impl BindingKey {
+    /// As operators see it.
+    pub fn shown(&self) -> String {
+        self.transport.show(&self.address)
+    }
+}
+
 impl Behind<'_> {
     /// Names of what stands there.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         let http = self.http.iter().map(|spec| &spec.name);
         let forward = self.forward.iter().map(|spec| &spec.name);
         let tcp = self.tcp.iter().map(|spec| &spec.name);
+        let udp = self.udp.iter().map(|spec| &spec.name);
         let tunnel = self.tunnel.iter().map(|spec| &spec.name);
-        http.chain(forward).chain(tcp).chain(tunnel)
+        http.chain(forward).chain(tcp).chain(udp).chain(tunnel)
     }
 
     /// Names of the upstreams that it uses.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
-        upstreams_of(&self.http).chain(self.tcp.iter().map(|spec| &spec.upstream))
+        let tcp = self.tcp.iter().map(|spec| &spec.upstream);
+        let udp = self.udp.iter().map(|spec| &spec.upstream);
+        upstreams_of(&self.http).chain(tcp).chain(udp)
     }
 
     /// Names of those that present certificates there, as [`Material`] knows them.
@@ -312,6 +326,13 @@ impl Snapshot {
                     if let Some(tcp) = tcp {
                         return (key, Arc::new(Entry::of_tcp(http(), tcp)));
                     }
+                    let udp = behind.udp.and_then(|spec| {
+                        let upstream = upstreams.get(&spec.upstream)?.clone();
+                        Some(Arc::new(Udp::new(spec.clone(), upstream)))
+                    });
+                    if let Some(udp) = udp {
+                        return (key, Arc::new(Entry::of_udp(http(), udp)));
+                    }
                     Arc::new(Entry::of_http(http().over_tls(presented(
                         specs,
                         &certificates,
@@ -363,7 +384,7 @@ impl Snapshot {
                             server.exchange(presented);
                         }
                     }
-                    Plane::Http | Plane::Tcp(_) => {
+                    Plane::Http | Plane::Tcp(_) | Plane::Udp(_) => {
                         let presented = presented(&behind.http, &certificates, tls);
                         entry.http().present(presented);
                     }
@@ -662,12 +683,13 @@ mod tests {
     fn a_port_that_the_kernel_chooses_is_not_shared_by_two_of_one_name() {
         let text = b"[http.a]\nlisten = '127.0.0.1:0'\nrespond = ''\n\
                      [tcp.a]\nlisten = '127.0.0.1:0'\nupstream = '127.0.0.1:1'\n\
+                     [udp.a]\nlisten = '127.0.0.1:0'\nupstream = '127.0.0.1:1'\n\
                      [forward.a]\nlisten = '127.0.0.1:0'\n";
         let context = Context {
             base: "/".into(),
             running: None,
         };
         let parsed = Document::parse(text, Format::Toml, &context).unwrap();
-        assert_eq!(bindings(&parsed.document).len(), 3);
+        assert_eq!(bindings(&parsed.document).len(), 4);
     }
 }

@@ -20,6 +20,7 @@ use crate::http::Face as _;
 use crate::listen::accept::{Acceptor, Binding, ConnectionLimit};
 use crate::listen::entry::Entry;
 use crate::listen::http::Listener;
+use crate::listen::udp::Receiver;
 use crate::metrics::{WorkerContext, WorkerCounters};
 use crate::net;
 use crate::session::Sessions;
@@ -35,7 +36,7 @@ const BLOCKING_THREADS: usize = 8;
 pub enum Message {
     /// Registers listening sockets with this runtime; nothing is accepted yet. Answers the first error.
     Stage {
-        sockets: Vec<(Arc<Binding>, net::Listening)>,
+        sockets: Vec<(Arc<Binding>, net::Opened)>,
         reply: oneshot::Sender<io::Result<()>>,
     },
     /// Forgets what was staged and not adopted.
@@ -199,7 +200,7 @@ struct State {
     limit: Arc<ConnectionLimit>,
     gate: Option<watch::Receiver<bool>>,
     fatal: mpsc::Sender<String>,
-    staged: HashMap<u32, (Arc<Binding>, net::Listener)>,
+    staged: HashMap<u32, (Arc<Binding>, net::Registered)>,
     bindings: HashMap<u32, Bound>,
     /// The generation adopted last.
     newest: Option<Arc<Generation>>,
@@ -264,12 +265,24 @@ impl State {
             .filter(|_| asked.long == Some(OnChange::Keep) && !self.stopping)
     }
 
-    fn stage(&mut self, sockets: Vec<(Arc<Binding>, net::Listening)>) -> io::Result<()> {
+    fn stage(&mut self, sockets: Vec<(Arc<Binding>, net::Opened)>) -> io::Result<()> {
         for (binding, socket) in sockets {
             self.staged
                 .insert(binding.id, (binding, socket.register()?));
         }
         Ok(())
+    }
+
+    /// Runs what takes clients at an address. If it breaks, half a proxy would be left.
+    fn spawn(&self, taking: impl Future<Output = ()> + Send + 'static) {
+        let (fatal, index) = (self.fatal.clone(), self.context.index);
+        tokio::spawn(async move {
+            let taking = std::panic::AssertUnwindSafe(taking);
+            if taking.catch_unwind().await.is_err() {
+                // Full: another part has said so already.
+                let _ = fatal.try_send(format!("an accept loop of worker {index} panicked"));
+            }
+        });
     }
 
     fn adopt(&mut self, adopt: Adopt) {
@@ -297,26 +310,29 @@ impl State {
                 handshakes: self.handshakes.clone(),
             });
             let retire = CancellationToken::new();
-            let acceptor = Acceptor {
-                listener: listener.clone(),
-                binding: binding.clone(),
-                limit: self.limit.clone(),
-                gate: self.gate.clone(),
-                retire: retire.clone(),
-            };
             binding.loops.fetch_add(1, Ordering::AcqRel);
             // Ends by its retire token; with the runtime at the latest.
-            let (fatal, index) = (self.fatal.clone(), self.context.index);
-            tokio::spawn(async move {
-                if std::panic::AssertUnwindSafe(acceptor.run(socket))
-                    .catch_unwind()
-                    .await
-                    .is_err()
-                {
-                    // Full: another part has said so already.
-                    let _ = fatal.try_send(format!("an accept loop of worker {index} panicked"));
+            match socket {
+                net::Registered::Stream(socket) => {
+                    let acceptor = Acceptor {
+                        listener: listener.clone(),
+                        binding,
+                        limit: self.limit.clone(),
+                        gate: self.gate.clone(),
+                        retire: retire.clone(),
+                    };
+                    self.spawn(acceptor.run(socket));
                 }
-            });
+                net::Registered::Datagram(socket) => {
+                    let receiver = Receiver {
+                        listener: listener.clone(),
+                        binding,
+                        limit: self.limit.clone(),
+                        retire: retire.clone(),
+                    };
+                    self.spawn(receiver.run(socket));
+                }
+            }
             self.bindings.insert(id, Bound { listener, retire });
         }
         let mut leaving = Leaving::default();

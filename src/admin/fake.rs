@@ -107,6 +107,7 @@ impl Fake {
             access_log: None,
             http: Default::default(),
             tcp: Default::default(),
+            udp: Default::default(),
             forward: Default::default(),
             upstreams: Default::default(),
             normal,

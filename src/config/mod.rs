@@ -22,6 +22,7 @@ pub mod template;
 pub mod texts;
 pub mod tree;
 pub mod tunnel;
+pub mod udp;
 pub mod upstream;
 
 use serde::{Deserialize, Serialize};

@@ -10,6 +10,7 @@ use crate::config::scalar::ListenAddr;
 use crate::config::tcp::CheckedTcp;
 use crate::config::tree::At;
 use crate::config::tunnel::CheckedTunnel;
+use crate::config::udp::CheckedUdp;
 
 /// Checks the addresses of all enabled servers against each other and against the admin API's.
 pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker<'_>) {
@@ -137,6 +138,29 @@ pub(super) fn check_alone<'c>(
                     .findings
                     .error(*at, format!("`{other}` has the address {addr} too"))
                     .help("what speaks no HTTP needs an address of its own");
+            }
+        }
+    }
+}
+
+/// Checks the addresses of UDP, which has ports of its own.
+pub(super) fn check_datagrams(all: &[CheckedUdp], check: &mut Checker<'_>) {
+    let mut owners: HashMap<&ListenAddr, &CheckedUdp> = HashMap::new();
+    for listener in all {
+        let mut told = false;
+        for (addr, at) in listener.spec.listen.iter().zip(&listener.listen_at) {
+            if addr.is_any_port() {
+                continue;
+            }
+            // `:53` is two addresses; once is enough.
+            if let Some(other) = owners.insert(addr, listener)
+                && !std::mem::replace(&mut told, true)
+            {
+                let name = &other.spec.name;
+                check
+                    .findings
+                    .error(*at, format!("`udp.{name}` has the address {addr} too"))
+                    .help("a UDP listener needs an address of its own");
             }
         }
     }

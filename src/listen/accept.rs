@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UdpSocket;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,7 @@ use crate::config::scalar::ListenAddr;
 use crate::generation::{EpochGuard, Serving};
 use crate::http::Face as _;
 use crate::metrics::{WorkerContext, WorkerCounters};
-use crate::net::{self, Peer, Sever, Stream};
+use crate::net::{self, Peer, Sever, Stream, Transport};
 
 /// How long accepting pauses, at least, after an error that a retry will not cure at once (no descriptor, no memory).
 const BACK_OFF: Duration = Duration::from_millis(50);
@@ -63,10 +64,24 @@ impl ConnectionLimit {
     /// Whether clients have all descriptors that they may have, given the last one.
     fn is_last(&self, stream: &Stream) -> bool {
         #[cfg(unix)]
-        return self.ceiling.is_passed_by(stream);
+        return match stream {
+            Stream::Tcp(stream) => self.ceiling.is_passed_by(stream),
+            Stream::Unix(stream) => self.ceiling.is_passed_by(stream),
+        };
         #[cfg(not(unix))]
         {
             let _ = stream;
+            false
+        }
+    }
+
+    /// The same for the socket of a session.
+    pub(super) fn is_last_for(&self, socket: &UdpSocket) -> bool {
+        #[cfg(unix)]
+        return self.ceiling.is_passed_by(socket);
+        #[cfg(not(unix))]
+        {
+            let _ = socket;
             false
         }
     }
@@ -84,7 +99,7 @@ impl ConnectionLimit {
         self.freed.notify_waiters();
     }
 
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.now.load(Ordering::Relaxed) < self.max.load(Ordering::Relaxed)
     }
 
@@ -113,6 +128,7 @@ impl ConnectionLimit {
 pub struct Binding {
     /// Unique in the process's life.
     pub id: u32,
+    pub transport: Transport,
     /// As bound.
     pub address: ListenAddr,
     connections: AtomicUsize,
@@ -121,18 +137,30 @@ pub struct Binding {
     pub refused: AtomicU64,
     /// Accept loops that have not ended.
     pub loops: AtomicUsize,
+    /// Workers that take nothing new here, but need their socket for sessions of UDP.
+    pub lingering: AtomicUsize,
+    /// Cancelled: the address is wanted again, so those sessions end.
+    pub hurry: CancellationToken,
 }
 
 impl Binding {
-    pub fn new(id: u32, address: ListenAddr) -> Binding {
+    pub fn new(id: u32, transport: Transport, address: ListenAddr) -> Binding {
         Binding {
             id,
+            transport,
             address,
             connections: AtomicUsize::new(0),
             clients: Mutex::default(),
             refused: AtomicU64::new(0),
             loops: AtomicUsize::new(0),
+            lingering: AtomicUsize::new(0),
+            hurry: CancellationToken::new(),
         }
+    }
+
+    /// As operators see it.
+    pub fn shown(&self) -> String {
+        self.transport.show(&self.address)
     }
 
     pub fn connections(&self) -> usize {
@@ -140,9 +168,9 @@ impl Binding {
     }
 }
 
-/// A connection's place in every count; dropping it gives them back. Not the listener, which knows routes: a websocket
+/// The place of a connection, or of a session of UDP, in every count; dropping it gives them back. Not the listener, which knows routes: a websocket
 /// may outlive those of its address.
-struct Held {
+pub(super) struct Held {
     limit: Arc<ConnectionLimit>,
     binding: Arc<Binding>,
     worker: Arc<WorkerContext>,
@@ -150,6 +178,24 @@ struct Held {
 }
 
 impl Held {
+    /// Takes a place.
+    pub(super) fn take(
+        limit: &Arc<ConnectionLimit>,
+        binding: &Arc<Binding>,
+        worker: &Arc<WorkerContext>,
+    ) -> Held {
+        binding.connections.fetch_add(1, Ordering::Relaxed);
+        limit.now.fetch_add(1, Ordering::Relaxed);
+        WorkerCounters::add(&worker.counters.connections);
+        WorkerCounters::add(&worker.counters.accepted);
+        Held {
+            limit: limit.clone(),
+            binding: binding.clone(),
+            worker: worker.clone(),
+            client: None,
+        }
+    }
+
     /// Counts the client; false if it has too many connections. Clients of a unix socket cannot be told apart.
     fn admits(&mut self, peer: Peer, max: Option<usize>) -> bool {
         let (Some(max), Some(ip)) = (max, peer.ip()) else {
@@ -302,17 +348,9 @@ impl Acceptor {
     fn serve(&self, stream: Stream, peer: Peer) {
         let serving = self.listener.slot.pin();
         let limits = &serving.entry.admission;
-        let before = self.binding.connections.fetch_add(1, Ordering::Relaxed);
-        self.limit.now.fetch_add(1, Ordering::Relaxed);
-        WorkerCounters::add(&self.listener.worker.counters.connections);
-        WorkerCounters::add(&self.listener.worker.counters.accepted);
-        let mut held = Held {
-            limit: self.limit.clone(),
-            binding: self.binding.clone(),
-            worker: self.listener.worker.clone(),
-            client: None,
-        };
-        let mut admitted = limits.connections.is_none_or(|max| before < max);
+        let mut held = Held::take(&self.limit, &self.binding, &self.listener.worker);
+        let now = self.binding.connections();
+        let mut admitted = limits.connections.is_none_or(|max| now <= max);
         // Who the client of a balancer is, is not known yet.
         let behind = limits.behind(peer).map(|behind| behind.within);
         let per_client = limits.connections_per_client;
@@ -418,6 +456,8 @@ impl Accepted {
                 let connection = l4::serve(stream, peer, local, listener, tcp, guard);
                 spawn(connection, peer, held);
             }
+            // It has no connections.
+            Plane::Udp(_) => {}
             Plane::Http => match entry.http().secure() {
                 Some(secure) => spawn(
                     tls::serve(stream, peer, local, listener, secure, guard),
@@ -436,7 +476,7 @@ impl Accepted {
 
 /// Runs a connection in a task of its own: owned by its epoch (told to finish, cut at the deadline) and by the worker's
 /// runtime.
-fn spawn(connection: impl Future<Output = ()> + Send + 'static, peer: Peer, held: Held) {
+pub(super) fn spawn(connection: impl Future<Output = ()> + Send + 'static, peer: Peer, held: Held) {
     tokio::spawn(async move {
         if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
             WorkerCounters::add(&held.worker.counters.panics);
@@ -456,16 +496,11 @@ mod tests {
     async fn a_panic_ends_its_connection_only_and_gives_its_place_back() {
         let limit = Arc::new(ConnectionLimit::new(1));
         let address = ListenAddr::Tcp("127.0.0.1:1".parse().unwrap());
-        let (binding, worker) = (Arc::new(Binding::new(1, address)), worker());
-        limit.now.fetch_add(1, Ordering::Relaxed);
-        binding.connections.fetch_add(1, Ordering::Relaxed);
-        WorkerCounters::add(&worker.counters.connections);
-        let held = Held {
-            limit: limit.clone(),
-            binding: binding.clone(),
-            worker: worker.clone(),
-            client: None,
-        };
+        let (binding, worker) = (
+            Arc::new(Binding::new(1, Transport::Stream, address)),
+            worker(),
+        );
+        let held = Held::take(&limit, &binding, &worker);
         let peer: std::net::SocketAddr = "192.0.2.1:50000".parse().unwrap();
         spawn(async { panic!("in a connection") }, peer.into(), held);
         limit.room().await;

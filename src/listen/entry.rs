@@ -14,6 +14,7 @@ use crate::forward::Forward;
 use crate::http::client::is_trusted;
 use crate::http::{self, Face};
 use crate::l4::tcp::Tcp;
+use crate::l4::udp::Udp;
 use crate::net::Peer;
 
 /// What one generation does behind one bound address. Shared by the workers.
@@ -30,6 +31,8 @@ pub enum Plane {
     Http,
     Forward(Arc<Forward>),
     Tcp(Arc<Tcp>),
+    /// Behind an address of datagrams, and nothing else is.
+    Udp(Arc<Udp>),
     /// Agents come here.
     Tunnel(Arc<Accepting>),
 }
@@ -92,6 +95,15 @@ impl Entry {
         }
     }
 
+    /// An address of a UDP listener. `http`: without servers.
+    pub fn of_udp(http: http::Entry, udp: Arc<Udp>) -> Entry {
+        Entry {
+            admission: Admission::default(),
+            plane: Plane::Udp(udp),
+            http,
+        }
+    }
+
     /// An address that agents dial. `http`: without servers.
     pub fn of_tunnel(http: http::Entry, accepting: Arc<Accepting>) -> Entry {
         Entry {
@@ -112,6 +124,7 @@ impl Face for Entry {
             Plane::Http => self.http.holds(definition),
             Plane::Forward(forward) => forward.holds(definition),
             Plane::Tcp(tcp) => tcp.holds(definition),
+            Plane::Udp(udp) => udp.holds(definition),
             Plane::Tunnel(_) => false,
         }
     }

@@ -13,3 +13,5 @@ pub mod streams;
 pub mod timers;
 pub mod tls;
 pub mod tunnel;
+pub mod udp;
+mod udp_session;

@@ -3,7 +3,6 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use super::Stream;
 use crate::config::runtime::reserved_descriptors;
 
 /// Where the reserve begins. The system numbers a new descriptor as low as it can: one above this says that all below
@@ -23,13 +22,9 @@ impl Ceiling {
         Ceiling(RawFd::try_from(below).unwrap_or(RawFd::MAX))
     }
 
-    /// True if `stream` has one of the reserve.
-    pub fn is_passed_by(self, stream: &Stream) -> bool {
-        let number = match stream {
-            Stream::Tcp(stream) => stream.as_raw_fd(),
-            Stream::Unix(stream) => stream.as_raw_fd(),
-        };
-        number >= self.0
+    /// True if `socket` has one of the reserve.
+    pub fn is_passed_by(self, socket: &impl AsRawFd) -> bool {
+        socket.as_raw_fd() >= self.0
     }
 
     /// True if the next descriptor would be of the reserve, or there is none. Tries it.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 #[cfg(unix)]
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 #[cfg(unix)]
 use super::unix;
-use super::{BACKLOG, Owned, Reserved, Shutter, accept_queued, reserve};
+use super::{BACKLOG, BindError, Owned, Reserved, Shutter, accept_queued, datagram, reserve};
 use crate::config::scalar::ListenAddr;
 
 /// How long the handshakes under way when a TCP socket shuts may take: one round trip.
@@ -24,6 +24,7 @@ pub enum Reservation {
     Tcp(Reserved),
     #[cfg(unix)]
     Unix(unix::Reserved),
+    Udp(datagram::Reserved),
 }
 
 /// Why an address cannot be had, and what an operator can do about it.
@@ -46,10 +47,7 @@ impl Reservation {
         match address {
             ListenAddr::Tcp(address) => reserve(*address, count, owned)
                 .map(Reservation::Tcp)
-                .map_err(|error| Unavailable {
-                    message: error.to_string(),
-                    help: error.help(),
-                }),
+                .map_err(Unavailable::of),
             #[cfg(unix)]
             ListenAddr::Unix(path) => unix::reserve(path, unix::PUBLIC)
                 .map(Reservation::Unix)
@@ -66,33 +64,122 @@ impl Reservation {
         }
     }
 
+    /// The same for datagrams, as a group of `count` sockets.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; nothing stays behind.
+    pub fn of_datagrams(
+        address: &ListenAddr,
+        count: usize,
+        owned: &Owned,
+    ) -> Result<Reservation, Unavailable> {
+        let ListenAddr::Tcp(address) = address else {
+            return Err(Unavailable {
+                message: format!("{address}: UDP needs an IP address and a port"),
+                help: None,
+            });
+        };
+        datagram::reserve(*address, count, owned)
+            .map(Reservation::Udp)
+            .map_err(Unavailable::of)
+    }
+
     /// The address as bound: a port 0 has become a number.
     pub fn address(&self) -> ListenAddr {
         match self {
             Reservation::Tcp(reserved) => ListenAddr::Tcp(reserved.address()),
             #[cfg(unix)]
             Reservation::Unix(reserved) => ListenAddr::Unix(reserved.path().to_owned()),
+            Reservation::Udp(reserved) => ListenAddr::Tcp(reserved.address()),
         }
     }
 
-    /// Begins to take connections.
+    /// Begins to take connections, or datagrams.
     ///
     /// # Errors
     /// A sentence: a stranger took the address since. All of it is let go.
-    pub fn listen(self) -> Result<Vec<Listening>, String> {
+    pub fn listen(self) -> Result<Vec<Opened>, String> {
         match self {
             Reservation::Tcp(reserved) => {
                 let sockets = reserved.listen().map_err(|error| error.to_string())?;
-                Ok(sockets.into_iter().map(Listening::Tcp).collect())
+                let sockets = sockets.into_iter().map(Listening::Tcp);
+                Ok(sockets.map(Opened::Stream).collect())
             }
             #[cfg(unix)]
             Reservation::Unix(reserved) => {
                 let path = reserved.path().to_owned();
                 match reserved.listen(BACKLOG) {
-                    Ok(listener) => Ok(vec![Listening::Unix(Arc::new(listener))]),
+                    Ok(listener) => Ok(vec![Opened::Stream(Listening::Unix(Arc::new(listener)))]),
                     Err(error) => Err(format!("{}: {error}", path.display())),
                 }
             }
+            Reservation::Udp(reserved) => {
+                let sockets = reserved.bind().map_err(|error| error.to_string())?;
+                Ok(sockets.into_iter().map(Opened::Datagram).collect())
+            }
+        }
+    }
+}
+
+impl Unavailable {
+    fn of(error: BindError) -> Unavailable {
+        Unavailable {
+            message: error.to_string(),
+            help: error.help(),
+        }
+    }
+}
+
+/// A socket that takes what comes, outside of any runtime.
+#[derive(Debug)]
+pub enum Opened {
+    Stream(Listening),
+    Datagram(UdpSocket),
+}
+
+/// The same in a runtime.
+#[derive(Debug)]
+pub enum Registered {
+    Stream(Listener),
+    Datagram(tokio::net::UdpSocket),
+}
+
+impl Opened {
+    /// The same socket once more: it closes when both are dropped.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Opened> {
+        match self {
+            Opened::Stream(socket) => socket.try_clone().map(Opened::Stream),
+            Opened::Datagram(socket) => socket.try_clone().map(Opened::Datagram),
+        }
+    }
+
+    /// Registers it with the runtime this runs in.
+    ///
+    /// # Errors
+    /// Those of the reactor, or no descriptor left.
+    pub fn register(self) -> io::Result<Registered> {
+        match self {
+            Opened::Stream(socket) => socket.register().map(Registered::Stream),
+            Opened::Datagram(socket) => {
+                tokio::net::UdpSocket::from_std(socket).map(Registered::Datagram)
+            }
+        }
+    }
+
+    pub(crate) fn tcp(&self) -> Option<&std::net::TcpListener> {
+        match self {
+            Opened::Stream(Listening::Tcp(socket)) => Some(socket),
+            Opened::Stream(_) | Opened::Datagram(_) => None,
+        }
+    }
+
+    pub(crate) fn udp(&self) -> Option<&UdpSocket> {
+        match self {
+            Opened::Datagram(socket) => Some(socket),
+            Opened::Stream(_) => None,
         }
     }
 }
@@ -115,14 +202,6 @@ impl Listening {
             Listening::Tcp(socket) => socket.try_clone().map(Listening::Tcp),
             #[cfg(unix)]
             Listening::Unix(listener) => Ok(Listening::Unix(listener.clone())),
-        }
-    }
-
-    pub(crate) fn tcp(&self) -> Option<&std::net::TcpListener> {
-        match self {
-            Listening::Tcp(socket) => Some(socket),
-            #[cfg(unix)]
-            Listening::Unix(_) => None,
         }
     }
 

@@ -6,6 +6,7 @@
 //! process of the same user could bind beside us and silently get half of the connections.
 
 pub mod copy;
+pub mod datagram;
 #[cfg(unix)]
 mod descriptors;
 mod listening;
@@ -23,12 +24,32 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::config::scalar::ListenAddr;
+
 #[cfg(unix)]
 pub use descriptors::Ceiling;
-pub use listening::{Listener, Listening, Peer, Reservation, Stream};
+pub use listening::{Listener, Listening, Opened, Peer, Registered, Reservation, Stream};
 pub use owned::Owned;
 pub use retire::{Shutter, accept_queued};
 pub use sever::Sever;
+
+/// What a socket carries: the same address may be bound for each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    #[default]
+    Stream,
+    Datagram,
+}
+
+impl Transport {
+    /// An address as operators see it: one of datagrams must not be taken for that of streams.
+    pub fn show(self, address: &ListenAddr) -> String {
+        match self {
+            Transport::Stream => address.to_string(),
+            Transport::Datagram => format!("udp://{address}"),
+        }
+    }
+}
 
 /// Length of each accept queue; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -60,7 +81,7 @@ impl BindError {
     pub fn help(&self) -> Option<String> {
         match self {
             BindError::InUse(a) => Some(format!(
-                "see who holds it with `ss -ltnp 'sport = :{}'`, or choose another port",
+                "see who holds it with `ss -ltunp 'sport = :{}'`, or choose another port",
                 a.port()
             )),
             BindError::NotHere(_) => Some("see the machine's addresses with `ip addr`".into()),

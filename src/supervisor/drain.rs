@@ -15,8 +15,7 @@ use super::actor::{Crew, Current};
 use super::event::{Outcome, Phase, Remaining};
 use super::handle::Inner;
 use super::log::SwapState;
-use super::prepare::Bound;
-use crate::config::scalar::ListenAddr;
+use super::prepare::{Bound, Retiring};
 use crate::generation::Generation;
 use crate::worker::{Leaving, Message};
 
@@ -34,7 +33,7 @@ pub(super) struct Draining {
     generations: Vec<Arc<Generation>>,
     leaving: Mutex<Leaving>,
     retired: Mutex<Vec<Arc<Bound>>>,
-    retiring: Arc<Mutex<Vec<ListenAddr>>>,
+    retiring: Retiring,
     hurry: CancellationToken,
     over: AtomicBool,
     given_up: AtomicBool,
@@ -45,7 +44,7 @@ impl Draining {
         current: &Current,
         leaving: Leaving,
         retired: Vec<Arc<Bound>>,
-        retiring: Arc<Mutex<Vec<ListenAddr>>>,
+        retiring: Retiring,
     ) -> Draining {
         Draining {
             id: current.id,
@@ -107,24 +106,24 @@ impl Draining {
         }
     }
 
-    /// Closes the addresses whose accept loops have ended: here their sockets are dropped.
+    /// Closes the addresses that no worker uses any more: here their sockets are dropped.
     fn close_served(&self) {
         let mut retired = self.retired.lock();
         let mut retiring = self.retiring.lock();
         retired.retain(|bound| {
-            let served = bound.loops() == 0;
-            if served && let Some(index) = retiring.iter().position(|a| *a == bound.binding.address)
-            {
+            let served = !bound.is_in_use();
+            if served && let Some(index) = retiring.iter().position(|a| *a == bound.place()) {
                 retiring.swap_remove(index);
             }
             !served
         });
     }
 
-    /// Resolves when every retired address is closed.
+    /// Resolves when nothing new is taken at any retired address.
     pub(super) async fn listeners_closed(&self) {
         let mut pause = LOOK.0;
-        while self.remaining().listeners > 0 {
+        let taking = || self.retired.lock().iter().any(|bound| bound.loops() > 0);
+        while taking() {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LOOK.1);
         }

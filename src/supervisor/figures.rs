@@ -198,7 +198,7 @@ impl View {
         let retired = self.draining.iter().flat_map(|draining| draining.retired());
         let mut all: Vec<ListenerFigures> = Vec::new();
         for bound in self.bound.iter().cloned().chain(retired) {
-            let address = bound.binding.address.to_string();
+            let address = bound.binding.shown();
             let connections = bound.binding.connections() as u64;
             let refused = bound.binding.refused.load(Ordering::Relaxed);
             // An address that is bound again while its last connections end is one line.

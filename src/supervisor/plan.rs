@@ -83,7 +83,7 @@ pub(super) fn plan(old: Option<&Document>, new: Option<&Document>) -> (Plan, Vec
     let mut listeners = Vec::new();
     let mut add = |key: &BindingKey, change, behind: &Behind<'_>| {
         listeners.push(ListenerPlan {
-            address: key.address.to_string(),
+            address: key.shown(),
             change,
             servers: behind.names().map(ToString::to_string).collect(),
         });

@@ -86,8 +86,11 @@ impl Read {
 pub(super) struct Bound {
     pub(super) key: BindingKey,
     pub(super) binding: Arc<Binding>,
-    pub(super) sockets: Vec<net::Listening>,
+    pub(super) sockets: Vec<net::Opened>,
 }
+
+/// Addresses that are being let go.
+pub(super) type Retiring = Arc<Mutex<Vec<(net::Transport, ListenAddr)>>>;
 
 /// The socket table: the only thing that closes a listener.
 #[derive(Debug, Default)]
@@ -95,7 +98,7 @@ pub(super) struct Table {
     pub(super) map: BTreeMap<BindingKey, Arc<Bound>>,
     pub(super) next_id: u32,
     /// Addresses that are being let go; not bound again before.
-    pub(super) retiring: Arc<Mutex<Vec<ListenAddr>>>,
+    pub(super) retiring: Retiring,
 }
 
 impl Table {
@@ -103,14 +106,19 @@ impl Table {
         self.map.values().cloned().collect()
     }
 
-    fn owned(&self) -> net::Owned {
-        let mut owned = net::Owned::default();
-        for bound in self.map.values() {
-            if let Some(address) = bound.binding.address.tcp() {
-                owned.add(
-                    address,
-                    bound.sockets.iter().filter_map(net::Listening::tcp),
-                );
+    fn owned(&self, transport: net::Transport) -> net::Owned {
+        let mut owned = net::Owned::of(transport);
+        let all = self.map.values();
+        for bound in all.filter(|bound| bound.key.transport == transport) {
+            let Some(address) = bound.binding.address.tcp() else {
+                continue;
+            };
+            let sockets = bound.sockets.iter();
+            match transport {
+                net::Transport::Stream => owned.add(address, sockets.filter_map(net::Opened::tcp)),
+                net::Transport::Datagram => {
+                    owned.add(address, sockets.filter_map(net::Opened::udp));
+                }
             }
         }
         owned
@@ -218,7 +226,7 @@ impl Supervisor {
                 event.bound = Some(
                     opened
                         .iter()
-                        .map(|(_, reserved)| reserved.address().to_string())
+                        .map(|(key, reserved)| key.transport.show(&reserved.address()))
                         .collect(),
                 );
                 record.warnings = warnings;
@@ -521,14 +529,23 @@ impl Supervisor {
         } else {
             1
         };
-        let mut owned = self.table.owned();
+        let mut streams = self.table.owned(net::Transport::Stream);
+        let mut datagrams = self.table.owned(net::Transport::Datagram);
         let mut opened = Vec::new();
         let mut errors = Vec::new();
         for step in steps.iter().filter(|step| step.change == Change::Open) {
             let pointer = place_of(&parsed.document, &step.key);
             let address = &step.key.address;
-            self.wait_until_retired(address, deadline).await;
-            match net::Reservation::new(address, count, &owned) {
+            self.wait_until_retired(&step.key, deadline).await;
+            let owned = match step.key.transport {
+                net::Transport::Stream => &mut streams,
+                net::Transport::Datagram => &mut datagrams,
+            };
+            let reserved = match step.key.transport {
+                net::Transport::Stream => net::Reservation::new(address, count, owned),
+                net::Transport::Datagram => net::Reservation::of_datagrams(address, count, owned),
+            };
+            match reserved {
                 Ok(reserved) => {
                     if let ListenAddr::Tcp(address) = address {
                         owned.reserved(*address);
@@ -571,17 +588,25 @@ impl Supervisor {
     }
 
     /// An address that is being let go is free in a moment; after the deadline binding it tells.
-    async fn wait_until_retired(&self, address: &ListenAddr, deadline: Instant) {
-        let busy = || {
-            self.table
-                .retiring
-                .lock()
-                .iter()
-                .any(|ours| match (ours.tcp(), address.tcp()) {
-                    (Some(ours), Some(address)) => ours.port() == address.port(),
-                    _ => ours == address,
-                })
+    async fn wait_until_retired(&self, key: &BindingKey, deadline: Instant) {
+        let same = |transport: net::Transport, ours: &ListenAddr| {
+            let alike = match (ours.tcp(), key.address.tcp()) {
+                (Some(ours), Some(address)) => ours.port() == address.port(),
+                _ => *ours == key.address,
+            };
+            alike && transport == key.transport
         };
+        let busy = || {
+            let retiring = self.table.retiring.lock();
+            retiring
+                .iter()
+                .any(|(transport, ours)| same(*transport, ours))
+        };
+        // Sessions of UDP would hold it until their deadline.
+        let retired = self.draining.iter().flat_map(|draining| draining.retired());
+        for bound in retired.filter(|b| same(b.key.transport, &b.binding.address)) {
+            bound.binding.hurry.cancel();
+        }
         while busy() && Instant::now() < deadline {
             tokio::time::sleep(RETIRE_LOOK).await;
         }
@@ -590,6 +615,9 @@ impl Supervisor {
 
 /// Where the document names an address: its first server's `listen`.
 fn place_of(document: &Document, key: &BindingKey) -> String {
+    if key.transport == net::Transport::Datagram {
+        return place_of_alone(document, key);
+    }
     let named = document.http.values().find_map(|server| {
         let owned = key
             .owner
@@ -614,10 +642,12 @@ fn place_of_alone(document: &Document, key: &BindingKey) -> String {
     let forward = document.forward.values();
     let forward = forward.map(|f| ("forward", &f.name, &f.listen));
     let tcp = document.tcp.values().map(|t| ("tcp", &t.name, &t.listen));
+    let udp = document.udp.values().map(|u| ("udp", &u.name, &u.listen));
     let tunnels = document.tunnels.values();
     let tunnels = tunnels.map(|t| ("tunnels", &t.name, &t.listen));
-    let mut all = forward.chain(tcp).chain(tunnels);
+    let mut all = forward.chain(tcp).chain(udp).chain(tunnels);
     let found = all.find(|(section, name, listen)| match &key.owner {
+        _ if (*section == "udp") != (key.transport == net::Transport::Datagram) => false,
         Some((owner, _)) => **owner == format!("[{section}.{name}]"),
         None => listen.contains(&key.address),
     });

@@ -19,9 +19,10 @@ use super::plan::{self, Change, Step};
 use super::prepare::{Bound, Prepared};
 use super::request::{Source, SwapRequest};
 use super::targets::Watch;
+use crate::config::scalar::ListenAddr;
 use crate::generation::Generation;
 use crate::listen::accept::Binding;
-use crate::net;
+use crate::net::{self, Transport};
 use crate::snapshot::{BindingKey, Snapshot};
 use crate::worker::{Adopt, Leaving, Message};
 
@@ -224,7 +225,8 @@ impl Supervisor {
         for (key, reserved) in opened {
             let address = reserved.address();
             let sockets = reserved.listen().map_err(refuse)?;
-            let binding = Arc::new(Binding::new(self.table.next_id, address));
+            let id = self.table.next_id;
+            let binding = Arc::new(Binding::new(id, key.transport, address));
             self.table.next_id += 1;
             bound.push(Arc::new(Bound {
                 key,
@@ -239,6 +241,8 @@ impl Supervisor {
             let staged = async {
                 let sockets: std::io::Result<Vec<_>> = bound
                     .iter()
+                    // What is one client's comes to one worker, where one socket is all there is.
+                    .filter(|b| b.key.transport == Transport::Stream || index < b.sockets.len())
                     .map(|b| {
                         Ok((
                             b.binding.clone(),
@@ -355,7 +359,7 @@ impl Supervisor {
         self.table
             .retiring
             .lock()
-            .extend(retired.iter().map(|bound| bound.binding.address.clone()));
+            .extend(retired.iter().map(|bound| bound.place()));
         retired
     }
 
@@ -431,6 +435,16 @@ async fn unstage(crew: &Crew) {
 }
 
 impl Bound {
+    /// What is bound there.
+    pub(super) fn place(&self) -> (Transport, ListenAddr) {
+        (self.key.transport, self.binding.address.clone())
+    }
+
+    /// Whether a worker still needs its sockets.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.loops() > 0 || self.binding.lingering.load(Ordering::Acquire) > 0
+    }
+
     /// Accept loops that have not ended.
     pub(super) fn loops(&self) -> usize {
         self.binding.loops.load(Ordering::Acquire)

@@ -177,8 +177,8 @@ impl View {
             .map(|current| bindings(&current.document))
             .unwrap_or_default();
         let one = |bound: &Bound, state: &str| ListenerStatus {
-            address: bound.binding.address.to_string(),
-            configured: bound.key.address.to_string(),
+            address: bound.binding.shown(),
+            configured: bound.key.shown(),
             servers: servers.get(&bound.key).map_or_else(Vec::new, |behind| {
                 behind.names().map(ToString::to_string).collect()
             }),

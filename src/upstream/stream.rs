@@ -72,7 +72,7 @@ impl Upstream {
                 _ => None,
             };
             if let Some(address) = address {
-                return Ok((address, flight));
+                return Ok((address, self.watched(member, flight)));
             }
             let detail = format!("{}: no address to send to", member.target.address());
             let error = Error::upstream(Kind::DestinationUnavailable, detail).unsent();

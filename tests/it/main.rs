@@ -57,6 +57,7 @@ mod tcp;
 mod tls;
 mod tour;
 mod tunnels;
+mod udp;
 mod upstream_h2;
 mod upstream_tls;
 mod websocket;

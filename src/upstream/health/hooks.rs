@@ -78,6 +78,16 @@ impl Upstream {
         Ok((answer, flight))
     }
 
+    /// What has no try of its own: it ends with its target where that is wanted, and may tell what became of it
+    /// ([`InFlight::broken`]).
+    pub(in crate::upstream) fn watched(&self, member: &Member, mut flight: InFlight) -> InFlight {
+        flight.passive = self.passive.clone();
+        if self.cuts {
+            flight.cut = Some(Box::pin(member.target.health().cut().cancelled_owned()));
+        }
+        flight
+    }
+
     /// A try came to an answer or to an error.
     pub(in crate::upstream) fn note(
         &self,

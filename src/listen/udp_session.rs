@@ -1,0 +1,220 @@
+//! A session of UDP: a client, one target, and a socket of our own between them. It is a long flow: it lives and ends by its
+//! own definition, goes on over swaps of other things, and keeps its port towards the target.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::net::UdpSocket;
+use tokio::time::Instant;
+
+use super::accept::ConnectionLimit;
+use super::http::Listener;
+use crate::generation::Flight;
+use crate::http::Face as _;
+use crate::l4::flows::Place;
+use crate::l4::udp::Udp;
+use crate::net::datagram::{self, Near};
+use crate::session::{Kind, Start};
+use crate::upstream::InFlight;
+use crate::upstream::error::{self, Error};
+
+/// Answers that are passed on before others have their turn.
+const ROUNDS: usize = 64;
+
+/// What a session begins with: all of one instant.
+pub(super) struct Begun {
+    pub(super) udp: Arc<Udp>,
+    pub(super) flight: Flight,
+    pub(super) listener: Arc<Listener>,
+    pub(super) limit: Arc<ConnectionLimit>,
+}
+
+/// How it ended.
+#[derive(Debug)]
+enum Ended {
+    /// All that was asked is answered.
+    Answered,
+    /// Nothing passed for the idle time.
+    Idle,
+    /// A swap, its target or an operator ended it, or its address is gone.
+    Cut,
+    /// The target does not take what is sent to it.
+    Refused(io::Error),
+}
+
+/// Passes datagrams between a client and a target until it ends. `near`: where the client is.
+pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
+    let Begun {
+        udp,
+        flight,
+        listener,
+        limit,
+    } = begun;
+    let (client, worker) = (place.way.client, listener.worker.clone());
+    let picking = udp.pick(&worker, client.ip(), &flight);
+    let picked = match place.ending().run_until_cancelled(picking).await {
+        Some(Ok(picked)) => picked,
+        Some(Err(error)) => {
+            tracing::debug!(%client, listener = %udp.spec.name, %error, "no target");
+            return;
+        }
+        None => return,
+    };
+    let (target, mut in_flight) = picked;
+    let newest = listener.slot.pin();
+    flight.settle(&newest.generation, |definition| {
+        newest.entry.holds(definition)
+    });
+    drop((newest, listener));
+    let far = match datagram::connect(target) {
+        Ok(far) if !limit.is_last_for(&far) => Arc::new(far),
+        Ok(_) => {
+            tracing::warn!(%client, "no session: the descriptors that are left are kept");
+            return;
+        }
+        Err(error) => {
+            tracing::debug!(%client, %target, %error, "no socket for a session");
+            in_flight.broken(&refused(target, &error));
+            return;
+        }
+    };
+    let session = worker.sessions.open(
+        Kind::Udp,
+        Start {
+            client: Some(client),
+            listener: Some(udp.spec.name.clone()),
+            upstream: Some(udp.spec.upstream.clone()),
+            destination: Some(in_flight.target.key().1.to_string().into()),
+            watch: Some(flight.watch()),
+            ..Start::default()
+        },
+    );
+    if let Err(error) = place.flow.connect(far.clone(), session) {
+        tracing::debug!(%client, %target, %error, "a datagram did not leave");
+    }
+    let (idle, replies) = (udp.spec.idle, udp.spec.replies);
+    // What it goes on with needs nothing else of its generation.
+    drop((udp, limit));
+    let mut relay = Relay {
+        near: &near,
+        far: &far,
+        place: &place,
+        answers: 0,
+        bytes: 0,
+        replies,
+    };
+    let ended = {
+        let mut silent = pin!(tokio::time::sleep(idle.unwrap_or_default()));
+        let mut ending = pin!(place.ending().cancelled());
+        let mut refusing = pin!(place.flow.refused.notified());
+        loop {
+            tokio::select! {
+                biased;
+                () = poll_fn(|cx| told(cx, &flight, &mut in_flight, &place)) => break Ended::Cut,
+                () = &mut ending => break Ended::Cut,
+                () = &mut refusing => {
+                    break Ended::Refused(io::ErrorKind::ConnectionRefused.into());
+                }
+                heard = datagram::heard(&far) => match heard.and_then(|()| relay.round()) {
+                    Ok(Round::Answered) => break Ended::Answered,
+                    Ok(Round::More) => tokio::task::yield_now().await,
+                    Ok(Round::Empty) => {}
+                    Err(error) => break Ended::Refused(error),
+                },
+                () = &mut silent, if idle.is_some() => {
+                    match idle.and_then(|idle| place.ends_idle(idle, Instant::now())) {
+                        Some(again) => silent.as_mut().reset(again),
+                        None => break Ended::Idle,
+                    }
+                }
+            }
+        }
+    };
+    tracing::debug!(%client, %target, ?ended, answers = relay.answers, "session ended");
+    if let Ended::Refused(error) = &ended {
+        in_flight.broken(&refused(target, error));
+    }
+    // One that was refused and never answered has come to nothing.
+    if relay.answers > 0 || !matches!(ended, Ended::Refused(_)) {
+        in_flight.end_session(relay.bytes);
+    }
+    // Who waits for the end of the sessions may close the socket then.
+    drop(near);
+    drop(place);
+}
+
+/// What comes after some answers.
+enum Round {
+    Empty,
+    More,
+    /// All that was asked is answered.
+    Answered,
+}
+
+/// Answers on their way.
+struct Relay<'a> {
+    near: &'a Near,
+    far: &'a UdpSocket,
+    place: &'a Place,
+    /// Passed on, and their bytes.
+    answers: u64,
+    bytes: u64,
+    /// See `UdpSpec::replies`.
+    replies: Option<u64>,
+}
+
+impl Relay<'_> {
+    /// Passes on so many that others are not kept waiting.
+    fn round(&mut self) -> io::Result<Round> {
+        let now = Instant::now();
+        datagram::with_room(|room| {
+            for _ in 0..ROUNDS {
+                let Some(size) = datagram::receive(self.far, room)? else {
+                    return Ok(Round::Empty);
+                };
+                let data = room.get(..size).unwrap_or_default();
+                // What cannot leave at once is lost, as datagrams are.
+                if let Err(error) = self.near.send(data, self.place.way) {
+                    tracing::debug!(client = %self.place.way.client, %error, "an answer did not leave");
+                }
+                self.answers += 1;
+                self.bytes += size as u64;
+                if let Some(session) = self.place.flow.session() {
+                    session.sent(size as u64);
+                }
+                self.place.answered(now);
+                if let Some(replies) = self.replies
+                    && self.place.ends_answered(self.answers, replies)
+                {
+                    return Ok(Round::Answered);
+                }
+            }
+            Ok(Round::More)
+        })
+    }
+}
+
+/// Ready when a swap, its target or an operator has told it to end.
+fn told(
+    cx: &mut std::task::Context<'_>,
+    flight: &Flight,
+    in_flight: &mut InFlight,
+    place: &Place,
+) -> Poll<()> {
+    let closed = place.flow.session();
+    if flight.poll_cut(cx).is_ready()
+        || in_flight.poll_cut(cx).is_ready()
+        || closed.is_some_and(|session| session.poll_closed(cx).is_ready())
+    {
+        return Poll::Ready(());
+    }
+    Poll::Pending
+}
+
+fn refused(target: std::net::SocketAddr, error: &io::Error) -> Error {
+    let detail = format!("{target}: {error}");
+    Error::upstream(error::Kind::ConnectionRefused, detail)
+}
