@@ -15,7 +15,6 @@ use tokio::time::Instant;
 
 use super::flow::{Counted, Counts, Flow};
 use super::session::Session;
-use super::wire;
 use crate::config::agent::ServiceKind;
 use crate::config::tunnel::{GrantSpec, TunnelSpec};
 use crate::registry::Registry;
@@ -145,7 +144,7 @@ impl Hub {
         for agent in self.agents.lock().values() {
             for session in &agent.state.lock().sessions {
                 if session.tunnel.name == tunnel.name {
-                    session.recheck.notify_one();
+                    session.review();
                 }
             }
         }
@@ -296,10 +295,12 @@ impl Agent {
         let (name, service) = (ask.agent, ask.service);
         let absent = |what: String| Refusal::new(Reason::Absent, what);
         let state = self.state.lock();
-        let Some(newest) = state.sessions.last() else {
+        // One whose credential was withdrawn has a while for its flows, not for new ones.
+        let welcome = || state.sessions.iter().filter(|s| s.is_welcome());
+        let Some(newest) = welcome().next_back() else {
             return Err(absent(format!("agent {name} is not connected")));
         };
-        let having = state.sessions.iter().filter(|s| s.kind(service).is_some());
+        let having = welcome().filter(|s| s.kind(service).is_some());
         let best = having
             .filter(|session| !tried.contains(&session.id))
             .min_by_key(|session| {
@@ -339,12 +340,6 @@ impl Agent {
             errors: state.errors.clone(),
         }
     }
-}
-
-/// The services of a declaration, by name; `None` of what is not known here.
-pub(super) fn declared(services: &[wire::Service]) -> BTreeMap<Box<str>, Option<ServiceKind>> {
-    let one = |s: &wire::Service| (s.name.as_str().into(), ServiceKind::of(&s.kind));
-    services.iter().map(one).collect()
 }
 
 /// Told when something about a session is to be looked at again.

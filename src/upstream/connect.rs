@@ -204,6 +204,7 @@ async fn tcp(address: std::net::SocketAddr) -> io::Result<Socket> {
 
 /// HTTP/1 needs no round trip: this only sets up hyper's two halves, so it has no time limit of its own.
 async fn http1(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Dialed, Error> {
+    let withdrawn = socket.withdrawn();
     let wire = Wire::new(socket);
     let awaited = wire.awaited();
     let (sender, http) = http1::Builder::new()
@@ -216,6 +217,7 @@ async fn http1(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Diale
         sender,
         http,
         awaited,
+        withdrawn,
         slot,
     })))
 }

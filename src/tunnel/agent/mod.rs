@@ -6,6 +6,7 @@ mod backoff;
 mod connect;
 mod slot;
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth;
 use super::carrier::RoundTrip;
-use crate::config::agent::AgentSpec;
+use crate::config::agent::{AgentSpec, ServiceSpec};
 use crate::registry::Registry;
 use crate::tls::client::Client;
 
@@ -44,16 +45,24 @@ impl Settings {
             && self.spec.token == other.spec.token
             && self.client.identity() == other.client.identity()
     }
+}
 
-    fn services(&self) -> Vec<super::wire::Service> {
-        let services = self.spec.services.iter();
-        let one = |(name, service): (&Arc<str>, &crate::config::agent::ServiceSpec)| {
-            super::wire::Service {
-                name: name.to_string(),
-                kind: service.kind.word().to_owned(),
-            }
+impl Shared {
+    /// The services of `settings`, as the server is told.
+    fn services(&self, settings: &Settings) -> Vec<super::wire::Service> {
+        let AgentSpec {
+            services, permit, ..
+        } = &settings.spec;
+        let one = |(name, service): (&Arc<str>, &ServiceSpec)| super::wire::Service {
+            name: name.to_string(),
+            kind: service.kind.word().to_owned(),
+            // All that decides where it leads to; the server learns no more of it than whether it is the same.
+            revision: {
+                let all = format!("{service:?} {permit:?}");
+                format!("{:016x}", self.revisions.hash_one(all))
+            },
         };
-        services.map(one).collect()
+        services.iter().map(one).collect()
     }
 }
 
@@ -83,6 +92,7 @@ struct Shared {
     rolling: Semaphore,
     /// Tells the sessions of this agent from those of another process with its name.
     instance: String,
+    revisions: RandomState,
     /// Why the server refuses services.
     refused: Mutex<Vec<super::wire::Refused>>,
 }
@@ -151,6 +161,7 @@ impl Agents {
                 rolling: Semaphore::new(1),
                 // Without randomness no session could be proved either.
                 instance: auth::random::<8>().map_or_else(|_| "0".into(), |n| auth::hex(&n)),
+                revisions: RandomState::new(),
                 refused: Mutex::default(),
             }),
             slots: Mutex::default(),

@@ -34,6 +34,8 @@ struct Session {
     drain: CancellationToken,
     /// The server wants another in its place.
     unwanted: CancellationToken,
+    /// It is over.
+    ended: CancellationToken,
 }
 
 /// Keeps one session alive until `ends` is cancelled.
@@ -63,31 +65,37 @@ async fn keep(shared: &Arc<Shared>, state: &Mutex<State>, sessions: &mut JoinSet
     let mut current: Option<Kept> = None;
     let mut retiring = VecDeque::new();
     loop {
-        let good = current.is_some();
         // A good one is replaced in turn with those of the other slots.
-        let turn = match good {
-            true => shared.rolling.acquire().await.ok(),
-            false => None,
+        let turn = match current {
+            Some(_) => shared.rolling.acquire().await.ok(),
+            None => None,
         };
-        let (settings, session, running) =
+        let good = current.as_ref().map(|kept| kept.0.ended.clone());
+        let (settings, carrier, running) =
             another(shared, state, good, &mut backoff, &mut said, &mut changes).await;
-        *state.lock() = State::Connected(running.1.clone());
+        *state.lock() = State::Connected(running.clone());
         said.clear();
         let name = &settings.spec.name;
-        tracing::info!(agent = %name, server = %settings.spec.server, session = running.1.session, "connected");
+        tracing::info!(agent = %name, server = %settings.spec.server, session = running.session, "connected");
         let made = Session {
             settings,
             since: Instant::now(),
-            drain: session.0,
-            unwanted: session.1,
+            drain: CancellationToken::new(),
+            unwanted: CancellationToken::new(),
+            ended: CancellationToken::new(),
         };
-        let task = serve(
-            running.0,
-            running.1.clone(),
+        let ended = made.ended.clone().drop_guard();
+        let serving = serve(
+            carrier,
+            running,
             shared.clone(),
             made.drain.clone(),
             made.unwanted.clone(),
         );
+        let task = async move {
+            let _ended = ended;
+            serving.await
+        };
         let handle = sessions.spawn(task);
         // From here on the one before takes no new flows.
         if let Some(Kept(_, before)) = current.replace(Kept(made, handle)).as_ref() {
@@ -141,17 +149,15 @@ async fn keep(shared: &Arc<Shared>, state: &Mutex<State>, sessions: &mut JoinSet
     }
 }
 
-type Tokens = (CancellationToken, CancellationToken);
-
-/// Makes a session, however long it takes. `good`: there is one meanwhile.
+/// Makes a session, however long it takes. `good`: there is one meanwhile, until it is cancelled.
 async fn another(
     shared: &Shared,
     state: &Mutex<State>,
-    good: bool,
+    mut good: Option<CancellationToken>,
     backoff: &mut Backoff,
     said: &mut String,
     changes: &mut watch::Receiver<Option<Arc<Settings>>>,
-) -> (Arc<Settings>, Tokens, (Carrier, Arc<Running>)) {
+) -> (Arc<Settings>, Carrier, Arc<Running>) {
     loop {
         let settings = changes.borrow_and_update().clone();
         let Some(settings) = settings else {
@@ -159,10 +165,10 @@ async fn another(
             let _ = changes.changed().await;
             continue;
         };
-        if !good && !matches!(*state.lock(), State::Waiting { .. }) {
+        if good.is_none() && !matches!(*state.lock(), State::Waiting { .. }) {
             *state.lock() = State::Connecting;
         }
-        let Failed { trouble, why } = match connect(&settings, &shared.instance).await {
+        let Failed { trouble, why } = match connect(&settings, shared).await {
             Ok((carrier, session)) => {
                 let running = Arc::new(Running {
                     session,
@@ -171,8 +177,7 @@ async fn another(
                     round_trip: RoundTrip::default(),
                     flows: AtomicUsize::new(0),
                 });
-                let tokens = Default::default();
-                return (settings, tokens, (carrier, running));
+                return (settings, carrier, running);
             }
             Err(failed) => failed,
         };
@@ -184,17 +189,27 @@ async fn another(
             tracing::warn!(agent = %name, kind = trouble.word(), why, ?wait, "not connected");
         }
         *said = why.clone();
-        if !good {
-            *state.lock() = State::Waiting {
-                why,
-                kind: trouble,
-                since: Timestamp::now(),
+        let pause = tokio::time::sleep(wait);
+        tokio::pin!(pause);
+        loop {
+            let Some(ended) = &good else {
+                *state.lock() = State::Waiting {
+                    why,
+                    kind: trouble,
+                    since: Timestamp::now(),
+                };
+                tokio::select! {
+                    () = pause => {}
+                    // Somebody has done something about it.
+                    _ = changes.changed() => {}
+                }
+                break;
             };
-        }
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            // Somebody has done something about it.
-            _ = changes.changed() => {}
+            tokio::select! {
+                () = &mut pause => break,
+                _ = changes.changed() => break,
+                () = ended.cancelled() => good = None,
+            }
         }
     }
 }
@@ -305,7 +320,7 @@ async fn talk(
                     continue;
                 }
                 let settings = changes.borrow_and_update().clone();
-                let services = settings.map(|settings| settings.services());
+                let services = settings.map(|settings| shared.services(&settings));
                 if let Some(services) = services.filter(|services| told.as_ref() != Some(services)) {
                     mouth.say(&FromAgent::Services { services: services.clone() }).await?;
                     told = Some(services);

@@ -6,6 +6,8 @@ use serde_json::Value;
 
 use crate::kit::{Call, Gate, Origin, free_port, get, until};
 
+mod withdrawn;
+
 const TOKEN: &str = "correct-horse-battery-staple";
 
 fn local(port: u16) -> SocketAddr {
