@@ -139,13 +139,12 @@ where
     });
     let control = timeout_at(greeting, session.control()).await;
     let (ear, mouth) = control.map_err(late)??;
-    let entry = hub.agent(&agent);
-    if !entry.join(&session) {
+    if !hub.join(&session) {
         return Err(io::Error::other(format!(
             "agent {agent} has too many sessions"
         )));
     }
-    let _joined = Joined(&entry, &session);
+    let _joined = Joined(&hub, &session);
     tracing::info!(%agent, session = session.id, peer = session.peer, program = session.program, "agent connected");
     let dead = async {
         match ping {
@@ -168,7 +167,7 @@ where
 }
 
 /// A session's place in the table.
-struct Joined<'a>(&'a hub::Agent, &'a Arc<Session>);
+struct Joined<'a>(&'a Hub, &'a Arc<Session>);
 
 impl Drop for Joined<'_> {
     fn drop(&mut self) {

@@ -8,7 +8,7 @@ mod slot;
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -79,8 +79,43 @@ pub struct Agent {
 
 #[derive(Debug)]
 struct Slot {
-    ends: CancellationToken,
+    control: Arc<Control>,
     state: Arc<Mutex<State>>,
+}
+
+/// What ends a slot.
+#[derive(Debug, Default)]
+struct Control {
+    /// Its session takes no new flows; it ends with those that it has.
+    ends: CancellationToken,
+    /// At once.
+    cut: CancellationToken,
+    /// Somebody waits for its flows, and cuts what does not end.
+    awaited: AtomicBool,
+    /// Of all its sessions.
+    flows: AtomicUsize,
+}
+
+/// Sessions that end with their flows. Dropping it cuts what is left.
+#[derive(Debug)]
+pub struct Retired(Vec<Slot>);
+
+impl Retired {
+    /// Those that have not ended.
+    pub fn flows(&self) -> usize {
+        let of = |slot: &Slot| slot.control.flows.load(Ordering::Acquire);
+        self.0.iter().map(of).sum()
+    }
+
+    pub fn cut(&self) {
+        self.0.iter().for_each(|slot| slot.control.cut.cancel());
+    }
+}
+
+impl Drop for Retired {
+    fn drop(&mut self) {
+        self.cut();
+    }
 }
 
 /// What the slots of an agent share.
@@ -181,15 +216,24 @@ impl Agent {
         while slots.len() < wanted && !self.runtimes.is_empty() {
             let runtime = &self.runtimes[(self.first + slots.len()) % self.runtimes.len()];
             let slot = Slot {
-                ends: CancellationToken::new(),
+                control: Arc::default(),
                 state: Arc::new(Mutex::new(State::Connecting)),
             };
-            let (shared, ends, state) =
-                (self.shared.clone(), slot.ends.clone(), slot.state.clone());
-            // It owns all that it starts, and ends with its token.
-            runtime.spawn(slot::run(shared, ends, state));
+            let (shared, control) = (self.shared.clone(), slot.control.clone());
+            // It owns all that it starts, and ends as it is told.
+            runtime.spawn(slot::run(shared, control, slot.state.clone()));
             slots.push(slot);
         }
+    }
+
+    /// No generation has it any more, or the process stops: its sessions end with their flows, for which the caller waits.
+    pub fn retire(&self) -> Retired {
+        let slots = std::mem::take(&mut *self.slots.lock());
+        for slot in &slots {
+            slot.control.awaited.store(true, Ordering::Release);
+            slot.control.ends.cancel();
+        }
+        Retired(slots)
     }
 
     /// What each slot is doing.
@@ -211,6 +255,6 @@ impl Agent {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.ends.cancel();
+        self.control.ends.cancel();
     }
 }

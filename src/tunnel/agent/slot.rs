@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::connect::{Carrier, Failed, connect};
-use super::{Running, Settings, Shared, State, Trouble};
+use super::{Control, Running, Settings, Shared, State, Trouble};
 use crate::tunnel::carrier::{self, Ear, Mouth, RoundTrip};
 use crate::tunnel::local;
 use crate::tunnel::wire::{self, FromAgent, FromServer};
 
-/// How long the flows of a session may go on when its agent has gone.
+/// How long the flows of a session may go on when its agent has less sessions now.
 const LAST_FLOWS: Duration = Duration::from_secs(30);
 /// Sessions that end with their flows, of one slot; above it the oldest is cut.
 const MAX_RETIRING: usize = 8;
@@ -38,15 +38,20 @@ struct Session {
     ended: CancellationToken,
 }
 
-/// Keeps one session alive until `ends` is cancelled.
-pub(super) async fn run(shared: Arc<Shared>, ends: CancellationToken, state: Arc<Mutex<State>>) {
+/// Keeps one session alive until it is told to end.
+pub(super) async fn run(shared: Arc<Shared>, control: Arc<Control>, state: Arc<Mutex<State>>) {
     let mut sessions: JoinSet<String> = JoinSet::new();
     // The last session is told to drain when what kept it is dropped.
-    ends.run_until_cancelled(keep(&shared, &state, &mut sessions))
-        .await;
+    let keeping = keep(&shared, &control, &state, &mut sessions);
+    control.ends.run_until_cancelled(keeping).await;
     let all = async { while sessions.join_next().await.is_some() {} };
+    let awaited = control.awaited.load(Ordering::Acquire);
     // Those that are left are cut when the set is dropped.
-    let _ = tokio::time::timeout(LAST_FLOWS, all).await;
+    tokio::select! {
+        () = all => {}
+        () = control.cut.cancelled() => {}
+        () = tokio::time::sleep(LAST_FLOWS), if !awaited => {}
+    }
 }
 
 /// Cancels when dropped: whoever keeps a session lets it drain by forgetting it.
@@ -58,7 +63,12 @@ impl Drop for Kept {
     }
 }
 
-async fn keep(shared: &Arc<Shared>, state: &Mutex<State>, sessions: &mut JoinSet<String>) {
+async fn keep(
+    shared: &Arc<Shared>,
+    control: &Arc<Control>,
+    state: &Mutex<State>,
+    sessions: &mut JoinSet<String>,
+) {
     let mut changes = shared.settings.subscribe();
     let mut backoff = Backoff::default();
     let mut said = String::new();
@@ -87,7 +97,7 @@ async fn keep(shared: &Arc<Shared>, state: &Mutex<State>, sessions: &mut JoinSet
         let ended = made.ended.clone().drop_guard();
         let serving = serve(
             carrier,
-            running,
+            (running, control.clone()),
             shared.clone(),
             made.drain.clone(),
             made.unwanted.clone(),
@@ -215,18 +225,27 @@ async fn another(
 }
 
 /// A flow's place in the count.
-struct Counted(Arc<Running>);
+struct Counted(Arc<Running>, Arc<Control>);
+
+impl Counted {
+    fn new(running: &Arc<Running>, control: &Arc<Control>) -> Counted {
+        running.flows.fetch_add(1, Ordering::AcqRel);
+        control.flows.fetch_add(1, Ordering::AcqRel);
+        Counted(running.clone(), control.clone())
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.flows.fetch_sub(1, Ordering::AcqRel);
+        self.1.flows.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 /// Serves a session to its end. Returns why it ended.
 async fn serve(
     mut carrier: Carrier,
-    running: Arc<Running>,
+    (running, control): (Arc<Running>, Arc<Control>),
     shared: Arc<Shared>,
     drain: CancellationToken,
     unwanted: CancellationToken,
@@ -241,15 +260,15 @@ async fn serve(
     tokio::pin!(dead);
     // All that it started ends with it.
     let mut tasks: JoinSet<()> = JoinSet::new();
-    let mut control = false;
+    let mut talks = false;
     loop {
         tokio::select! {
             accepted = carrier.accept() => match accepted {
                 None => return "the server has closed the connection".to_owned(),
                 Some(Err(error)) => return format!("the connection broke: {error}"),
                 Some(Ok((request, mut respond))) => match request.uri().path() {
-                    wire::CONTROL if !control => {
-                        control = true;
+                    wire::CONTROL if !talks => {
+                        talks = true;
                         let Ok(send) = respond.send_response(Response::new(()), false) else {
                             continue;
                         };
@@ -263,8 +282,7 @@ async fn serve(
                     }
                     wire::FLOW => {
                         let settings = shared.settings.borrow().clone();
-                        running.flows.fetch_add(1, Ordering::AcqRel);
-                        let counted = Counted(running.clone());
+                        let counted = Counted::new(&running, &control);
                         tasks.spawn(async move {
                             let _counted = counted;
                             if let Some(settings) = settings {
