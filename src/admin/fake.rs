@@ -276,6 +276,8 @@ impl Control for Fake {
             certificates: vec![],
             certificate_problems: vec![],
             handshakes: Default::default(),
+            tunnels: Vec::new(),
+            agents: Vec::new(),
         }
     }
     fn tunnels(&self) -> TunnelList {

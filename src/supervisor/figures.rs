@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::drain;
 use super::event::Outcome;
 use super::status::HandshakeStatus;
+use super::tunnels::TunnelList;
 use super::view::View;
 use crate::metrics::WorkerCounters;
 use crate::metrics::cell::{self, Cell, Totals};
@@ -75,6 +76,8 @@ pub struct Figures {
     pub open_websockets: u64,
     /// TLS handshakes by how they went.
     pub handshakes: HandshakeStatus,
+    /// Agents on either side.
+    pub tunnels: TunnelList,
     /// Dropped lines, by path.
     pub access_logs: Vec<(String, u64)>,
     pub tasks: u64,
@@ -142,6 +145,7 @@ impl View {
             websockets: sum(|c| &c.websockets),
             open_websockets: tunnels as u64,
             handshakes: self.handshakes(),
+            tunnels: self.tunnels(),
             access_logs: self.log_figures(),
             tasks: runtimes.map(|r| r.metrics().num_alive_tasks() as u64).sum(),
             uptime: Instant::now().duration_since(self.started),

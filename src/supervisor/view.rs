@@ -122,6 +122,7 @@ impl View {
             .iter()
             .map(|worker| &worker.runtime)
             .chain(&self.runtimes);
+        let (tunnels, agents) = self.tunnels().summary();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             api: API,
@@ -146,6 +147,8 @@ impl View {
             certificates,
             certificate_problems: problems,
             handshakes: self.handshakes(),
+            tunnels,
+            agents,
         }
     }
 

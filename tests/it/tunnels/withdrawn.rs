@@ -1,54 +1,7 @@
 //! What is not to be had any more is not had over connections from before either: they are kept open between requests.
 
-use super::{TOKEN, edge, home, local, pin, sessions};
-use crate::kit::{Call, Gate, Origin, free_port, get, until};
-
-/// An edge and an agent with a blog, and connections to it that are kept for later.
-struct Pair {
-    edge: Gate,
-    home: Gate,
-    /// What the agent's document says besides its services.
-    lines: String,
-    agents: std::net::SocketAddr,
-    web: std::net::SocketAddr,
-    blog: Origin,
-}
-
-impl Pair {
-    fn start() -> Pair {
-        let blog = Origin::start("blog");
-        let (agents, web) = (local(free_port()), local(free_port()));
-        let edge_gate = Gate::start(&edge(agents, web, ""));
-        let lines = format!("token = \"{TOKEN}\"\ntls.pin = \"{}\"", pin(&edge_gate));
-        let home_gate = Gate::start(&home(agents, blog.addr, &lines, ""));
-        sessions(&edge_gate, &home_gate);
-        let pair = Pair {
-            edge: edge_gate,
-            home: home_gate,
-            lines,
-            agents,
-            web,
-            blog,
-        };
-        assert_eq!(pair.statuses(), [200; 20]);
-        // They were used again, so they are kept.
-        assert!(pair.blog.connections() < 20);
-        pair
-    }
-
-    fn edge(&self) -> String {
-        edge(self.agents, self.web, "")
-    }
-
-    fn home(&self) -> String {
-        home(self.agents, self.blog.addr, &self.lines, "")
-    }
-
-    /// Of requests on connections of their own, so that every worker has some.
-    fn statuses(&self) -> [u16; 20] {
-        std::array::from_fn(|_| get(self.web, "x", "/who").status)
-    }
-}
+use super::{Pair, TOKEN, home, sessions};
+use crate::kit::{Call, Origin, get, until};
 
 #[test]
 fn a_service_that_the_agent_does_not_have_any_more() {
