@@ -91,7 +91,7 @@ pub(crate) fn reverse_proxy(args: &ReverseProxy) -> Exit {
         proxy.insert("host_header".into(), json!(host));
     }
     let server = json!({ "listen": args.from, "proxy": proxy });
-    run(&args.common, "reverse-proxy", server, document)
+    serve(&args.common, "reverse-proxy", server, document)
 }
 
 pub(crate) fn file_server(args: &FileServer) -> Exit {
@@ -118,7 +118,7 @@ pub(crate) fn file_server(args: &FileServer) -> Exit {
         files.insert("try".into(), json!(["{path}", "/index.html"]));
     }
     let server = json!({ "listen": args.listen, "files": files });
-    run(&args.common, "file-server", server, Map::new())
+    serve(&args.common, "file-server", server, Map::new())
 }
 
 pub(crate) fn respond(args: &Respond) -> Exit {
@@ -138,21 +138,26 @@ pub(crate) fn respond(args: &Respond) -> Exit {
         respond.insert("headers".into(), Value::Object(headers));
     }
     let server = json!({ "listen": args.listen, "respond": respond });
-    run(&args.common, "respond", server, Map::new())
+    serve(&args.common, "respond", server, Map::new())
 }
 
 /// Prints or runs the document whose one server is `server`.
-fn run(
+fn serve(
     common: &Common,
     name: &'static str,
     server: Value,
     mut document: Map<String, Value>,
 ) -> Exit {
+    document.insert("http".into(), json!({ name: server }));
+    run(common, name, document)
+}
+
+/// Prints or runs a document.
+pub(super) fn run(common: &Common, name: &'static str, mut document: Map<String, Value>) -> Exit {
     document.insert("version".into(), json!(1));
     if let Some(admin) = &common.admin {
         document.insert("admin".into(), json!({ "listen": admin }));
     }
-    document.insert("http".into(), json!({ name: server }));
     let text = render::render(&Value::Object(document), Format::Toml);
     if common.print_config {
         print(&text);
