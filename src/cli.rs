@@ -6,6 +6,7 @@
 mod args;
 mod client;
 mod draw;
+mod expose;
 mod file;
 mod local;
 mod password;
@@ -72,6 +73,8 @@ pub fn main() -> ExitCode {
         Some(Verb::FileServer(args)) => quick::file_server(&args),
         Some(Verb::Respond(args)) => quick::respond(&args),
         Some(Verb::Proxy(args)) => quick::proxy(&args),
+        Some(Verb::Edge(args)) => expose::edge(&args),
+        Some(Verb::Expose(args)) => expose::expose(&args),
         Some(Verb::Schema) => local::schema(),
         Some(Verb::HashPassword) => password::hash_password(),
         Some(Verb::Reload(reload)) => remote::block_on(remote::reload(reload)),

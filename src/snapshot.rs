@@ -407,7 +407,7 @@ impl Snapshot {
 
 impl Snapshot {
     /// It is committed, in the place of `before`: its upstreams' checks take charge of their targets.
-    pub fn begin(&self, before: Option<&Snapshot>) {
+    pub fn begin(&self, before: Option<&Snapshot>, hub: &Hub) {
         for (name, upstream) in &self.upstreams {
             let old = before.and_then(|before| before.upstreams.get(name));
             // One that is taken over has begun.
@@ -415,9 +415,11 @@ impl Snapshot {
                 upstream.begin(old.is_some());
             }
         }
-        for Tunnelling { hub, tunnel, spec } in self.tunnels.values() {
+        for Tunnelling { tunnel, spec, .. } in self.tunnels.values() {
             hub.adopt(tunnel, spec);
         }
+        let tunnels = self.tunnels.values();
+        hub.know(tunnels.flat_map(|made| made.spec.tokens.keys()));
         for (name, (agent, settings)) in &self.agents {
             let old = before.and_then(|before| before.agents.get(name));
             if old.is_none_or(|(_, old)| !Arc::ptr_eq(old, settings)) {

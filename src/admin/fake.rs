@@ -279,6 +279,8 @@ impl Control for Fake {
             certificate_problems: vec![],
             handshakes: Default::default(),
             sessions: Default::default(),
+            tunnels: Vec::new(),
+            agents: Vec::new(),
         }
     }
     fn sessions(&self, _: &Wanted, _: u64, _: usize) -> SessionList {

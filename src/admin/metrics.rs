@@ -1,6 +1,8 @@
 //! `GET /metrics`: the figures as OpenMetrics text, which Prometheus and most others read. A metric that another part
 //! of the process counts gets its field in `supervisor::Figures` and its lines here.
 
+mod tunnels;
+
 use std::collections::HashMap;
 use std::fmt;
 
@@ -159,6 +161,7 @@ impl Collector for Page {
         self.targets(&mut to)?;
         self.connections(&mut to)?;
         self.sessions(&mut to)?;
+        tunnels::write(&self.0.tunnels, &mut to)?;
         self.swaps(&mut to)?;
         self.process(&mut to)
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use super::client::Address;
+use super::expose;
 use super::quick;
 use super::secure::Tls;
 
@@ -44,6 +45,10 @@ pub(crate) enum Verb {
     Respond(quick::Respond),
     /// Be a forward proxy (HTTP and SOCKS), without a configuration file
     Proxy(quick::Proxy),
+    /// Publish services of machines behind NAT that `expose` them here, without a configuration file
+    Edge(expose::Edge),
+    /// Publish a service of this machine at an `edge`, without a configuration file
+    Expose(expose::Expose),
     /// Say everything that is wrong with a file; needs no running process
     ///
     /// Touches nothing outside the file: addresses in use and missing certificates are found by `adapt`, which asks the

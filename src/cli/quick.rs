@@ -109,7 +109,7 @@ pub(crate) fn reverse_proxy(args: &ReverseProxy) -> Exit {
         proxy.insert("host_header".into(), json!(host));
     }
     let server = json!({ "listen": args.from, "proxy": proxy });
-    run(&args.common, "http", "reverse-proxy", server, document)
+    serve(&args.common, "reverse-proxy", server, document)
 }
 
 pub(crate) fn file_server(args: &FileServer) -> Exit {
@@ -136,7 +136,7 @@ pub(crate) fn file_server(args: &FileServer) -> Exit {
         files.insert("try".into(), json!(["{path}", "/index.html"]));
     }
     let server = json!({ "listen": args.listen, "files": files });
-    run(&args.common, "http", "file-server", server, Map::new())
+    serve(&args.common, "file-server", server, Map::new())
 }
 
 pub(crate) fn respond(args: &Respond) -> Exit {
@@ -156,7 +156,7 @@ pub(crate) fn respond(args: &Respond) -> Exit {
         respond.insert("headers".into(), Value::Object(headers));
     }
     let server = json!({ "listen": args.listen, "respond": respond });
-    run(&args.common, "http", "respond", server, Map::new())
+    serve(&args.common, "respond", server, Map::new())
 }
 
 pub(crate) fn proxy(args: &Proxy) -> Exit {
@@ -179,28 +179,27 @@ pub(crate) fn proxy(args: &Proxy) -> Exit {
     if !args.allow.is_empty() {
         proxy.insert("destinations".into(), json!({ "allow": args.allow }));
     }
-    run(
-        &args.common,
-        "forward",
-        "proxy",
-        Value::Object(proxy),
-        Map::new(),
-    )
+    let document = Map::from_iter([("forward".to_owned(), json!({ "proxy": proxy }))]);
+    run(&args.common, "proxy", document)
 }
 
-/// Prints or runs the document whose one listener is `server`, of this kind.
-fn run(
+/// Prints or runs the document whose one server is `server`.
+fn serve(
     common: &Common,
-    kind: &str,
     name: &'static str,
     server: Value,
     mut document: Map<String, Value>,
 ) -> Exit {
+    document.insert("http".into(), json!({ name: server }));
+    run(common, name, document)
+}
+
+/// Prints or runs a document.
+pub(super) fn run(common: &Common, name: &'static str, mut document: Map<String, Value>) -> Exit {
     document.insert("version".into(), json!(1));
     if let Some(admin) = &common.admin {
         document.insert("admin".into(), json!({ "listen": admin }));
     }
-    document.insert(kind.into(), json!({ name: server }));
     let text = render::render(&Value::Object(document), Format::Toml);
     if common.print_config {
         print(&text);

@@ -65,9 +65,11 @@ section! {
         to: String,
         /// How long connecting may take.
         connect: Span = "5s",
+        /// Each connection to a `tcp` service begins with a PROXY header that says who the client is.
+        proxy_protocol: ProxyVersion,
     }
     short = to;
-    later = [&["dedicated", "tls", "proxy_protocol"]];
+    later = [&["dedicated", "tls"]];
 }
 
 /// A version of the PROXY protocol.
@@ -368,10 +370,19 @@ impl ServiceRaw {
                     "add `{ip}` to `permit`; nobody reaches this service without"
                 ));
         }
+        let proxy_protocol = self.proxy_protocol.as_ref().map(|raw| {
+            if kind != ServiceKind::Tcp {
+                check
+                    .findings
+                    .error(raw.at, "`proxy_protocol` is for `tcp` services")
+                    .help("the requests of others say in their fields who the client is");
+            }
+            raw.value
+        });
         Some(ServiceSpec {
             kind,
             to,
-            proxy_protocol: None,
+            proxy_protocol,
             connect: check.duration(self.connect.as_ref()),
         })
     }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::net::copy::CHUNK;
+use crate::upstream::dial::Stream;
 
 /// Bytes that are read at once after a pause.
 const BURST: u64 = 64 * 1024;
@@ -49,6 +50,8 @@ impl<S> Paced<S> {
             .min(Duration::from_secs(3600))
     }
 }
+
+impl<S: Stream> Stream for Paced<S> {}
 
 impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     fn poll_read(

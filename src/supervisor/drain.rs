@@ -17,6 +17,7 @@ use super::handle::Inner;
 use super::log::SwapState;
 use super::prepare::{Bound, Retiring};
 use crate::generation::Generation;
+use crate::tunnel::agent::Retired;
 use crate::worker::{Leaving, Message};
 
 /// How often the counts are looked at: first, and at most.
@@ -34,6 +35,8 @@ pub(super) struct Draining {
     leaving: Mutex<Leaving>,
     retired: Mutex<Vec<Arc<Bound>>>,
     retiring: Retiring,
+    /// Agents that are gone with it.
+    agents: Vec<Retired>,
     hurry: CancellationToken,
     over: AtomicBool,
     given_up: AtomicBool,
@@ -45,6 +48,7 @@ impl Draining {
         leaving: Leaving,
         retired: Vec<Arc<Bound>>,
         retiring: Retiring,
+        agents: Vec<Retired>,
     ) -> Draining {
         Draining {
             id: current.id,
@@ -52,6 +56,7 @@ impl Draining {
             leaving: Mutex::new(leaving),
             retired: Mutex::new(retired),
             retiring,
+            agents,
             hurry: CancellationToken::new(),
             over: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
@@ -100,7 +105,8 @@ impl Draining {
         }
         Remaining {
             requests: self.requests() as u64,
-            tunnels: self.tunnels() as u64,
+            tunnels: (self.tunnels() + self.agents.iter().map(Retired::flows).sum::<usize>())
+                as u64,
             connections: self.connections(),
             listeners: self.retired.lock().len() as u64,
         }
@@ -231,7 +237,11 @@ async fn cut(crew: &Crew, draining: &Draining) -> u64 {
     // waited for.
     draining.leaving.lock().refreshed.clear();
     let connections = draining.connections();
-    let closed = connections.max(settle(crew, draining).await);
+    let mut closed = connections.max(settle(crew, draining).await);
+    for agent in &draining.agents {
+        closed += agent.flows() as u64;
+        agent.cut();
+    }
     for epoch in &draining.leaving.lock().retired {
         epoch.cut.cancel();
     }

@@ -64,7 +64,7 @@ pub enum Kind {
 pub struct Remaining {
     /// Requests in flight.
     pub requests: u64,
-    /// Websockets whose definition is gone and that have not ended.
+    /// Websockets whose definition is gone and that have not ended, and the flows of agents that are gone.
     pub tunnels: u64,
     /// Connections that were told to end and have not.
     pub connections: u64,

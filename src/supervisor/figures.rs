@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::event::Outcome;
 use super::status::HandshakeStatus;
+use super::tunnels::TunnelList;
 use super::view::View;
 use crate::metrics::WorkerCounters;
 use crate::metrics::cell::{self, Cell, Totals};
@@ -79,6 +80,8 @@ pub struct Figures {
     pub session_names: Vec<(session::Name, session::Totals)>,
     /// TLS handshakes by how they went.
     pub handshakes: HandshakeStatus,
+    /// Agents on either side.
+    pub tunnels: TunnelList,
     /// Dropped lines, by path.
     pub access_logs: Vec<(String, u64)>,
     pub tasks: u64,
@@ -148,6 +151,7 @@ impl View {
             sessions,
             session_names: self.session_names(),
             handshakes: self.handshakes(),
+            tunnels: self.tunnels(),
             access_logs: self.log_figures(),
             tasks: runtimes.map(|r| r.metrics().num_alive_tasks() as u64).sum(),
             uptime: Instant::now().duration_since(self.started),

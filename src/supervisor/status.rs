@@ -50,6 +50,42 @@ pub struct Status {
     /// Long flows by kind, of the kinds that there have been; `/sessions` has them one by one.
     #[serde(default)]
     pub sessions: BTreeMap<String, SessionTotals>,
+    /// Where agents come to; `/tunnels` says more.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tunnels: Vec<TunnelSummary>,
+    /// Agents that run here; `/tunnels` says more.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub agents: Vec<AgentSummary>,
+}
+
+/// A tunnel in figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TunnelSummary {
+    pub name: String,
+    /// Agents that may come, and those that came by a certificate.
+    pub agents: u64,
+    /// Those that are there.
+    pub connected: u64,
+    pub sessions: u64,
+    /// Services that are to be had.
+    pub services: u64,
+    /// Connections through it that are open.
+    pub flows: u64,
+}
+
+/// An agent that runs here, in figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentSummary {
+    pub agent: String,
+    pub server: String,
+    /// Sessions that it wants, and those that it has.
+    pub sessions: u64,
+    pub connected: u64,
+    /// Connections through it that are open.
+    pub flows: u64,
+    /// What keeps it from its server, if nothing is connected.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

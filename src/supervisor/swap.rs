@@ -72,7 +72,8 @@ impl Supervisor {
         for bound in opened {
             self.table.map.insert(bound.key.clone(), bound);
         }
-        snapshot.begin(self.current.as_ref().map(|current| &*current.snapshot));
+        let before = self.current.as_ref().map(|current| &*current.snapshot);
+        snapshot.begin(before, &crew.tunnels);
         let (generations, leaving) = self.adopt(state, &crew, id, &snapshot, &steps, false).await;
         let retired = self.retire(&steps);
         // Whoever rotates files may have moved them away.
@@ -370,11 +371,16 @@ impl Supervisor {
         retired: Vec<Arc<Bound>>,
     ) -> Option<Arc<Draining>> {
         let previous = previous?;
+        let now = self.current.as_ref().map(|now| &now.snapshot.agents);
+        let gone = previous.snapshot.agents.iter();
+        let gone = gone.filter(|(name, _)| now.is_none_or(|now| !now.contains_key(*name)));
+        let agents = gone.map(|(_, (agent, _))| agent.retire()).collect();
         let draining = Arc::new(Draining::new(
             previous,
             leaving,
             retired,
             self.table.retiring.clone(),
+            agents,
         ));
         self.draining.retain(|draining| !draining.is_over());
         self.draining.push(draining.clone());

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::handle::Handle;
+use super::status::{AgentSummary, TunnelSummary};
 use super::view::View;
 use crate::config::agent::ServiceSpec;
 use crate::snapshot::{Snapshot, Tunnelling};
@@ -129,6 +130,41 @@ pub struct AgentServiceStatus {
     /// Why the server does not take it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub refused: Option<String>,
+}
+
+impl TunnelList {
+    /// In figures, for `/status`.
+    pub(super) fn summary(&self) -> (Vec<TunnelSummary>, Vec<AgentSummary>) {
+        let tunnel = |one: &TunnelStatus| {
+            let there = || one.agents.iter().filter(|agent| agent.connected);
+            let up = |agent: &PublishingStatus| {
+                let services = agent.services.iter();
+                services.filter(|service| service.state == "up").count()
+            };
+            TunnelSummary {
+                name: one.name.clone(),
+                agents: one.agents.len() as u64,
+                connected: there().count() as u64,
+                sessions: there().map(|agent| agent.sessions.len()).sum::<usize>() as u64,
+                services: there().map(up).sum::<usize>() as u64,
+                flows: one.agents.iter().map(|agent| agent.flows).sum(),
+            }
+        };
+        let agent = |one: &AgentStatus| {
+            let connected = one.sessions.iter().filter(|s| s.session.is_some()).count();
+            let why = one.sessions.iter().find_map(|session| session.why.clone());
+            AgentSummary {
+                agent: one.agent.clone(),
+                server: one.server.clone(),
+                sessions: one.sessions.len() as u64,
+                connected: connected as u64,
+                flows: one.sessions.iter().map(|session| session.flows).sum(),
+                why: why.filter(|_| connected == 0),
+            }
+        };
+        let tunnels = self.tunnels.iter().map(tunnel).collect();
+        (tunnels, self.agents.iter().map(agent).collect())
+    }
 }
 
 impl Handle {

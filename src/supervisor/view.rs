@@ -122,6 +122,7 @@ impl View {
             .iter()
             .map(|worker| &worker.runtime)
             .chain(&self.runtimes);
+        let (tunnels, agents) = self.tunnels().summary();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             api: API,
@@ -147,6 +148,8 @@ impl View {
             certificate_problems: problems,
             handshakes: self.handshakes(),
             sessions: self.session_status(),
+            tunnels,
+            agents,
         }
     }
 

@@ -24,6 +24,8 @@ use super::certificate::{Certificate, hex};
 const FOLDER: &str = "local-ca";
 const CERT: &str = "ca.crt";
 const KEY: &str = "ca.key";
+/// Of all that it signs: one that is pinned is not another after a start.
+const LEAF_KEY: &str = "server.key";
 /// How long the CA and what it signs are valid. Some systems take no certificate of more than 398 days.
 const CA_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 397;
@@ -38,6 +40,7 @@ pub fn certificate_path(state_folder: &Path) -> PathBuf {
 /// Ready to sign.
 pub(super) struct LocalCa {
     issuer: Issuer<'static, KeyPair>,
+    leaf: KeyPair,
 }
 
 impl LocalCa {
@@ -56,32 +59,24 @@ impl LocalCa {
         }
         builder.create(&folder)?;
         let (cert_path, key_path) = (folder.join(CERT), folder.join(KEY));
-        let key = match fs::read_to_string(&key_path) {
-            Ok(text) => KeyPair::from_pem(&text).map_err(|error| unusable(&key_path, &error))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key = KeyPair::generate().map_err(io::Error::other)?;
-                write(&key_path, &key.serialize_pem(), true)?;
-                key
-            }
-            Err(error) => return Err(error),
-        };
+        let key = kept_key(&key_path)?;
         let params = params(&key)?;
         if !fs::read(&cert_path).is_ok_and(|pem| fits(&pem, &key)) {
             let made = params.self_signed(&key).map_err(io::Error::other)?;
             write(&cert_path, &made.pem(), false)?;
         }
         let issuer = Issuer::new(params, key);
-        Ok(LocalCa { issuer })
+        let leaf = kept_key(&folder.join(LEAF_KEY))?;
+        Ok(LocalCa { issuer, leaf })
     }
 
-    /// Signs a certificate for `names` (host names and IP addresses) with a key of its own.
+    /// Signs a certificate for `names` (host names and IP addresses).
     pub(super) fn issue(
         &self,
         names: &[String],
         provider: &CryptoProvider,
     ) -> Result<Certificate, String> {
         let say = |error: &dyn std::fmt::Display| error.to_string();
-        let key = KeyPair::generate().map_err(|e| say(&e))?;
         let mut params = CertificateParams::new(names.to_vec()).map_err(|e| say(&e))?;
         valid(&mut params, LEAF_DAYS).map_err(|e| say(&e))?;
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -93,9 +88,24 @@ impl LocalCa {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(&key, &self.issuer).map_err(|e| say(&e))?;
-        let key = PrivateKeyDer::try_from(key.serialize_der())?;
+        let leaf = params
+            .signed_by(&self.leaf, &self.issuer)
+            .map_err(|e| say(&e))?;
+        let key = PrivateKeyDer::try_from(self.leaf.serialize_der())?;
         Certificate::new(vec![leaf.der().clone()], key, provider).map_err(|e| say(&e))
+    }
+}
+
+/// The key that lies there, or one that is made and put there.
+fn kept_key(path: &Path) -> io::Result<KeyPair> {
+    match fs::read_to_string(path) {
+        Ok(text) => KeyPair::from_pem(&text).map_err(|error| unusable(path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = KeyPair::generate().map_err(io::Error::other)?;
+            write(path, &key.serialize_pem(), true)?;
+            Ok(key)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -1,9 +1,11 @@
 //! A service as a target of upstreams.
 
+use super::flow::Flow;
 use super::hub::{Ask, Hub, Reason, Refusal};
 use crate::upstream::dial::{Dial, Dialing, ServiceAt, Stream};
 use crate::upstream::error::{Error, Kind};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 impl Dial for Hub {
     fn dial<'a>(&'a self, to: ServiceAt<'a>, deadline: Instant) -> Dialing<'a> {
@@ -20,6 +22,12 @@ impl Dial for Hub {
                 Err(refusal) => Err(error(refusal)),
             }
         })
+    }
+}
+
+impl Stream for Flow {
+    fn withdrawn(&self) -> Option<CancellationToken> {
+        Some(Flow::withdrawn(self))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! It promises: what the reader does not take is not asked for, beyond the stream's window; what the other side does not
 //! take is not accepted, beyond the stream's buffer; half a close is half a close on the other side; dropping it before
-//! its end resets it.
+//! its end resets it, and so does the end of what it was made under ([`Standing`]).
 
 use std::io;
 use std::pin::Pin;
@@ -13,8 +13,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::carrier::{FRAME, broken};
+use super::offer::Standing;
 
 /// What flows through something, and has.
 #[derive(Debug, Default)]
@@ -95,10 +97,20 @@ pub struct Flow {
     chunk: Bytes,
     shut: bool,
     counted: Counted,
+    /// Of what it was made under.
+    withdrawn: CancellationToken,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    // Whoever withdraws it sees by it that there are flows.
+    _standing: Arc<Standing>,
 }
 
 impl Flow {
-    pub fn new(send: SendStream<Bytes>, receive: RecvStream, counted: Counted) -> Flow {
+    pub(super) fn new(
+        send: SendStream<Bytes>,
+        receive: RecvStream,
+        counted: Counted,
+        standing: Arc<Standing>,
+    ) -> Flow {
         counted.opened();
         Flow {
             send,
@@ -106,7 +118,15 @@ impl Flow {
             chunk: Bytes::new(),
             shut: false,
             counted,
+            withdrawn: standing.withdrawn.clone(),
+            cut: Box::pin(standing.cut.clone().cancelled_owned()),
+            _standing: standing,
         }
+    }
+
+    /// Cancelled when nothing new may begin on it.
+    pub(super) fn withdrawn(&self) -> CancellationToken {
+        self.withdrawn.clone()
     }
 
     /// Its parts, for those who have bytes of their own.
@@ -123,6 +143,10 @@ impl AsyncRead for Flow {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         while this.chunk.is_empty() {
+            if this.cut.as_mut().poll(cx).is_ready() {
+                let why = "the service is withdrawn";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, why)));
+            }
             match ready!(this.receive.poll_data(cx)) {
                 Some(Ok(chunk)) => this.chunk = chunk,
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),

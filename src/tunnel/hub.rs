@@ -1,7 +1,7 @@
 //! The public side's table: which agents are there, over which sessions, with which services, and what they may do. It
 //! outlives generations: a session stays while its tunnel does, and what it may do is asked anew with each flow.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,6 @@ use tokio::time::Instant;
 
 use super::flow::{Counted, Counts, Flow};
 use super::session::Session;
-use super::wire;
 use crate::config::agent::ServiceKind;
 use crate::config::tunnel::{GrantSpec, TunnelSpec};
 use crate::registry::Registry;
@@ -27,9 +26,24 @@ pub(super) const MAX_SESSIONS: usize = 32;
 #[derive(Debug, Default)]
 pub struct Hub {
     tunnels: Registry<Arc<str>, Tunnel>,
-    /// By name; those that are there, or have been since their tunnel is.
-    agents: Mutex<HashMap<Arc<str>, Arc<Agent>>>,
+    table: Mutex<Table>,
     numbers: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// By name; those that have a session, and those that had one and may come again by their token.
+    agents: HashMap<Arc<str>, Arc<Agent>>,
+    /// Those that have a token.
+    known: HashSet<Arc<str>>,
+}
+
+impl Table {
+    /// Forgets an agent that has no session and is not awaited.
+    fn tidy(&mut self) {
+        let Table { agents, known } = self;
+        agents.retain(|name, agent| known.contains(name) || !agent.is_away());
+    }
 }
 
 /// One `[tunnels.NAME]`, for as long as any generation has it.
@@ -40,9 +54,9 @@ pub struct Tunnel {
 }
 
 /// An agent that came.
-#[derive(Debug)]
-pub(super) struct Agent {
-    pub(super) counts: Arc<Counts>,
+#[derive(Debug, Default)]
+struct Agent {
+    counts: Arc<Counts>,
     state: Mutex<AgentState>,
 }
 
@@ -142,10 +156,10 @@ impl Hub {
             return;
         }
         tunnel.rules.store(Arc::new(spec.clone()));
-        for agent in self.agents.lock().values() {
+        for agent in self.table.lock().agents.values() {
             for session in &agent.state.lock().sessions {
                 if session.tunnel.name == tunnel.name {
-                    session.recheck.notify_one();
+                    session.review();
                 }
             }
         }
@@ -156,15 +170,26 @@ impl Hub {
         format!("s{}", self.numbers.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    pub(super) fn agent(&self, name: &Arc<str>) -> Arc<Agent> {
-        let mut agents = self.agents.lock();
-        let made = agents.entry(name.clone()).or_insert_with(|| {
-            Arc::new(Agent {
-                counts: Arc::default(),
-                state: Mutex::default(),
-            })
-        });
-        made.clone()
+    /// These are all agents that have a token from now on.
+    pub fn know<'n>(&self, names: impl Iterator<Item = &'n Arc<str>>) {
+        let mut table = self.table.lock();
+        table.known = names.cloned().collect();
+        table.tidy();
+    }
+
+    /// A session joins its agent; false: that has too many.
+    pub(super) fn join(&self, session: &Arc<Session>) -> bool {
+        let mut table = self.table.lock();
+        let agent = table.agents.entry(session.agent.clone()).or_default();
+        agent.join(session)
+    }
+
+    pub(super) fn leave(&self, session: &Arc<Session>) {
+        let mut table = self.table.lock();
+        if let Some(agent) = table.agents.get(&session.agent) {
+            agent.leave(session);
+        }
+        table.tidy();
     }
 
     /// Connects to a service.
@@ -178,7 +203,7 @@ impl Hub {
             ..
         } = ask;
         let absent = |what: String| Refusal::new(Reason::Absent, what);
-        let agent = self.agents.lock().get(name).cloned();
+        let agent = self.table.lock().agents.get(name).cloned();
         let agent = agent.ok_or_else(|| absent(format!("agent {name} is not connected")))?;
         let mut tried = Vec::new();
         loop {
@@ -207,8 +232,12 @@ impl Hub {
     /// Every agent that is there or has been, by name.
     pub fn agents(&self) -> Vec<AgentView> {
         let agents: Vec<_> = {
-            let agents = self.agents.lock();
-            agents.iter().map(|(n, a)| (n.clone(), a.clone())).collect()
+            let table = self.table.lock();
+            table
+                .agents
+                .iter()
+                .map(|(n, a)| (n.clone(), a.clone()))
+                .collect()
         };
         let mut all: Vec<_> = agents
             .into_iter()
@@ -263,8 +292,11 @@ pub(super) fn forbidden(
 }
 
 impl Agent {
-    /// A session joins; false: there are too many.
-    pub(super) fn join(&self, session: &Arc<Session>) -> bool {
+    fn is_away(&self) -> bool {
+        self.state.lock().sessions.is_empty()
+    }
+
+    fn join(&self, session: &Arc<Session>) -> bool {
         let mut state = self.state.lock();
         if state.sessions.len() >= MAX_SESSIONS {
             return false;
@@ -273,7 +305,7 @@ impl Agent {
         true
     }
 
-    pub(super) fn leave(&self, session: &Arc<Session>) {
+    fn leave(&self, session: &Arc<Session>) {
         let sessions = &mut self.state.lock().sessions;
         sessions.retain(|other| !Arc::ptr_eq(other, session));
     }
@@ -296,10 +328,12 @@ impl Agent {
         let (name, service) = (ask.agent, ask.service);
         let absent = |what: String| Refusal::new(Reason::Absent, what);
         let state = self.state.lock();
-        let Some(newest) = state.sessions.last() else {
+        // One whose credential was withdrawn has a while for its flows, not for new ones.
+        let welcome = || state.sessions.iter().filter(|s| s.is_welcome());
+        let Some(newest) = welcome().next_back() else {
             return Err(absent(format!("agent {name} is not connected")));
         };
-        let having = state.sessions.iter().filter(|s| s.kind(service).is_some());
+        let having = welcome().filter(|s| s.kind(service).is_some());
         let best = having
             .filter(|session| !tried.contains(&session.id))
             .min_by_key(|session| {
@@ -341,17 +375,29 @@ impl Agent {
     }
 }
 
-/// The services of a declaration, by name; `None` of what is not known here.
-pub(super) fn declared(services: &[wire::Service]) -> BTreeMap<Box<str>, Option<ServiceKind>> {
-    let one = |s: &wire::Service| (s.name.as_str().into(), ServiceKind::of(&s.kind));
-    services.iter().map(one).collect()
-}
-
 /// Told when something about a session is to be looked at again.
 pub(super) type Bell = Arc<Notify>;
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_is_away_is_forgotten_with_its_token() {
+        let hub = Hub::default();
+        let (home, away): (Arc<str>, Arc<str>) = ("home".into(), "away".into());
+        hub.know([&home, &away].into_iter());
+        for name in [&home, &away] {
+            hub.table.lock().agents.insert(name.clone(), Arc::default());
+        }
+        hub.know([&home].into_iter());
+        let names: Vec<_> = hub.agents().into_iter().map(|view| view.name).collect();
+        assert_eq!(names, [home]);
     }
 }

@@ -13,6 +13,7 @@ mod dial;
 pub mod flow;
 mod hub;
 mod local;
+mod offer;
 pub mod session;
 pub mod wire;
 

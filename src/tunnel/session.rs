@@ -1,7 +1,6 @@
 //! One session on the public side: an agent's connection, from its first byte to its last. It owns the carrier's task; all
 //! that it started ends with it.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use super::auth::{self, Claim, Prover};
 use super::carrier::{self, Ear, Mouth, RoundTrip, hear, tell};
 use super::flow::{Counted, Counts, Flow};
 use super::hub::{self, Ask, Bell, Hub, Reason, Refusal, Tunnel};
+use super::offer::{LAST_FLOWS, Offers};
 use super::wire::{self, Challenge, FromAgent, FromServer, Hello, Verdict};
 use crate::config::agent::ServiceKind;
 use crate::config::scalar::Secret;
@@ -30,8 +30,6 @@ use crate::config::tunnel::TunnelSpec;
 
 /// From the end of the TLS handshake to a running session.
 const GREETING: Duration = Duration::from_secs(10);
-/// How long a session whose agent may not come any more goes on with the flows that it has.
-const LAST_FLOWS: Duration = Duration::from_secs(30);
 /// How long one is kept that was told to end and has no flows: its agent needs a moment to make another.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -48,7 +46,7 @@ pub struct Session {
     pub since: Timestamp,
     pub counts: Arc<Counts>,
     pub round_trip: RoundTrip,
-    services: Mutex<BTreeMap<Box<str>, Option<ServiceKind>>>,
+    offers: Mutex<Offers>,
     draining: AtomicBool,
     h2: SendRequest<Bytes>,
     /// What let it in.
@@ -120,6 +118,8 @@ where
     let ping = connection.ping_pong();
     let mut carrier = AbortOnDropHandle::new(tokio::spawn(connection));
     let agent: Arc<str> = hello.agent.as_str().into();
+    let mut offers = Offers::default();
+    offers.declare(&hello.services);
     let session = Arc::new(Session {
         id,
         agent: agent.clone(),
@@ -130,7 +130,7 @@ where
         since: Timestamp::now(),
         counts: Arc::default(),
         round_trip: RoundTrip::default(),
-        services: Mutex::new(hub::declared(&hello.services)),
+        offers: Mutex::new(offers),
         draining: AtomicBool::new(false),
         h2,
         credential,
@@ -139,13 +139,12 @@ where
     });
     let control = timeout_at(greeting, session.control()).await;
     let (ear, mouth) = control.map_err(late)??;
-    let entry = hub.agent(&agent);
-    if !entry.join(&session) {
+    if !hub.join(&session) {
         return Err(io::Error::other(format!(
             "agent {agent} has too many sessions"
         )));
     }
-    let _joined = Joined(&entry, &session);
+    let _joined = Joined(&hub, &session);
     tracing::info!(%agent, session = session.id, peer = session.peer, program = session.program, "agent connected");
     let dead = async {
         match ping {
@@ -168,7 +167,7 @@ where
 }
 
 /// A session's place in the table.
-struct Joined<'a>(&'a hub::Agent, &'a Arc<Session>);
+struct Joined<'a>(&'a Hub, &'a Arc<Session>);
 
 impl Drop for Joined<'_> {
     fn drop(&mut self) {
@@ -279,16 +278,36 @@ impl Session {
     pub fn services(&self) -> Vec<(String, Option<ServiceKind>, Option<String>)> {
         let rules = self.tunnel.rules();
         let grant = rules.grants.get(&self.agent);
-        let services = self.services.lock();
-        services
+        let offers = self.offers.lock();
+        offers
             .iter()
-            .map(|(name, kind)| (name.to_string(), *kind, hub::forbidden(grant, name, *kind)))
+            .map(|(name, kind)| (name.to_owned(), kind, hub::forbidden(grant, name, kind)))
             .collect()
     }
 
     /// `None`: it has no such service; `Some(None)`: of a kind that is not known here.
     pub(super) fn kind(&self, service: &str) -> Option<Option<ServiceKind>> {
-        self.services.lock().get(service).copied()
+        self.offers.lock().kind(service)
+    }
+
+    /// Its rules have changed: what they do not grant any more is not to be had from here on.
+    pub(super) fn review(&self) {
+        let rules = self.tunnel.rules();
+        let grant = rules.grants.get(&self.agent);
+        let barred = !self.is_welcome();
+        let mut offers = self.offers.lock();
+        offers.withdraw(|name, kind| barred || hub::forbidden(grant, name, kind).is_some());
+        if self.is_draining() {
+            offers.retire();
+        }
+        drop(offers);
+        self.recheck.notify_one();
+    }
+
+    /// It gets no new flows where another will do, and none of those that it has is used for anything else.
+    fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.offers.lock().retire();
     }
 
     async fn control(&self) -> io::Result<(Ear, Mouth)> {
@@ -327,7 +346,7 @@ impl Session {
             let gone = !self.is_welcome();
             if (gone || ends.finish.is_cancelled()) && !told {
                 told = true;
-                self.draining.store(true, Ordering::Release);
+                self.drain();
                 let limit = gone.then(|| Instant::now() + LAST_FLOWS);
                 last = limit;
                 if let Err(error) = mouth.say(&FromServer::Drain).await {
@@ -341,6 +360,8 @@ impl Session {
                     false => std::future::pending().await,
                 }
             };
+            // Withdrawn ones are cut in their time.
+            let due = self.offers.lock().cut_due(Instant::now());
             let deadline = async {
                 match last {
                     Some(last) => tokio::time::sleep_until(last).await,
@@ -350,9 +371,13 @@ impl Session {
             tokio::select! {
                 said = ear.next::<FromAgent>() => match said {
                     Ok(Some(FromAgent::Services { services })) => {
-                        *self.services.lock() = hub::declared(&services);
+                        let mut offers = self.offers.lock();
+                        offers.declare(&services);
+                        if self.is_draining() {
+                            offers.retire();
+                        }
                     }
-                    Ok(Some(FromAgent::Drain)) => self.draining.store(true, Ordering::Release),
+                    Ok(Some(FromAgent::Drain)) => self.drain(),
                     Ok(Some(FromAgent::Unknown)) => {}
                     Ok(None) => return "the agent has ended it".to_owned(),
                     Err(error) => return format!("the agent's words broke off: {error}"),
@@ -361,6 +386,12 @@ impl Session {
                 () = self.ended.notified(), if self.is_draining() => {}
                 () = ends.finish.cancelled(), if !told => {}
                 () = linger => return "it was to end, and its flows have".to_owned(),
+                () = async {
+                    match due {
+                        Some(due) => tokio::time::sleep_until(due).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
                 () = deadline => return "its agent may not come any more".to_owned(),
             }
         }
@@ -374,7 +405,7 @@ impl Session {
     }
 
     /// Whether it would be let in today.
-    fn is_welcome(&self) -> bool {
+    pub(super) fn is_welcome(&self) -> bool {
         let rules = self.tunnel.rules();
         match &self.credential {
             Credential::Secret(secret) => rules
@@ -391,6 +422,8 @@ impl Session {
         let broken = |error: &dyn std::fmt::Display| {
             Refusal::new(Reason::Broken, format!("agent {agent}: {error}"))
         };
+        let standing = self.offers.lock().standing(service);
+        let standing = standing.ok_or_else(|| broken(&"the service has just gone"))?;
         let mut request =
             Request::post(format!("https://tunnel{}", wire::FLOW)).header(wire::SERVICE, service);
         if let Some((client, local)) = ask.client {
@@ -410,7 +443,7 @@ impl Session {
             Refusal::new(Reason::Timeout, detail)
         })??;
         if response.status() == StatusCode::OK {
-            return Ok(Flow::new(send, response.into_body(), counted));
+            return Ok(Flow::new(send, response.into_body(), counted, standing));
         }
         let text = |name| {
             let value = response.headers().get(name);

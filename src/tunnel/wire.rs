@@ -60,6 +60,9 @@ pub struct Service {
     pub name: String,
     /// `http`, `tcp` or `udp`; the server refuses what it does not know.
     pub kind: String,
+    /// Says nothing but whether it is the same as before: connections that are kept open to it end when it is not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub revision: String,
 }
 
 /// What the server makes of it.
@@ -198,6 +201,7 @@ mod tests {
             services: vec![Service {
                 name: "ssh".into(),
                 kind: "tcp".into(),
+                revision: "1".into(),
             }],
         }
     }

@@ -1,6 +1,7 @@
 //! Dialing: from an address to a connection that speaks HTTP, within one time limit.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::client::conn::http1;
@@ -48,7 +49,8 @@ pub(super) async fn dial(
     offer: Offer,
 ) -> Result<Dialed, Error> {
     let deadline = Instant::now() + within;
-    let socket = socket(address, names, transport, (deadline, within)).await?;
+    // Its requests may be of many clients.
+    let socket = socket(address, names, transport, (deadline, within), None).await?;
     if transport.tls.is_none() && transport.protocol == Protocol::Http1 {
         return http1(socket, slot, address).await;
     }
@@ -59,7 +61,7 @@ pub(super) async fn dial(
         .map_err(|_| late(address, "agreeing on TLS and HTTP/2", within))?
 }
 
-/// Dials `address` for what is no HTTP, all `within` the limit.
+/// Dials `address` for what is no HTTP, all `within` the limit. `client`: whose it is, and where that came to.
 ///
 /// # Errors
 /// As [`dial`].
@@ -69,9 +71,10 @@ pub(super) async fn link(
     within: Duration,
     slot: Slot,
     transport: &Transport,
+    client: Option<(SocketAddr, SocketAddr)>,
 ) -> Result<Link, Error> {
     let deadline = Instant::now() + within;
-    let socket = socket(address, names, transport, (deadline, within)).await?;
+    let socket = socket(address, names, transport, (deadline, within), client).await?;
     let Some(tls) = &transport.tls else {
         return Ok(Link::socket(socket, Some(slot)));
     };
@@ -91,6 +94,7 @@ async fn socket(
     names: Option<&Names>,
     transport: &Transport,
     (deadline, within): (Instant, Duration),
+    client: Option<(SocketAddr, SocketAddr)>,
 ) -> Result<Socket, Error> {
     let late = |_| late(address, "connecting", within);
     match (address, names) {
@@ -106,7 +110,12 @@ async fn socket(
             .map(Socket::Unix)
             .map_err(|e| Error::dial(&e, address)),
         (TargetAddr::Tunnel(agent, service), _) => {
-            within_tunnel(agent, service, transport, deadline).await
+            let to = ServiceAt {
+                agent,
+                service,
+                client,
+            };
+            within_tunnel(to, transport, deadline).await
         }
         _ => {
             let error = io::Error::from(io::ErrorKind::Unsupported);
@@ -117,19 +126,14 @@ async fn socket(
 
 /// A service of an agent.
 pub(super) async fn within_tunnel(
-    agent: &str,
-    service: &str,
+    to: ServiceAt<'_>,
     transport: &Transport,
     deadline: Instant,
 ) -> Result<Socket, Error> {
     let Some(tunnels) = &transport.tunnels else {
+        let ServiceAt { agent, service, .. } = to;
         let detail = format!("tunnel:{agent}/{service}: there are no tunnels here");
         return Err(Error::upstream(Kind::DestinationUnavailable, detail).unsent());
-    };
-    let to = ServiceAt {
-        agent,
-        service,
-        client: None,
     };
     tunnels.dial(to, deadline).await.map(Socket::Within)
 }
@@ -195,7 +199,7 @@ async fn any(names: &Names, deadline: Instant) -> Result<Socket, Error> {
     Err(last)
 }
 
-async fn tcp(address: std::net::SocketAddr) -> io::Result<Socket> {
+async fn tcp(address: SocketAddr) -> io::Result<Socket> {
     let stream = TcpStream::connect(address).await?;
     // Heads and bodies are written in whole pieces: waiting for more would only delay them.
     stream.set_nodelay(true)?;
@@ -208,6 +212,7 @@ pub(super) async fn http1(
     slot: Slot,
     address: &TargetAddr,
 ) -> Result<Dialed, Error> {
+    let withdrawn = socket.withdrawn();
     let wire = Wire::new(socket);
     let awaited = wire.awaited();
     let (sender, http) = http1::Builder::new()
@@ -220,6 +225,7 @@ pub(super) async fn http1(
         sender,
         http,
         awaited,
+        withdrawn,
         slot,
     })))
 }

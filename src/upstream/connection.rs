@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::RequestBody;
@@ -27,6 +28,7 @@ pub(super) struct Parts {
     pub(super) sender: http1::SendRequest<RequestBody>,
     pub(super) http: http1::Connection<TokioIo<Wire>, RequestBody>,
     pub(super) awaited: Arc<Awaited>,
+    pub(super) withdrawn: Option<CancellationToken>,
     pub(super) slot: Slot,
 }
 
@@ -42,6 +44,8 @@ pub(super) struct Connection {
     pub(super) scratch: Vec<u8>,
     /// The worker whose runtime knows its socket: it goes back to that one's shard.
     pub(super) home: usize,
+    /// Of one that leads through another connection.
+    withdrawn: Option<CancellationToken>,
 }
 
 /// A place among a target's open connections, held while the socket is open.
@@ -136,6 +140,7 @@ impl Connection {
             sender,
             http,
             awaited,
+            withdrawn,
             slot,
         } = parts;
         let task = tokio::spawn(async move {
@@ -152,6 +157,7 @@ impl Connection {
             deadline: Deadline::default(),
             scratch: Vec::new(),
             home,
+            withdrawn,
         })
     }
 
@@ -167,7 +173,8 @@ impl Connection {
 
     /// Whether it can take a request now.
     pub(super) fn state(&self) -> State {
-        if self.sender.is_closed() {
+        let withdrawn = self.withdrawn.as_ref();
+        if self.sender.is_closed() || withdrawn.is_some_and(CancellationToken::is_cancelled) {
             State::Closed
         } else if self.sender.is_ready() {
             State::Ready

@@ -7,13 +7,18 @@ use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
 
 /// A stream that somebody else has made.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug> Stream for S {}
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug {
+    /// Cancelled when what it leads to is not to be had any more: what is under way on it may go on, and nothing else
+    /// begins. `None`: that ends with the stream.
+    fn withdrawn(&self) -> Option<CancellationToken> {
+        None
+    }
+}
 
 /// What a dial comes to.
 pub type Dialing<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, Error>> + Send + 'a>>;

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::connection::Slot;
+use super::dial::Stream;
 use super::wire::Socket;
 
 /// Any stream of bytes both ways.
@@ -73,6 +74,8 @@ macro_rules! either {
         }
     };
 }
+
+impl Stream for Link {}
 
 impl AsyncRead for Link {
     fn poll_read(

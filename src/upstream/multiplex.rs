@@ -55,6 +55,7 @@ pub(super) struct Parts {
     http: Http,
     tasks: Owner,
     signs: Arc<Signs>,
+    withdrawn: Option<CancellationToken>,
 }
 
 /// Speaks HTTP/2 over `socket`; comes back when the target has said its settings.
@@ -63,6 +64,7 @@ pub(super) struct Parts {
 /// All of them unsent.
 pub(super) async fn open(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Parts, Error> {
     socket.watch_peer();
+    let withdrawn = socket.withdrawn();
     let signs = Arc::new(Signs::default());
     let tasks = Owner::new(slot, signs.clone());
     let wire = Wire {
@@ -100,6 +102,7 @@ pub(super) async fn open(socket: Socket, slot: Slot, address: &TargetAddr) -> Re
         http,
         tasks,
         signs,
+        withdrawn,
     })
 }
 
@@ -134,6 +137,8 @@ pub(super) struct Multiplexed {
     /// Takes no more streams, whatever the protocol says.
     retired: AtomicBool,
     streams: AtomicUsize,
+    /// Of one that leads through another connection.
+    withdrawn: Option<CancellationToken>,
     peer: TargetAddr,
     _driver: AbortOnDropHandle<()>,
     _tasks: Owner,
@@ -177,6 +182,7 @@ impl Multiplexed {
             signs: parts.signs,
             retired: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
+            withdrawn: parts.withdrawn,
             peer,
             _driver: AbortOnDropHandle::new(driver),
             _tasks: parts.tasks,
@@ -198,7 +204,9 @@ impl Multiplexed {
 
     /// True if it takes no more streams.
     pub(super) fn is_over(&self) -> bool {
+        let withdrawn = self.withdrawn.as_ref();
         self.retired.load(Ordering::Relaxed)
+            || withdrawn.is_some_and(CancellationToken::is_cancelled)
             || self.sender.is_closed()
             || self.signs.over.load(Ordering::Acquire)
     }

@@ -38,7 +38,7 @@ impl Upstream {
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
-            let connecting = async { Ok((self.link(member).await?, flight)) };
+            let connecting = async { Ok((self.link(member, asking.client).await?, flight)) };
             let outcome = self.ending_with_target(member, pin!(connecting)).await;
             match outcome {
                 Ok(connected) => return Ok(connected),
@@ -82,7 +82,11 @@ impl Upstream {
         Err(tries.over())
     }
 
-    async fn link(&self, member: &Member) -> Result<Link, Error> {
+    async fn link(
+        &self,
+        member: &Member,
+        client: Option<(SocketAddr, SocketAddr)>,
+    ) -> Result<Link, Error> {
         let most = self.most_connections();
         let slot = self.free(member, || {
             member.target.slot(most).or_else(|| {
@@ -94,6 +98,7 @@ impl Upstream {
         let slot = slot.await?;
         let (address, names) = (member.target.address(), member.target.names());
         let within = self.timeouts.connect;
-        connect::link(address, names, within, slot, &member.transport).await
+        let transport = &member.transport;
+        connect::link(address, names, within, slot, transport, client).await
     }
 }

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use super::dial::Stream;
 use super::interim::{Awaited, Interim};
@@ -27,6 +28,17 @@ pub(super) enum Socket {
 }
 
 impl Socket {
+    /// What it says when nothing new may be sent on it; `None`: it never does.
+    pub(super) fn withdrawn(&self) -> Option<CancellationToken> {
+        match self {
+            Socket::Within(stream) => stream.withdrawn(),
+            Socket::Tls(tls) => tls.get_ref().0.withdrawn(),
+            Socket::Tcp(_) => None,
+            #[cfg(unix)]
+            Socket::Unix(_) => None,
+        }
+    }
+
     /// Lets the kernel find out that the other end is gone while others wait on it. Only a hint: a socket that cannot be
     /// watched does as well.
     pub(super) fn watch_peer(&self) {

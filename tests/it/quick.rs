@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 use crate::kit::process::{Base, spawn};
-use crate::kit::{Call, Conn, Gate, Origin, free_port, get};
+use crate::kit::raw::try_get;
+use crate::kit::{Call, Conn, Gate, Origin, free_port, get, until};
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -133,10 +134,37 @@ fn proxy_lets_its_user_through() {
 }
 
 #[test]
+fn edge_and_expose_publish_a_service() {
+    let (origin, token) = (Origin::start("A"), "correct-horse-battery-staple");
+    let (agents, http, tcp) = (
+        local(free_port()).to_string(),
+        local(free_port()),
+        local(free_port()),
+    );
+    let (http_at, tcp_at) = (http.to_string(), tcp.to_string());
+    let args = ["edge", "--listen", &agents, "--token", token];
+    let more = ["--http", &http_at, "--tcp", &tcp_at];
+    let _edge = start(folder(), &[&args[..], &more].concat());
+    let port = origin.addr.port().to_string();
+    let expose = |kind| {
+        let args = ["expose", kind, &port, "--to", &agents, "--token", token];
+        start(folder(), &args)
+    };
+    for (kind, at) in [("http", http), ("tcp", tcp)] {
+        let _home = expose(kind);
+        until("the service to be reached", || {
+            let answer = try_get(at, "x", "/who").ok()?;
+            (answer.status == 200).then_some(())
+        });
+    }
+}
+
+#[test]
 fn print_config_shows_a_document_that_check_takes() {
     let dir = folder();
     let root = dir.path().to_str().unwrap();
-    let all: [&[&str]; 4] = [
+    let token = "correct-horse-battery-staple";
+    let all: [&[&str]; 6] = [
         &[
             "proxy",
             "--client",
@@ -145,6 +173,16 @@ fn print_config_shows_a_document_that_check_takes() {
             ":8090",
             "--allow",
             "localhost",
+        ],
+        &["edge", "--listen", ":7000", "--token", token],
+        &[
+            "expose",
+            "http",
+            "3000",
+            "--to",
+            "edge.example.com",
+            "--token",
+            token,
         ],
         &["reverse-proxy", "--from", ":8080", "--to", "127.0.0.1:3000"],
         &["file-server", root, "--browse"],

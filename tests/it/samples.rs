@@ -140,6 +140,22 @@ fn every_sample_starts_and_answers() {
     }
 }
 
+#[test]
+fn the_samples_of_a_tunnel_find_each_other() {
+    let edge = Sample::start("tunnel-edge.toml");
+    let agent = Sample::start("tunnel-agent.toml");
+    let _blog = crate::kit::Origin::on("blog", agent.at(4000));
+    let (from, to) = (agent.at(7000).to_string(), edge.at(7000).to_string());
+    let text = agent.text.replace(&from, &to);
+    agent
+        .gate
+        .call(Call::post("/reload").toml(&text))
+        .expect(200);
+    crate::kit::until("the blog to be reached", || {
+        (crate::kit::get(edge.at(8092), "x", "/").status == 200).then_some(())
+    });
+}
+
 fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();

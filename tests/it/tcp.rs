@@ -14,12 +14,12 @@ fn local(port: u16) -> SocketAddr {
 }
 
 /// Echoes whatever comes, and counts who comes.
-struct Echo {
-    addr: SocketAddr,
+pub(crate) struct Echo {
+    pub(crate) addr: SocketAddr,
     came: Arc<AtomicU64>,
 }
 
-fn echo() -> Echo {
+pub(crate) fn echo() -> Echo {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let echo = Echo {
         addr: listener.local_addr().unwrap(),
@@ -39,13 +39,13 @@ fn echo() -> Echo {
     echo
 }
 
-fn open(address: SocketAddr) -> TcpStream {
+pub(crate) fn open(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
-fn exchange(stream: &mut TcpStream, text: &str) {
+pub(crate) fn exchange(stream: &mut TcpStream, text: &str) {
     stream.write_all(text.as_bytes()).unwrap();
     let mut back = vec![0; text.len()];
     stream.read_exact(&mut back).unwrap();

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Settings, Trouble};
+use super::{Settings, Shared, Trouble};
 use crate::config::scalar::TargetAddr;
 use crate::tls::client::{Offer, OtherKey};
 use crate::tunnel::auth::{self, Claim, Prover};
@@ -52,7 +52,7 @@ impl Failed {
 /// Makes a session; with it comes what the server calls it.
 pub(super) async fn connect(
     settings: &Settings,
-    instance: &str,
+    shared: &Shared,
 ) -> Result<(Carrier, String), Failed> {
     let server = &settings.spec.server;
     let stream = timeout(DIAL, dial(server))
@@ -60,7 +60,7 @@ pub(super) async fn connect(
         .map_err(|_| Failed::unreachable(format!("{server}: not connected within {DIAL:?}")))?
         .map_err(|error| Failed::unreachable(format!("connect to {server}: {error}")))?;
     carrier::tune(&stream);
-    timeout(GREETING, greet(stream, settings, instance))
+    timeout(GREETING, greet(stream, settings, shared))
         .await
         .map_err(|_| {
             Failed::unreachable(format!(
@@ -93,7 +93,7 @@ async fn dial(server: &TargetAddr) -> io::Result<TcpStream> {
 async fn greet(
     stream: TcpStream,
     settings: &Settings,
-    instance: &str,
+    shared: &Shared,
 ) -> Result<(Carrier, String), Failed> {
     let server = &settings.spec.server;
     let connector = TlsConnector::from(settings.client.config(Offer::H2));
@@ -129,8 +129,8 @@ async fn greet(
         agent: spec.name.to_string(),
         proof: spec.token.as_ref().map(|t| claim.prove(Prover::Agent, t)),
         program: format!("evergate/{}", env!("CARGO_PKG_VERSION")),
-        instance: instance.to_owned(),
-        services: settings.services(),
+        instance: shared.instance.clone(),
+        services: shared.services(settings),
     };
     tell(&mut stream, &hello).await.map_err(broken)?;
     let (session, proof) = match hear(&mut stream).await.map_err(broken)? {

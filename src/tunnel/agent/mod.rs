@@ -6,8 +6,9 @@ mod backoff;
 mod connect;
 mod slot;
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth;
 use super::carrier::RoundTrip;
-use crate::config::agent::AgentSpec;
+use crate::config::agent::{AgentSpec, ServiceSpec};
 use crate::registry::Registry;
 use crate::tls::client::Client;
 
@@ -44,16 +45,24 @@ impl Settings {
             && self.spec.token == other.spec.token
             && self.client.identity() == other.client.identity()
     }
+}
 
-    fn services(&self) -> Vec<super::wire::Service> {
-        let services = self.spec.services.iter();
-        let one = |(name, service): (&Arc<str>, &crate::config::agent::ServiceSpec)| {
-            super::wire::Service {
-                name: name.to_string(),
-                kind: service.kind.word().to_owned(),
-            }
+impl Shared {
+    /// The services of `settings`, as the server is told.
+    fn services(&self, settings: &Settings) -> Vec<super::wire::Service> {
+        let AgentSpec {
+            services, permit, ..
+        } = &settings.spec;
+        let one = |(name, service): (&Arc<str>, &ServiceSpec)| super::wire::Service {
+            name: name.to_string(),
+            kind: service.kind.word().to_owned(),
+            // All that decides where it leads to; the server learns no more of it than whether it is the same.
+            revision: {
+                let all = format!("{service:?} {permit:?}");
+                format!("{:016x}", self.revisions.hash_one(all))
+            },
         };
-        services.map(one).collect()
+        services.iter().map(one).collect()
     }
 }
 
@@ -70,8 +79,43 @@ pub struct Agent {
 
 #[derive(Debug)]
 struct Slot {
-    ends: CancellationToken,
+    control: Arc<Control>,
     state: Arc<Mutex<State>>,
+}
+
+/// What ends a slot.
+#[derive(Debug, Default)]
+struct Control {
+    /// Its session takes no new flows; it ends with those that it has.
+    ends: CancellationToken,
+    /// At once.
+    cut: CancellationToken,
+    /// Somebody waits for its flows, and cuts what does not end.
+    awaited: AtomicBool,
+    /// Of all its sessions.
+    flows: AtomicUsize,
+}
+
+/// Sessions that end with their flows. Dropping it cuts what is left.
+#[derive(Debug)]
+pub struct Retired(Vec<Slot>);
+
+impl Retired {
+    /// Those that have not ended.
+    pub fn flows(&self) -> usize {
+        let of = |slot: &Slot| slot.control.flows.load(Ordering::Acquire);
+        self.0.iter().map(of).sum()
+    }
+
+    pub fn cut(&self) {
+        self.0.iter().for_each(|slot| slot.control.cut.cancel());
+    }
+}
+
+impl Drop for Retired {
+    fn drop(&mut self) {
+        self.cut();
+    }
 }
 
 /// What the slots of an agent share.
@@ -83,6 +127,7 @@ struct Shared {
     rolling: Semaphore,
     /// Tells the sessions of this agent from those of another process with its name.
     instance: String,
+    revisions: RandomState,
     /// Why the server refuses services.
     refused: Mutex<Vec<super::wire::Refused>>,
 }
@@ -151,6 +196,7 @@ impl Agents {
                 rolling: Semaphore::new(1),
                 // Without randomness no session could be proved either.
                 instance: auth::random::<8>().map_or_else(|_| "0".into(), |n| auth::hex(&n)),
+                revisions: RandomState::new(),
                 refused: Mutex::default(),
             }),
             slots: Mutex::default(),
@@ -170,15 +216,24 @@ impl Agent {
         while slots.len() < wanted && !self.runtimes.is_empty() {
             let runtime = &self.runtimes[(self.first + slots.len()) % self.runtimes.len()];
             let slot = Slot {
-                ends: CancellationToken::new(),
+                control: Arc::default(),
                 state: Arc::new(Mutex::new(State::Connecting)),
             };
-            let (shared, ends, state) =
-                (self.shared.clone(), slot.ends.clone(), slot.state.clone());
-            // It owns all that it starts, and ends with its token.
-            runtime.spawn(slot::run(shared, ends, state));
+            let (shared, control) = (self.shared.clone(), slot.control.clone());
+            // It owns all that it starts, and ends as it is told.
+            runtime.spawn(slot::run(shared, control, slot.state.clone()));
             slots.push(slot);
         }
+    }
+
+    /// No generation has it any more, or the process stops: its sessions end with their flows, for which the caller waits.
+    pub fn retire(&self) -> Retired {
+        let slots = std::mem::take(&mut *self.slots.lock());
+        for slot in &slots {
+            slot.control.awaited.store(true, Ordering::Release);
+            slot.control.ends.cancel();
+        }
+        Retired(slots)
     }
 
     /// What each slot is doing.
@@ -200,6 +255,6 @@ impl Agent {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.ends.cancel();
+        self.control.ends.cancel();
     }
 }

@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::connect::{Carrier, Failed, connect};
-use super::{Running, Settings, Shared, State, Trouble};
+use super::{Control, Running, Settings, Shared, State, Trouble};
 use crate::tunnel::carrier::{self, Ear, Mouth, RoundTrip};
 use crate::tunnel::local;
 use crate::tunnel::wire::{self, FromAgent, FromServer};
 
-/// How long the flows of a session may go on when its agent has gone.
+/// How long the flows of a session may go on when its agent has less sessions now.
 const LAST_FLOWS: Duration = Duration::from_secs(30);
 /// Sessions that end with their flows, of one slot; above it the oldest is cut.
 const MAX_RETIRING: usize = 8;
@@ -34,17 +34,24 @@ struct Session {
     drain: CancellationToken,
     /// The server wants another in its place.
     unwanted: CancellationToken,
+    /// It is over.
+    ended: CancellationToken,
 }
 
-/// Keeps one session alive until `ends` is cancelled.
-pub(super) async fn run(shared: Arc<Shared>, ends: CancellationToken, state: Arc<Mutex<State>>) {
+/// Keeps one session alive until it is told to end.
+pub(super) async fn run(shared: Arc<Shared>, control: Arc<Control>, state: Arc<Mutex<State>>) {
     let mut sessions: JoinSet<String> = JoinSet::new();
     // The last session is told to drain when what kept it is dropped.
-    ends.run_until_cancelled(keep(&shared, &state, &mut sessions))
-        .await;
+    let keeping = keep(&shared, &control, &state, &mut sessions);
+    control.ends.run_until_cancelled(keeping).await;
     let all = async { while sessions.join_next().await.is_some() {} };
+    let awaited = control.awaited.load(Ordering::Acquire);
     // Those that are left are cut when the set is dropped.
-    let _ = tokio::time::timeout(LAST_FLOWS, all).await;
+    tokio::select! {
+        () = all => {}
+        () = control.cut.cancelled() => {}
+        () = tokio::time::sleep(LAST_FLOWS), if !awaited => {}
+    }
 }
 
 /// Cancels when dropped: whoever keeps a session lets it drain by forgetting it.
@@ -56,38 +63,49 @@ impl Drop for Kept {
     }
 }
 
-async fn keep(shared: &Arc<Shared>, state: &Mutex<State>, sessions: &mut JoinSet<String>) {
+async fn keep(
+    shared: &Arc<Shared>,
+    control: &Arc<Control>,
+    state: &Mutex<State>,
+    sessions: &mut JoinSet<String>,
+) {
     let mut changes = shared.settings.subscribe();
     let mut backoff = Backoff::default();
     let mut said = String::new();
     let mut current: Option<Kept> = None;
     let mut retiring = VecDeque::new();
     loop {
-        let good = current.is_some();
         // A good one is replaced in turn with those of the other slots.
-        let turn = match good {
-            true => shared.rolling.acquire().await.ok(),
-            false => None,
+        let turn = match current {
+            Some(_) => shared.rolling.acquire().await.ok(),
+            None => None,
         };
-        let (settings, session, running) =
+        let good = current.as_ref().map(|kept| kept.0.ended.clone());
+        let (settings, carrier, running) =
             another(shared, state, good, &mut backoff, &mut said, &mut changes).await;
-        *state.lock() = State::Connected(running.1.clone());
+        *state.lock() = State::Connected(running.clone());
         said.clear();
         let name = &settings.spec.name;
-        tracing::info!(agent = %name, server = %settings.spec.server, session = running.1.session, "connected");
+        tracing::info!(agent = %name, server = %settings.spec.server, session = running.session, "connected");
         let made = Session {
             settings,
             since: Instant::now(),
-            drain: session.0,
-            unwanted: session.1,
+            drain: CancellationToken::new(),
+            unwanted: CancellationToken::new(),
+            ended: CancellationToken::new(),
         };
-        let task = serve(
-            running.0,
-            running.1.clone(),
+        let ended = made.ended.clone().drop_guard();
+        let serving = serve(
+            carrier,
+            (running, control.clone()),
             shared.clone(),
             made.drain.clone(),
             made.unwanted.clone(),
         );
+        let task = async move {
+            let _ended = ended;
+            serving.await
+        };
         let handle = sessions.spawn(task);
         // From here on the one before takes no new flows.
         if let Some(Kept(_, before)) = current.replace(Kept(made, handle)).as_ref() {
@@ -141,17 +159,15 @@ async fn keep(shared: &Arc<Shared>, state: &Mutex<State>, sessions: &mut JoinSet
     }
 }
 
-type Tokens = (CancellationToken, CancellationToken);
-
-/// Makes a session, however long it takes. `good`: there is one meanwhile.
+/// Makes a session, however long it takes. `good`: there is one meanwhile, until it is cancelled.
 async fn another(
     shared: &Shared,
     state: &Mutex<State>,
-    good: bool,
+    mut good: Option<CancellationToken>,
     backoff: &mut Backoff,
     said: &mut String,
     changes: &mut watch::Receiver<Option<Arc<Settings>>>,
-) -> (Arc<Settings>, Tokens, (Carrier, Arc<Running>)) {
+) -> (Arc<Settings>, Carrier, Arc<Running>) {
     loop {
         let settings = changes.borrow_and_update().clone();
         let Some(settings) = settings else {
@@ -159,10 +175,10 @@ async fn another(
             let _ = changes.changed().await;
             continue;
         };
-        if !good && !matches!(*state.lock(), State::Waiting { .. }) {
+        if good.is_none() && !matches!(*state.lock(), State::Waiting { .. }) {
             *state.lock() = State::Connecting;
         }
-        let Failed { trouble, why } = match connect(&settings, &shared.instance).await {
+        let Failed { trouble, why } = match connect(&settings, shared).await {
             Ok((carrier, session)) => {
                 let running = Arc::new(Running {
                     session,
@@ -171,8 +187,7 @@ async fn another(
                     round_trip: RoundTrip::default(),
                     flows: AtomicUsize::new(0),
                 });
-                let tokens = Default::default();
-                return (settings, tokens, (carrier, running));
+                return (settings, carrier, running);
             }
             Err(failed) => failed,
         };
@@ -184,34 +199,53 @@ async fn another(
             tracing::warn!(agent = %name, kind = trouble.word(), why, ?wait, "not connected");
         }
         *said = why.clone();
-        if !good {
-            *state.lock() = State::Waiting {
-                why,
-                kind: trouble,
-                since: Timestamp::now(),
+        let pause = tokio::time::sleep(wait);
+        tokio::pin!(pause);
+        loop {
+            let Some(ended) = &good else {
+                *state.lock() = State::Waiting {
+                    why,
+                    kind: trouble,
+                    since: Timestamp::now(),
+                };
+                tokio::select! {
+                    () = pause => {}
+                    // Somebody has done something about it.
+                    _ = changes.changed() => {}
+                }
+                break;
             };
-        }
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            // Somebody has done something about it.
-            _ = changes.changed() => {}
+            tokio::select! {
+                () = &mut pause => break,
+                _ = changes.changed() => break,
+                () = ended.cancelled() => good = None,
+            }
         }
     }
 }
 
 /// A flow's place in the count.
-struct Counted(Arc<Running>);
+struct Counted(Arc<Running>, Arc<Control>);
+
+impl Counted {
+    fn new(running: &Arc<Running>, control: &Arc<Control>) -> Counted {
+        running.flows.fetch_add(1, Ordering::AcqRel);
+        control.flows.fetch_add(1, Ordering::AcqRel);
+        Counted(running.clone(), control.clone())
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.flows.fetch_sub(1, Ordering::AcqRel);
+        self.1.flows.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 /// Serves a session to its end. Returns why it ended.
 async fn serve(
     mut carrier: Carrier,
-    running: Arc<Running>,
+    (running, control): (Arc<Running>, Arc<Control>),
     shared: Arc<Shared>,
     drain: CancellationToken,
     unwanted: CancellationToken,
@@ -226,15 +260,15 @@ async fn serve(
     tokio::pin!(dead);
     // All that it started ends with it.
     let mut tasks: JoinSet<()> = JoinSet::new();
-    let mut control = false;
+    let mut talks = false;
     loop {
         tokio::select! {
             accepted = carrier.accept() => match accepted {
                 None => return "the server has closed the connection".to_owned(),
                 Some(Err(error)) => return format!("the connection broke: {error}"),
                 Some(Ok((request, mut respond))) => match request.uri().path() {
-                    wire::CONTROL if !control => {
-                        control = true;
+                    wire::CONTROL if !talks => {
+                        talks = true;
                         let Ok(send) = respond.send_response(Response::new(()), false) else {
                             continue;
                         };
@@ -248,8 +282,7 @@ async fn serve(
                     }
                     wire::FLOW => {
                         let settings = shared.settings.borrow().clone();
-                        running.flows.fetch_add(1, Ordering::AcqRel);
-                        let counted = Counted(running.clone());
+                        let counted = Counted::new(&running, &control);
                         tasks.spawn(async move {
                             let _counted = counted;
                             if let Some(settings) = settings {
@@ -305,7 +338,7 @@ async fn talk(
                     continue;
                 }
                 let settings = changes.borrow_and_update().clone();
-                let services = settings.map(|settings| settings.services());
+                let services = settings.map(|settings| shared.services(&settings));
                 if let Some(services) = services.filter(|services| told.as_ref() != Some(services)) {
                     mouth.say(&FromAgent::Services { services: services.clone() }).await?;
                     told = Some(services);

@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::connect::{HEAD, within_tunnel};
+use super::super::dial::ServiceAt;
 use super::super::error::chain;
 use super::super::resolve::Names;
 use super::super::transport::{Tls, Transport};
@@ -184,7 +185,12 @@ impl Probe {
             }
             (TargetAddr::Tunnel(agent, service), _) => {
                 let deadline = tokio::time::Instant::now() + self.spec.timeout;
-                let dialled = within_tunnel(agent, service, &self.transport, deadline).await;
+                let to = ServiceAt {
+                    agent,
+                    service,
+                    client: None,
+                };
+                let dialled = within_tunnel(to, &self.transport, deadline).await;
                 return dialled.map_err(|error| error.detail);
             }
             _ => Err(io::ErrorKind::Unsupported.into()),

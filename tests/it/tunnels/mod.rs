@@ -1,10 +1,15 @@
 //! Tunnels, between two real processes: what goes through, who is let in, and what a swap leaves alone.
 
 use std::net::SocketAddr;
+use std::thread::JoinHandle;
 
 use serde_json::Value;
 
-use crate::kit::{Call, Gate, Origin, free_port, get, until};
+use crate::kit::{Call, Gate, Origin, Response, free_port, get, until};
+
+mod lives;
+mod streams;
+mod withdrawn;
 
 const TOKEN: &str = "correct-horse-battery-staple";
 
@@ -63,6 +68,83 @@ fn trouble(home: &Gate) -> (String, String) {
     })
 }
 
+/// An edge and an agent with a blog, and connections to it that are kept for later.
+struct Pair {
+    edge: Gate,
+    home: Gate,
+    /// What the agent's document says besides its services.
+    lines: String,
+    agents: SocketAddr,
+    web: SocketAddr,
+    blog: Origin,
+}
+
+impl Pair {
+    fn start() -> Pair {
+        Pair::with("")
+    }
+
+    /// `runtime`: of the agent's process.
+    fn with(runtime: &str) -> Pair {
+        let blog = Origin::start("blog");
+        let (agents, web) = (local(free_port()), local(free_port()));
+        let edge_gate = Gate::start(&edge(agents, web, ""));
+        let lines = format!("token = \"{TOKEN}\"\ntls.pin = \"{}\"", pin(&edge_gate));
+        let home_gate = Gate::setup()
+            .runtime(runtime)
+            .start(&home(agents, blog.addr, &lines, ""));
+        sessions(&edge_gate, &home_gate);
+        let pair = Pair {
+            edge: edge_gate,
+            home: home_gate,
+            lines,
+            agents,
+            web,
+            blog,
+        };
+        assert_eq!(pair.statuses(), [200; 20]);
+        // They were used again, so they are kept.
+        assert!(pair.blog.connections() < 20);
+        pair
+    }
+
+    fn edge(&self) -> String {
+        edge(self.agents, self.web, "")
+    }
+
+    fn home(&self) -> String {
+        home(self.agents, self.blog.addr, &self.lines, "")
+    }
+
+    /// Of requests on connections of their own, so that every worker has some.
+    fn statuses(&self) -> [u16; 20] {
+        std::array::from_fn(|_| get(self.web, "x", "/who").status)
+    }
+
+    /// What the edge knows of the agent.
+    fn published(&self) -> Value {
+        let list = self.edge.call(Call::get("/tunnels")).expect(200);
+        list["tunnels"][0]["agents"][0].clone()
+    }
+
+    /// Waits until all sessions are told to end.
+    fn wait_draining(&self) {
+        until("the sessions to drain", || {
+            let sessions = self.published()["sessions"].clone();
+            let mut all = sessions.as_array()?.iter();
+            all.all(|s| s["draining"] == true).then_some(())
+        });
+    }
+
+    /// Asks for what the origin holds back, and waits until it has been asked.
+    fn held(&self) -> JoinHandle<Response> {
+        let web = self.web;
+        let held = std::thread::spawn(move || get(web, "x", "/hold"));
+        self.blog.wait_holding(1);
+        held
+    }
+}
+
 #[test]
 fn a_service_is_reached_and_swaps_on_either_side_leave_its_sessions_alone() {
     let blog = Origin::start("blog");
@@ -116,4 +198,45 @@ fn one_that_may_not_come_and_one_that_does_not_trust_say_so() {
     let (kind, why) = trouble(&home_gate);
     assert_eq!(kind, "distrusted", "{why}");
     assert!(why.contains(&pin), "{why}");
+}
+
+#[test]
+fn agents_are_in_the_status_and_in_the_metrics_of_either_side() {
+    let pair = Pair::start();
+    sessions(&pair.edge, &pair.home);
+    let status = pair.edge.status();
+    let tunnel = &status["tunnels"][0];
+    for (key, wanted) in [
+        ("agents", 1),
+        ("connected", 1),
+        ("sessions", 2),
+        ("services", 1),
+    ] {
+        assert_eq!(tunnel[key], wanted, "{key}: {tunnel}");
+    }
+    let status = pair.home.status();
+    let agent = &status["agents"][0];
+    assert_eq!(
+        (&agent["agent"], &agent["connected"]),
+        (&"home".into(), &2.into())
+    );
+    let metrics = |gate: &Gate| gate.call(Call::get("/metrics")).text();
+    let (edge, home) = (metrics(&pair.edge), metrics(&pair.home));
+    let labels = "{tunnel=\"edge\",agent=\"home\"}";
+    assert!(
+        edge.contains(&format!("evergate_tunnel_sessions{labels} 2")),
+        "{edge}"
+    );
+    let bytes = |name: &str| {
+        let name = format!("{name}{labels} ");
+        let line = edge.lines().find_map(|line| line.strip_prefix(&name));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    assert!(bytes("evergate_tunnel_flows_opened_total") > 0);
+    assert!(bytes("evergate_tunnel_sent_bytes_total") > 0);
+    assert!(bytes("evergate_tunnel_received_bytes_total") > 0);
+    assert!(
+        home.contains("evergate_agent_sessions{agent=\"home\"} 2"),
+        "{home}"
+    );
 }
