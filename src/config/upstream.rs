@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::agent::ProxyVersion;
 use super::check::Checker;
 use super::decode::{Limit, List, Loc, Map, Switch, section};
 use super::scalar::{Span, TargetAddr};
@@ -62,11 +63,13 @@ section! {
         passive: Switch<PassiveRaw>,
         /// How long a target that comes, or comes back, takes to get its whole share.
         slow_start: Span = "0s",
+        /// The version of the PROXY protocol, `"v1"` or `"v2"`, in which each connection begins by saying who the client is and which
+        /// address it reached, before TLS; `false`: none. Such a connection belongs to one client: none is kept or shared,
+        /// so it is not for HTTP/2. Checks say that they speak for themselves; to a `health.port` they say nothing.
+        proxy_protocol: Switch<ProxyVersion> = false,
     }
     one_of = ["targets", "targets_file", "split"];
-    later = [&[
-        "via", "proxy_protocol",
-    ]];
+    later = [&["via"]];
 }
 
 section! {
@@ -170,6 +173,8 @@ pub struct UpstreamSpec {
     pub passive: Option<PassiveSpec>,
     /// 0: at once.
     pub slow_start: Duration,
+    /// How connections say who the client is. Only with [`Protocol::Http1`].
+    pub proxy_protocol: Option<ProxyVersion>,
 }
 
 /// Checked `limits` of one target.
@@ -242,6 +247,17 @@ impl UpstreamRaw {
             let tls = tls.as_ref().map(|(tls, at)| (tls, *at));
             tls::agree(protocol, protocol_at, tls, &targets, check);
         }
+        let proxy_protocol = self.proxy_protocol.as_ref();
+        if let Some(key) =
+            proxy_protocol.filter(|p| p.on().is_some() && protocol != Protocol::Http1)
+        {
+            let message = format!(
+                "a connection with a PROXY header belongs to one client, and those of `{}` are shared",
+                protocol.word()
+            );
+            let finding = check.findings.error(key.at, message);
+            finding.help("use `protocol = \"h1\"`");
+        }
         let pool = self.pool.as_ref().map(|p| &p.value);
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
         let resolve = self.resolve.as_ref().map(|r| &r.value);
@@ -256,6 +272,7 @@ impl UpstreamRaw {
                 .slow_start
                 .as_ref()
                 .map_or(Duration::ZERO, |s| s.value.0),
+            proxy_protocol: proxy_protocol.and_then(|p| p.on().copied()),
             balance: balance::balance(self.balance.as_ref(), check),
             sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             protocol,

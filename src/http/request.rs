@@ -2,7 +2,7 @@
 //! authority, a clean path and a known client; nothing behind it asks again.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::header::{EXPECT, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
@@ -108,6 +108,16 @@ impl<'a> RequestContext<'a> {
             request_id: id::of(&parts.headers, connection.trusted),
             user: None,
         })
+    }
+
+    /// The client, and the address of ours that it reached. Where trusted proxies named it, its port is not known: 0.
+    pub fn client_and_local(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let (peer, local) = (self.connection.peer.address()?, self.connection.local?);
+        let client = match self.client {
+            Some(client) if client != peer.ip().to_canonical() => SocketAddr::new(client, 0),
+            _ => peer,
+        };
+        Some((client, local))
     }
 
     /// Lower case, without port; empty if the request named none.

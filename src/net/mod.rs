@@ -10,6 +10,7 @@ pub mod copy;
 mod descriptors;
 mod listening;
 mod owned;
+pub mod proxy_protocol;
 mod retire;
 mod sever;
 #[cfg(target_os = "linux")]

@@ -1,10 +1,12 @@
 //! Dialing: from an address to a connection that speaks HTTP, within one time limit.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
@@ -21,6 +23,7 @@ use super::transport::{Tls, Transport};
 use super::wire::{Socket, Wire};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::Protocol;
+use crate::net::proxy_protocol;
 use crate::tls::client::Offer;
 
 /// Bytes of a response head, and of its trailers. The number of fields stays at hyper's 100: another one would cost two
@@ -35,20 +38,27 @@ pub(super) enum Dialed {
     H2(Box<multiplex::Parts>),
 }
 
-/// Dials `address` on the current runtime, all `within` the limit. `offer`: what may come of it.
+/// Whom to dial, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct To<'a> {
+    pub(super) address: &'a TargetAddr,
+    /// Of an address that is a name.
+    pub(super) names: Option<&'a Names>,
+    pub(super) transport: &'a Transport,
+    /// The client, and the address of ours that it came to.
+    pub(super) client: Option<(SocketAddr, SocketAddr)>,
+    /// For all of it.
+    pub(super) within: Duration,
+}
+
+/// Dials on the current runtime. `offer`: what may come of it.
 ///
 /// # Errors
 /// All of them unsent: refused, unreachable, timed out, the name is not known, TLS or HTTP/2 could not be agreed on.
-pub(super) async fn dial(
-    address: &TargetAddr,
-    names: Option<&Names>,
-    within: Duration,
-    slot: Slot,
-    transport: &Transport,
-    offer: Offer,
-) -> Result<Dialed, Error> {
-    let deadline = Instant::now() + within;
-    let socket = socket(address, names, transport, (deadline, within)).await?;
+pub(super) async fn dial(to: To<'_>, slot: Slot, offer: Offer) -> Result<Dialed, Error> {
+    let deadline = Instant::now() + to.within;
+    let (address, transport) = (to.address, to.transport);
+    let socket = socket(to, deadline).await?;
     if transport.tls.is_none() && transport.protocol == Protocol::Http1 {
         return http1(socket, slot, address).await;
     }
@@ -56,28 +66,22 @@ pub(super) async fn dial(
     let settle = Box::pin(settle(socket, slot, address, transport, offer));
     timeout_at(deadline, settle)
         .await
-        .map_err(|_| late(address, "agreeing on TLS and HTTP/2", within))?
+        .map_err(|_| late(address, "agreeing on TLS and HTTP/2", to.within))?
 }
 
-/// Dials `address` for what is no HTTP, all `within` the limit.
+/// Dials for what is no HTTP.
 ///
 /// # Errors
 /// As [`dial`].
-pub(super) async fn link(
-    address: &TargetAddr,
-    names: Option<&Names>,
-    within: Duration,
-    slot: Slot,
-    transport: &Transport,
-) -> Result<Link, Error> {
-    let deadline = Instant::now() + within;
-    let socket = socket(address, names, transport, (deadline, within)).await?;
-    let Some(tls) = &transport.tls else {
+pub(super) async fn link(to: To<'_>, slot: Slot) -> Result<Link, Error> {
+    let deadline = Instant::now() + to.within;
+    let socket = socket(to, deadline).await?;
+    let Some(tls) = &to.transport.tls else {
         return Ok(Link::socket(socket, Some(slot)));
     };
-    let secure = Box::pin(secure(socket, tls, Offer::Nothing, address));
+    let secure = Box::pin(secure(socket, tls, Offer::Nothing, to.address));
     let socket = timeout_at(deadline, secure).await;
-    let (socket, _) = socket.map_err(|_| late(address, "agreeing on TLS", within))??;
+    let (socket, _) = socket.map_err(|_| late(to.address, "agreeing on TLS", to.within))??;
     Ok(Link::socket(socket, Some(slot)))
 }
 
@@ -86,14 +90,37 @@ fn late(address: &TargetAddr, doing: &str, within: Duration) -> Error {
     Error::upstream(Kind::ConnectionTimeout, detail).unsent()
 }
 
-async fn socket(
-    address: &TargetAddr,
-    names: Option<&Names>,
-    transport: &Transport,
-    (deadline, within): (Instant, Duration),
+/// A connection on which nothing was said but who the client is.
+async fn socket(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
+    let socket = connected(to, deadline).await?;
+    match to.transport.proxy_protocol {
+        Some(version) => {
+            let header = proxy_protocol::header(version, to.client);
+            // Boxed: of many dials few come here.
+            Box::pin(introduced(socket, header, to, deadline)).await
+        }
+        None => Ok(socket),
+    }
+}
+
+/// The header comes first of all, in one piece.
+async fn introduced(
+    mut socket: Socket,
+    header: Vec<u8>,
+    to: To<'_>,
+    deadline: Instant,
 ) -> Result<Socket, Error> {
-    let late = |_| late(address, "connecting", within);
-    match (address, names) {
+    let write = timeout_at(deadline, socket.write_all(&header)).await;
+    write
+        .map_err(|_| late(to.address, "saying who the client is", to.within))?
+        .map_err(|e| Error::dial(&e, to.address))?;
+    Ok(socket)
+}
+
+async fn connected(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
+    let address = to.address;
+    let late = |_| late(address, "connecting", to.within);
+    match (address, to.names) {
         (TargetAddr::Ip(ip), _) => timeout_at(deadline, tcp(*ip))
             .await
             .map_err(late)?
@@ -106,7 +133,7 @@ async fn socket(
             .map(Socket::Unix)
             .map_err(|e| Error::dial(&e, address)),
         (TargetAddr::Tunnel(agent, service), _) => {
-            within_tunnel(agent, service, transport, deadline).await
+            within_tunnel(agent, service, to.transport, deadline).await
         }
         _ => {
             let error = io::Error::from(io::ErrorKind::Unsupported);
@@ -195,7 +222,7 @@ async fn any(names: &Names, deadline: Instant) -> Result<Socket, Error> {
     Err(last)
 }
 
-async fn tcp(address: std::net::SocketAddr) -> io::Result<Socket> {
+async fn tcp(address: SocketAddr) -> io::Result<Socket> {
     let stream = TcpStream::connect(address).await?;
     // Heads and bodies are written in whole pieces: waiting for more would only delay them.
     stream.set_nodelay(true)?;

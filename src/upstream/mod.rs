@@ -47,6 +47,7 @@ pub mod upgrade;
 mod wire;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -61,7 +62,7 @@ use crate::config::upstream::{
     Balance, OnDown, PoolSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
 };
 use crate::registry::Registry;
-use crate::tls::client::Client;
+use crate::tls;
 use error::{Error, Kind};
 use health::{Check, CheckKey, Health, Passive, Ward};
 pub use pool::{InFlight, Target, sweep};
@@ -168,6 +169,9 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// A client, and the address of ours that it came to.
+pub type Client = (SocketAddr, SocketAddr);
+
 /// One generation's view of an upstream.
 #[derive(Debug)]
 pub struct Upstream {
@@ -238,6 +242,9 @@ pub struct SendOptions {
     pub sticky: Option<sticky::StickyId>,
     /// `None`: what was not sent goes to up to three targets.
     pub retries: Option<Arc<RetrySpec>>,
+    /// The client, and the address of ours that it came to, for an upstream that [tells](Upstream::tells_client) them. Boxed:
+    /// few requests have it.
+    pub client: Option<Box<Client>>,
 }
 
 impl Upstream {
@@ -251,7 +258,7 @@ impl Upstream {
     /// that are not resolved yet leave their target down.
     pub fn build_over(
         spec: &UpstreamSpec,
-        client: Option<&Arc<Client>>,
+        client: Option<&Arc<tls::client::Client>>,
         shared: &Arc<Shared>,
     ) -> Upstream {
         let ward = shared.wards.lease(&spec.name, Ward::default);
@@ -323,6 +330,12 @@ impl Upstream {
         }
     }
 
+    /// Whether its connections begin by saying who the client is.
+    pub fn tells_client(&self) -> bool {
+        // They all do, or none.
+        self.members.first().is_some_and(Member::tells_client)
+    }
+
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
@@ -368,7 +381,7 @@ impl Member {
         spec: &UpstreamSpec,
         target: &TargetSpec,
         ward: &Arc<Ward>,
-        client: Option<&Arc<Client>>,
+        client: Option<&Arc<tls::client::Client>>,
         shared: &Shared,
     ) -> Member {
         let address = &target.address;
@@ -415,6 +428,22 @@ impl Member {
             host,
             lookup,
             check,
+        }
+    }
+
+    /// Whether a connection is for one client alone.
+    fn tells_client(&self) -> bool {
+        self.transport.proxy_protocol.is_some()
+    }
+
+    /// Where to dial, for whom.
+    fn to(&self, client: Option<Client>, within: Duration) -> connect::To<'_> {
+        connect::To {
+            address: self.target.address(),
+            names: self.target.names(),
+            transport: &self.transport,
+            client,
+            within,
         }
     }
 

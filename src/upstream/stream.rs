@@ -9,7 +9,7 @@ use super::error::{Error, Kind};
 use super::link::Link;
 use super::pool::InFlight;
 use super::select::{Picked, Tries};
-use super::{Member, SendOptions, Upstream, connect};
+use super::{Client, Member, SendOptions, Upstream, connect};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
 
@@ -19,7 +19,7 @@ pub struct Connecting {
     /// Hash of what [`Upstream::keyed_by`] asked for.
     pub key: Option<u64>,
     /// The client, and the address of ours that it came to.
-    pub client: Option<(SocketAddr, SocketAddr)>,
+    pub client: Option<Client>,
 }
 
 impl Upstream {
@@ -38,7 +38,7 @@ impl Upstream {
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
-            let connecting = async { Ok((self.link(member).await?, flight)) };
+            let connecting = async { Ok((self.link(member, asking.client).await?, flight)) };
             let outcome = self.ending_with_target(member, pin!(connecting)).await;
             match outcome {
                 Ok(connected) => return Ok(connected),
@@ -82,7 +82,7 @@ impl Upstream {
         Err(tries.over())
     }
 
-    async fn link(&self, member: &Member) -> Result<Link, Error> {
+    async fn link(&self, member: &Member, client: Option<Client>) -> Result<Link, Error> {
         let most = self.most_connections();
         let slot = self.free(member, || {
             member.target.slot(most).or_else(|| {
@@ -92,8 +92,6 @@ impl Upstream {
             })
         });
         let slot = slot.await?;
-        let (address, names) = (member.target.address(), member.target.names());
-        let within = self.timeouts.connect;
-        connect::link(address, names, within, slot, &member.transport).await
+        connect::link(member.to(client, self.timeouts.connect), slot).await
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 
 use super::dial::Dial;
+use crate::config::agent::ProxyVersion;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{Protocol, UpstreamSpec};
 use crate::tls::client::{Client, Identity};
@@ -16,6 +17,8 @@ pub(super) struct Transport {
     pub(super) protocol: Protocol,
     /// `None`: cleartext.
     pub(super) tls: Option<Tls>,
+    /// How it is said who the client is; such a connection is for that client alone.
+    pub(super) proxy_protocol: Option<ProxyVersion>,
     /// Of a service in a tunnel: who dials it.
     pub(super) tunnels: Option<Arc<dyn Dial>>,
 }
@@ -33,6 +36,7 @@ pub(super) struct Tls {
 pub(super) struct TransportKey {
     protocol: Protocol,
     tls: Option<(Identity, ServerName<'static>)>,
+    proxy_protocol: Option<ProxyVersion>,
 }
 
 impl Transport {
@@ -54,6 +58,7 @@ impl Transport {
                 protocol => protocol,
             },
             tls,
+            proxy_protocol: spec.proxy_protocol,
             tunnels: tunnels
                 .filter(|_| matches!(target, TargetAddr::Tunnel(..)))
                 .cloned(),
@@ -65,6 +70,7 @@ impl Transport {
         TransportKey {
             protocol: self.protocol,
             tls: tls.map(|tls| (*tls.client.identity(), tls.name.clone())),
+            proxy_protocol: self.proxy_protocol,
         }
     }
 

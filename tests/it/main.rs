@@ -35,6 +35,7 @@ mod held_back;
 mod limits;
 mod metrics;
 mod proxy;
+mod proxy_out;
 mod proxy_protocol;
 mod quick;
 mod refused;

@@ -26,6 +26,7 @@ use super::super::wire::Socket;
 use super::{grpc, h2};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{HealthSpec, ProbeSpec, Protocol};
+use crate::net::proxy_protocol;
 use crate::tls::client::Offer;
 
 /// Bytes of an answer in which `receive` is looked for.
@@ -80,6 +81,19 @@ impl Probe {
         let late = |what: &str| format!("{what} within {limit:?}");
         let socket = timeout_at(deadline, self.connect()).await;
         let socket = socket.map_err(|_| late("not connected"))??;
+        // What another port serves need not know the protocol.
+        let introduced = self
+            .transport
+            .proxy_protocol
+            .filter(|_| self.spec.port.is_none());
+        let socket = match introduced {
+            Some(version) => {
+                let header = proxy_protocol::header(version, None);
+                let written = timeout_at(deadline, written(socket, &header)).await;
+                written.map_err(|_| late("no PROXY header written"))??
+            }
+            None => socket,
+        };
         let (socket, h2) = match &self.transport.tls {
             Some(tls) => {
                 let secure = timeout_at(deadline, self.secure(socket, tls)).await;
@@ -211,6 +225,13 @@ async fn dial(address: SocketAddr) -> io::Result<Socket> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(Socket::Tcp(stream))
+}
+
+/// The stream after these first bytes.
+async fn written(mut stream: Socket, bytes: &[u8]) -> Result<Socket, String> {
+    let write = stream.write_all(bytes).await;
+    write.map_err(|error| format!("PROXY header: {error}"))?;
+    Ok(stream)
 }
 
 async fn tcp(mut stream: Socket, send: &[u8], receive: Option<&[u8]>) -> Result<String, String> {

@@ -152,6 +152,7 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
         health: None,
         passive: None,
         slow_start: Duration::ZERO,
+        proxy_protocol: None,
     }
 }
 
