@@ -23,6 +23,7 @@ pub mod texts;
 pub mod tree;
 pub mod tunnel;
 pub mod upstream;
+pub mod via;
 
 use serde::{Deserialize, Serialize};
 

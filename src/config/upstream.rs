@@ -19,12 +19,13 @@ use super::check::Checker;
 use super::decode::{Limit, List, Loc, Map, Switch, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
+use super::via::{HopRaw, ViaSpec};
 
 pub use balance::{Balance, BalanceRaw};
 pub use health::{HealthRaw, HealthSpec, OnDown, ProbeSpec, StatusRange};
 pub use passive::{PassiveRaw, PassiveSpec};
 pub use protocol::Protocol;
-pub use reference::{Reference, References, base_path};
+pub use reference::{ProxyAt, Reference, References, base_path};
 pub use split::{ShareSpec, resolve as resolve_splits, shares};
 pub use sticky::{SameSite, StickyRaw, StickySpec};
 pub use targets_file::{Fault, parse as parse_targets};
@@ -67,9 +68,12 @@ section! {
         /// address it reached, before TLS; `false`: none. Such a connection belongs to one client: none is kept or shared,
         /// so it is not for HTTP/2. Checks say that they speak for themselves; to a `health.port` they say nothing.
         proxy_protocol: Switch<ProxyVersion> = false,
+        /// The proxies through which the targets are reached, the nearest first; left out, or `"direct"`: none. Names of targets are looked
+        /// up by the last one, but for `socks5`. Checks take the same way.
+        via: List<HopRaw>,
     }
     one_of = ["targets", "targets_file", "split"];
-    later = [&["via"]];
+    later = [];
 }
 
 section! {
@@ -175,6 +179,12 @@ pub struct UpstreamSpec {
     pub slow_start: Duration,
     /// How connections say who the client is. Only with [`Protocol::Http1`].
     pub proxy_protocol: Option<ProxyVersion>,
+    /// `None`: direct.
+    pub via: Option<ViaSpec>,
+    /// JSON Pointer of its `tls`, where that is written in another place: the hop that it stands for.
+    pub tls_place: Option<Arc<str>>,
+    /// A proxy before it looks the names of its targets up.
+    pub found_elsewhere: bool,
 }
 
 /// Checked `limits` of one target.
@@ -211,6 +221,16 @@ pub struct UpstreamTimeouts {
 pub struct ResolveSpec {
     pub interval: Duration,
     pub timeout: Duration,
+}
+
+impl UpstreamSpec {
+    /// JSON Pointer of its `tls`.
+    pub fn tls_pointer(&self) -> String {
+        match &self.tls_place {
+            Some(place) => place.to_string(),
+            None => format!("/upstreams/{}/tls", self.name),
+        }
+    }
 }
 
 impl UpstreamRaw {
@@ -273,6 +293,9 @@ impl UpstreamRaw {
                 .as_ref()
                 .map_or(Duration::ZERO, |s| s.value.0),
             proxy_protocol: proxy_protocol.and_then(|p| p.on().copied()),
+            via: None,
+            tls_place: None,
+            found_elsewhere: false,
             balance: balance::balance(self.balance.as_ref(), check),
             sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             protocol,

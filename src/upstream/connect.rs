@@ -20,6 +20,7 @@ use super::link::Link;
 use super::multiplex;
 use super::resolve::Names;
 use super::transport::{Tls, Transport};
+use super::via::{self, Hop};
 use super::wire::{Socket, Wire};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::Protocol;
@@ -31,6 +32,9 @@ use crate::tls::client::Offer;
 pub(super) const HEAD: usize = 64 * 1024;
 /// Bytes that one connection may buffer in each direction.
 const BUFFER: usize = 128 * 1024;
+
+/// Addresses of a name that are asked of a proxy.
+const ADDRESSES: usize = 3;
 
 /// A new connection in what it speaks.
 pub(super) enum Dialed {
@@ -47,6 +51,10 @@ pub(super) struct To<'a> {
     pub(super) transport: &'a Transport,
     /// The client, and the address of ours that it came to.
     pub(super) client: Option<(SocketAddr, SocketAddr)>,
+    /// Where it is dialled from: see [`WorkerContext::index`](crate::metrics::WorkerContext).
+    pub(super) worker: usize,
+    /// The proxies on the way; empty: direct.
+    pub(super) hops: &'a [Hop],
     /// For all of it.
     pub(super) within: Duration,
 }
@@ -117,7 +125,34 @@ async fn introduced(
     Ok(socket)
 }
 
+/// Through the proxies on the way. Where the last one takes no names, some addresses of a name are tried.
+async fn through(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
+    let open = async {
+        let names = to.names.filter(|_| !via::takes_names(to.hops));
+        let (TargetAddr::Name(..), Some(names)) = (to.address, names) else {
+            return via::open(to.hops, to.worker, to.address, deadline).await;
+        };
+        let mut last = names.error();
+        for address in names.rotated().into_iter().take(ADDRESSES) {
+            let address = TargetAddr::Ip(address);
+            match via::open(to.hops, to.worker, &address, deadline).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    };
+    let opened = timeout_at(deadline, open).await;
+    opened
+        .map_err(|_| late(to.address, "connecting through proxies", to.within))?
+        .map(Socket::Within)
+}
+
 async fn connected(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
+    if !to.hops.is_empty() {
+        // Boxed: of many dials few come here.
+        return Box::pin(through(to, deadline)).await;
+    }
     let address = to.address;
     let late = |_| late(address, "connecting", to.within);
     match (address, to.names) {

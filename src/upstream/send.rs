@@ -245,7 +245,7 @@ impl Upstream {
             }
         };
         // Boxed: dialing is rare, and every request's future would carry its state.
-        let fresh = Box::pin(self.dial_h1(member, slot, plan.client)).await?;
+        let fresh = Box::pin(self.dial_h1(member, slot, (worker, plan.client))).await?;
         Ok((Connection::new(fresh, worker), false))
     }
 
@@ -290,9 +290,9 @@ impl Upstream {
         &self,
         member: &Member,
         slot: Slot,
-        client: Option<Client>,
+        (worker, client): (usize, Option<Client>),
     ) -> Result<Parts, Error> {
-        let to = member.to(client, self.timeouts.connect);
+        let to = member.to(client, worker, self.timeouts.connect);
         match dial(to, slot, Offer::H1).await? {
             Dialed::H1(parts) => Ok(*parts),
             Dialed::H2(_) => {
@@ -307,9 +307,11 @@ impl Upstream {
         &self,
         member: &Member,
         slot: Slot,
+        worker: usize,
         offer: Offer,
     ) -> Result<Dialed, Error> {
         // What is shared is nobody's in particular.
-        dial(member.to(None, self.timeouts.connect), slot, offer).await
+        let to = member.to(None, worker, self.timeouts.connect);
+        dial(to, slot, offer).await
     }
 }

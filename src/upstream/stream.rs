@@ -38,7 +38,12 @@ impl Upstream {
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
-            let connecting = async { Ok((self.link(member, asking.client).await?, flight)) };
+            let connecting = async {
+                Ok((
+                    self.link(member, worker.index, asking.client).await?,
+                    flight,
+                ))
+            };
             let outcome = self.ending_with_target(member, pin!(connecting)).await;
             match outcome {
                 Ok(connected) => return Ok(connected),
@@ -66,6 +71,12 @@ impl Upstream {
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
+            if member.transport.via.is_some() {
+                let detail = "datagrams through a proxy are not supported yet";
+                let error = Error::us(Kind::ProxyConfigurationError, detail).unsent();
+                tries.failed(member, error)?;
+                continue;
+            }
             let address = match (member.target.address(), member.target.names()) {
                 (TargetAddr::Ip(address), _) => Some(*address),
                 (TargetAddr::Name(..), Some(names)) => names.rotated().first().copied(),
@@ -82,7 +93,12 @@ impl Upstream {
         Err(tries.over())
     }
 
-    async fn link(&self, member: &Member, client: Option<Client>) -> Result<Link, Error> {
+    async fn link(
+        &self,
+        member: &Member,
+        worker: usize,
+        client: Option<Client>,
+    ) -> Result<Link, Error> {
         let most = self.most_connections();
         let slot = self.free(member, || {
             member.target.slot(most).or_else(|| {
@@ -92,6 +108,6 @@ impl Upstream {
             })
         });
         let slot = slot.await?;
-        connect::link(member.to(client, self.timeouts.connect), slot).await
+        connect::link(member.to(client, worker, self.timeouts.connect), slot).await
     }
 }

@@ -247,7 +247,7 @@ impl Upstream {
             })
         });
         let slot = slot.await?;
-        let mut parts = self.dial_h1(member, slot, client).await?;
+        let mut parts = self.dial_h1(member, slot, (worker.index, client)).await?;
         let response = ask(&mut parts, request, limit, member).await?;
         if let Some(fault) = ambiguous(response.headers()) {
             let detail = format!("{address}: {fault}");

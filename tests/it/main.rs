@@ -14,6 +14,7 @@ mod admin_tls;
 mod auth;
 mod balance;
 mod certificates;
+mod chains;
 mod cli;
 mod client_certs;
 mod compress;

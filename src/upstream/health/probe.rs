@@ -22,6 +22,7 @@ use super::super::connect::{HEAD, within_tunnel};
 use super::super::error::chain;
 use super::super::resolve::Names;
 use super::super::transport::{Tls, Transport};
+use super::super::via::{self, Via};
 use super::super::wire::Socket;
 use super::{grpc, h2};
 use crate::config::scalar::TargetAddr;
@@ -180,11 +181,37 @@ impl Probe {
         }
     }
 
+    /// Through the proxies on the way, as requests go; `at` says the port.
+    async fn through(
+        &self,
+        via: &Via,
+        at: impl Fn(&SocketAddr) -> SocketAddr,
+    ) -> Result<Socket, String> {
+        let to = match (&self.address, &self.names) {
+            (TargetAddr::Ip(ip), _) => TargetAddr::Ip(at(ip)),
+            (TargetAddr::Name(..), Some(names)) => {
+                let first = names.rotated().first().map(at);
+                TargetAddr::Ip(first.ok_or("the name has no address")?)
+            }
+            (TargetAddr::Name(name, port), None) => {
+                TargetAddr::Name(name.clone(), self.spec.port.unwrap_or(*port))
+            }
+            (other, _) => other.clone(),
+        };
+        let deadline = Instant::now() + self.spec.timeout;
+        // Checks belong to no worker; the first one's place in a round is as good as any.
+        let opened = via::open(via.hops(), 0, &to, deadline).await;
+        opened.map(Socket::Within).map_err(|error| error.detail)
+    }
+
     async fn connect(&self) -> Result<Socket, String> {
         let at = |address: &SocketAddr| match self.spec.port {
             Some(port) => SocketAddr::new(address.ip(), port),
             None => *address,
         };
+        if let Some(via) = &self.transport.via {
+            return self.through(via, at).await;
+        }
         let found = match (&self.address, &self.names) {
             (TargetAddr::Ip(ip), _) => dial(at(ip)).await,
             (TargetAddr::Name(..), Some(names)) => {

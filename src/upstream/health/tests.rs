@@ -37,6 +37,7 @@ fn check(health: &Arc<Health>) -> Check {
         protocol: Protocol::Http1,
         tls: None,
         proxy_protocol: None,
+        via: None,
     };
     let key = CheckKey {
         target: health.key.clone(),

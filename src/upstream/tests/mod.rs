@@ -153,6 +153,9 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
         passive: None,
         slow_start: Duration::ZERO,
         proxy_protocol: None,
+        via: None,
+        tls_place: None,
+        found_elsewhere: false,
     }
 }
 
