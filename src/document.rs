@@ -27,7 +27,7 @@ use crate::config::decode::{Decode, List, Map, Switch, section};
 use crate::config::defaults::{DefaultsRaw, lay_under};
 use crate::config::environment::{self, Environment, Lookup};
 use crate::config::findings::{Findings, Kind};
-use crate::config::forward::{ForwardRaw, ForwardSpec};
+use crate::config::forward::{self, ForwardRaw, ForwardSpec};
 use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
 use crate::config::log::{self, AccessLogRaw, AccessLogSpec, LogRaw, LogSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
@@ -38,6 +38,7 @@ use crate::config::tree::{self, At, Node, Places, Value};
 use crate::config::tunnel::{TunnelRaw, TunnelSpec, check_agents};
 use crate::config::udp::{UdpRaw, UdpSpec, check_upstreams};
 use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec, resolve_splits};
+use crate::config::via::resolve_vias;
 use crate::config::{Diagnostic, Format, format, render};
 
 pub use include::{Included, Sources};
@@ -359,6 +360,14 @@ impl Document {
         }
         let mut references = References::new(&declared, check.base);
         resolve_splits(&declared, &mut upstreams, &mut references, check);
+        let running_upstreams = running.map(|r| &r.upstreams);
+        resolve_vias(
+            &declared,
+            &mut upstreams,
+            &mut references,
+            running_upstreams,
+            check,
+        );
 
         let mut sets = FilterSets::new(
             &root.filters.unwrap_or_default().value,
@@ -384,11 +393,17 @@ impl Document {
         }
         let forward_raw = root.forward.unwrap_or_default().value;
         check.names(&forward_raw);
-        let mut forward: Vec<_> = forward_raw
+        let mut proxies: Vec<_> = forward_raw
             .iter()
             .map(|(name, raw)| {
                 let running = running.and_then(|r| r.forward.get(name.as_str()));
-                let around = (&admin, runtime.on_change);
+                let around = forward::Around {
+                    admin: &admin,
+                    on_change: runtime.on_change,
+                    references: &mut references,
+                    upstreams: &upstreams,
+                    running_upstreams,
+                };
                 raw.spec(name, raw.at, running, around, check)
             })
             .collect();
@@ -438,8 +453,8 @@ impl Document {
         across::check(&servers, &admin.listen, check);
         let alone = tcp.iter().map(Alone::tcp);
         let alone = alone.chain(tunnels.iter().map(Alone::tunnel));
-        forward.retain(|proxy| proxy.enabled);
-        let alone = alone.chain(forward.iter().map(Alone::forward));
+        proxies.retain(|proxy| proxy.enabled);
+        let alone = alone.chain(proxies.iter().map(Alone::forward));
         across::check_alone(alone, &servers, &admin.listen, check);
         across::check_datagrams(&udp, check);
         let udp = udp
@@ -464,7 +479,7 @@ impl Document {
             log,
             access_log,
             http,
-            forward: forward
+            forward: proxies
                 .into_iter()
                 .map(|f| (f.spec.name.clone(), f.spec))
                 .collect(),

@@ -27,6 +27,7 @@ use crate::tls::stamp::Stamps;
 use crate::tls::store::{Material, forward_name, tunnel_name};
 use crate::tunnel::agent::{Agent, Agents, Settings};
 use crate::tunnel::{Hub, Tunnel};
+use crate::upstream::via::Via;
 use crate::upstream::{Shared, Upstream};
 
 /// Identity of a bound address. A port 0 is never shared, so its server and place belong to it.
@@ -124,7 +125,11 @@ impl Behind<'_> {
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
         let tcp = self.tcp.iter().map(|spec| &spec.upstream);
         let udp = self.udp.iter().map(|spec| &spec.upstream);
-        upstreams_of(&self.http).chain(tcp).chain(udp)
+        let forward = self.forward.iter().flat_map(|spec| spec.upstreams());
+        upstreams_of(&self.http)
+            .chain(tcp)
+            .chain(udp)
+            .chain(forward)
     }
 
     /// Names of those that present certificates there, as [`Material`] knows them.
@@ -308,9 +313,15 @@ impl Snapshot {
                     if let Some(spec) = behind.forward {
                         let presented = presented_by(spec, &certificates, tls);
                         let passwords = &filters.passwords;
-                        let log = access_log.clone();
-                        let proxy =
-                            Forward::build(spec, &files, presented, passwords, forward, log);
+                        let proxy = Forward::build(
+                            spec,
+                            &files,
+                            &upstreams,
+                            presented,
+                            passwords,
+                            forward,
+                            access_log.clone(),
+                        );
                         let proxy = Arc::new(proxy);
                         let http = http::Entry::of_forward(proxy.clone(), recording);
                         return (key, Arc::new(Entry::of_forward(proxy, http)));
@@ -519,8 +530,8 @@ fn admin_tls(
         .ok()
 }
 
-/// Adds an upstream and, before it, those that it is split over: a document has no circle of them. `None`: it is not
-/// there, which no document is.
+/// Adds an upstream and, before it, those that it is split over and those on its way: a document has no circle of them. `None`: it
+/// is not there, which no document is.
 fn add_upstream(
     name: &Arc<str>,
     of: (&Document, &Clients),
@@ -538,17 +549,22 @@ fn add_upstream(
         let member = add_upstream(&part.upstream, of, shared, before, all)?;
         members.push((member, part.share));
     }
+    for hop in spec.via.iter().flat_map(|via| &via.hops) {
+        add_upstream(&hop.upstream, of, shared, before, all)?;
+    }
+    let via = spec.via.as_ref().and_then(|via| Via::build(via, all));
     let kept = before.and_then(|(old, snapshot)| {
         let kept = snapshot.upstreams.get(name)?;
         // Its spec names the members; they may have changed themselves.
         let mut pairs = kept.members().zip(&members);
         let same = old.upstreams.get(name) == Some(spec)
             && clients.same(&snapshot.clients, name)
+            && same_way(kept.via(), via.as_ref())
             && pairs.all(|((old, _), (new, _))| Arc::ptr_eq(old, new));
         same.then(|| kept.clone())
     });
     let upstream = kept.unwrap_or_else(|| {
-        let own = Upstream::build_over(spec, clients.of(name), shared);
+        let own = Upstream::build_over(spec, clients.of(name), via, shared);
         Arc::new(if members.is_empty() {
             own
         } else {
@@ -557,6 +573,15 @@ fn add_upstream(
     });
     all.insert(name.clone(), upstream.clone());
     Some(upstream)
+}
+
+/// Whether two ways of the same spec go through the very same upstreams.
+fn same_way(old: Option<&Arc<Via>>, new: Option<&Arc<Via>>) -> bool {
+    let hops = |via: Option<&Arc<Via>>| -> Vec<*const Upstream> {
+        let upstreams = via.into_iter().flat_map(|via| via.upstreams());
+        upstreams.map(Arc::as_ptr).collect()
+    };
+    hops(old) == hops(new)
 }
 
 /// What the servers of an address present. First comes the server without `hosts`, which is there for clients whose name

@@ -15,8 +15,9 @@ use super::decode::{Limit, List, Map, section, words};
 use super::http::{CertificateRaw, ClientAuthRaw, TlsSpec, TlsVersion};
 use super::runtime::OnChange;
 use super::scalar::{ListenAddr, SecretRef, Span, Speed};
+use super::via::{HopRaw, ViaSpec};
 
-pub use check::Checked;
+pub use check::{Around, Checked};
 pub use destinations::{Pattern, Place};
 pub use users::{PasswordSpec, UserSpec, UsersSpec};
 
@@ -52,8 +53,12 @@ section! {
         timeouts: ForwardTimeoutsRaw = {},
         /// What happens to a session when a swap removed its proxy or address; left out: as `[runtime]` says.
         on_change: OnChange,
+        /// The proxies through which destinations are reached, the nearest first; left out, or `"direct"`: none. Names are looked up by the
+        /// last one, but for `socks5`; what is known of such a destination is its name, and by that alone it is judged. There
+        /// are no datagrams then.
+        via: List<HopRaw>,
     }
-    later = [&["via"]];
+    later = [];
 }
 
 section! {
@@ -95,9 +100,11 @@ section! {
         allow: bool,
         /// Refuse it.
         deny: bool,
+        /// Let it through as `allow` does, this way: proxies as in `via` of the whole, or `"direct"`.
+        via: List<HopRaw>,
     }
-    one_of = ["allow", "deny"];
-    later = [&["via"]];
+    one_of = ["allow", "deny", "via"];
+    later = [];
 }
 
 section! {
@@ -185,6 +192,8 @@ pub struct ForwardSpec {
     pub clients: Option<Vec<IpNet>>,
     /// In the document's order.
     pub rules: Vec<RuleSpec>,
+    /// For what no rule sends another way; `None`: direct.
+    pub via: Option<ViaSpec>,
     /// Lifts default denials.
     pub allow: Vec<Pattern>,
     pub deny: Vec<Pattern>,
@@ -206,6 +215,16 @@ pub struct RuleSpec {
     /// Empty: to anywhere.
     pub to: Vec<Pattern>,
     pub decision: Decision,
+    pub way: Way,
+}
+
+/// How a rule has a destination reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// As the proxy says.
+    Usual,
+    Direct,
+    Via(ViaSpec),
 }
 
 /// What a rule decides.
@@ -242,6 +261,21 @@ pub struct TimeoutsSpec {
 }
 
 impl ForwardSpec {
+    /// The ways through other proxies.
+    pub fn ways(&self) -> impl Iterator<Item = &ViaSpec> {
+        let rules = self.rules.iter().filter_map(|rule| match &rule.way {
+            Way::Via(via) => Some(via),
+            Way::Usual | Way::Direct => None,
+        });
+        self.via.iter().chain(rules)
+    }
+
+    /// Names of the upstreams whose targets are proxies on the way.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.ways()
+            .flat_map(|via| via.hops.iter().map(|hop| &hop.upstream))
+    }
+
     /// The files that it names, but for certificates, each with the JSON Pointer of its path.
     pub fn files(&self) -> impl Iterator<Item = (&PathBuf, &str)> {
         let users = self.users.as_ref();

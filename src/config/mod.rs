@@ -24,6 +24,7 @@ pub mod tree;
 pub mod tunnel;
 pub mod udp;
 pub mod upstream;
+pub mod via;
 
 use serde::{Deserialize, Serialize};
 

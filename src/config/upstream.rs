@@ -14,16 +14,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::agent::ProxyVersion;
 use super::check::Checker;
 use super::decode::{Limit, List, Loc, Map, Switch, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
+use super::via::{HopRaw, ViaSpec};
 
 pub use balance::{Balance, BalanceRaw};
 pub use health::{HealthRaw, HealthSpec, OnDown, ProbeSpec, StatusRange};
 pub use passive::{PassiveRaw, PassiveSpec};
 pub use protocol::Protocol;
-pub use reference::{Reference, References, base_path};
+pub use reference::{ProxyAt, Reference, References, base_path};
 pub use split::{ShareSpec, resolve as resolve_splits, shares};
 pub use sticky::{SameSite, StickyRaw, StickySpec};
 pub use targets_file::{Fault, parse as parse_targets};
@@ -62,11 +64,16 @@ section! {
         passive: Switch<PassiveRaw>,
         /// How long a target that comes, or comes back, takes to get its whole share.
         slow_start: Span = "0s",
+        /// The version of the PROXY protocol, `"v1"` or `"v2"`, in which each connection begins by saying who the client is and which
+        /// address it reached, before TLS; `false`: none. Such a connection belongs to one client: none is kept or shared,
+        /// so it is not for HTTP/2. Checks say that they speak for themselves; to a `health.port` they say nothing.
+        proxy_protocol: Switch<ProxyVersion> = false,
+        /// The proxies through which the targets are reached, the nearest first; left out, or `"direct"`: none. Names of targets are looked
+        /// up by the last one, but for `socks5`. Checks take the same way.
+        via: List<HopRaw>,
     }
     one_of = ["targets", "targets_file", "split"];
-    later = [&[
-        "via", "proxy_protocol",
-    ]];
+    later = [];
 }
 
 section! {
@@ -170,6 +177,14 @@ pub struct UpstreamSpec {
     pub passive: Option<PassiveSpec>,
     /// 0: at once.
     pub slow_start: Duration,
+    /// How connections say who the client is. Only with [`Protocol::Http1`].
+    pub proxy_protocol: Option<ProxyVersion>,
+    /// `None`: direct.
+    pub via: Option<ViaSpec>,
+    /// JSON Pointer of its `tls`, where that is written in another place: the hop that it stands for.
+    pub tls_place: Option<Arc<str>>,
+    /// A proxy before it looks the names of its targets up.
+    pub found_elsewhere: bool,
 }
 
 /// Checked `limits` of one target.
@@ -208,6 +223,16 @@ pub struct ResolveSpec {
     pub timeout: Duration,
 }
 
+impl UpstreamSpec {
+    /// JSON Pointer of its `tls`.
+    pub fn tls_pointer(&self) -> String {
+        match &self.tls_place {
+            Some(place) => place.to_string(),
+            None => format!("/upstreams/{}/tls", self.name),
+        }
+    }
+}
+
 impl UpstreamRaw {
     /// Checks one upstream, whose defaults are in; `at` is its place. `running` is what serves under the same name.
     pub fn spec(
@@ -242,6 +267,17 @@ impl UpstreamRaw {
             let tls = tls.as_ref().map(|(tls, at)| (tls, *at));
             tls::agree(protocol, protocol_at, tls, &targets, check);
         }
+        let proxy_protocol = self.proxy_protocol.as_ref();
+        if let Some(key) =
+            proxy_protocol.filter(|p| p.on().is_some() && protocol != Protocol::Http1)
+        {
+            let message = format!(
+                "a connection with a PROXY header belongs to one client, and those of `{}` are shared",
+                protocol.word()
+            );
+            let finding = check.findings.error(key.at, message);
+            finding.help("use `protocol = \"h1\"`");
+        }
         let pool = self.pool.as_ref().map(|p| &p.value);
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
         let resolve = self.resolve.as_ref().map(|r| &r.value);
@@ -256,6 +292,10 @@ impl UpstreamRaw {
                 .slow_start
                 .as_ref()
                 .map_or(Duration::ZERO, |s| s.value.0),
+            proxy_protocol: proxy_protocol.and_then(|p| p.on().copied()),
+            via: None,
+            tls_place: None,
+            found_elsewhere: false,
             balance: balance::balance(self.balance.as_ref(), check),
             sticky: self.sticky.as_ref().and_then(|s| s.value.spec(s.at, check)),
             protocol,

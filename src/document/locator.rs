@@ -175,8 +175,8 @@ impl Document {
         let mut out = Vec::new();
         let upstreams = self
             .upstreams
-            .iter()
-            .filter_map(|(name, u)| Some((format!("/upstreams/{name}/tls"), u.tls.as_ref()?)));
+            .values()
+            .filter_map(|u| Some((u.tls_pointer(), u.tls.as_ref()?)));
         let agents = self
             .agents
             .iter()

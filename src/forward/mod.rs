@@ -12,7 +12,7 @@ mod rules;
 pub mod socks;
 pub mod target;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -22,14 +22,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::config::forward::ForwardSpec;
+use crate::config::forward::{ForwardSpec, Way};
+use crate::config::scalar::TargetAddr;
 use crate::http::record::AccessLog;
 use crate::metrics::WorkerContext;
 use crate::password::{self, Passwords};
 use crate::tls;
 use crate::upstream;
+use crate::upstream::Upstream;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::link::Link;
+use crate::upstream::via::Via;
 use limits::Users;
 use rules::Rules;
 
@@ -74,6 +77,10 @@ pub struct Forward {
     rules: Rules,
     users: Arc<Users>,
     lookups: Arc<Lookups>,
+    /// For what no rule sends another way; `None`: direct.
+    via: Option<Arc<Via>>,
+    /// By rule; `None`: it says no way through proxies.
+    ways: Box<[Option<Arc<Via>>]>,
 }
 
 /// Somebody wants to go somewhere.
@@ -92,17 +99,18 @@ pub struct Reached {
     pub link: Link,
     /// Of ours, towards it.
     pub local: Option<SocketAddr>,
-    /// The address that was judged and dialled.
-    pub address: SocketAddr,
+    /// The address that was judged and dialled, or the name that a proxy on the way was told.
+    pub to: TargetAddr,
     /// Of the user's sessions: to be held as long as this one lasts.
     pub place: Option<Place>,
 }
 
 impl Forward {
-    /// `files` has the users' file, whose contents were judged when it was read.
+    /// `files` has the users' file, whose contents were judged when it was read; `upstreams` the proxies on the way.
     pub fn build(
         spec: &ForwardSpec,
         files: &HashMap<PathBuf, Bytes>,
+        upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
         tls: Option<tls::Server>,
         passwords: &password::Shared,
         shared: &Shared,
@@ -113,6 +121,10 @@ impl Forward {
             let file = path.and_then(|path| files.get(path)).map(|text| &text[..]);
             Passwords::new(users.all(file), passwords)
         });
+        let ways = spec.rules.iter().map(|rule| match &rule.way {
+            Way::Via(via) => Via::build(via, upstreams),
+            Way::Usual | Way::Direct => None,
+        });
         Forward {
             name: spec.name.clone(),
             tls: tls.map(Arc::new),
@@ -122,6 +134,8 @@ impl Forward {
             rules: Rules::new(spec),
             users: shared.users.lease(&spec.name, Users::default),
             lookups: shared.lookups.clone(),
+            via: spec.via.as_ref().and_then(|via| Via::build(via, upstreams)),
+            ways: ways.collect(),
             spec: spec.clone(),
         }
     }
@@ -180,19 +194,62 @@ impl Forward {
     /// That it is not allowed, not there, or that the user has all the sessions that he may have.
     pub async fn reach(
         &self,
-        _worker: &Arc<WorkerContext>,
+        worker: &Arc<WorkerContext>,
         ask: Ask<'_>,
     ) -> Result<Reached, Refused> {
         let place = self.place(ask.user)?;
         let deadline = Instant::now() + self.spec.timeouts.connect;
+        if let Destination::Name(name, port) = ask.destination
+            && let Some(via) = self.way(self.rules.first_by_name(&ask, name, *port))
+            && via.takes_names()
+        {
+            let verdict = self.rules.judge_by_name(&ask, name, *port);
+            if verdict != Verdict::Allowed {
+                return Err(Refused::denied(ask.destination, None));
+            }
+            let to = TargetAddr::Name(Arc::from(&**name), *port);
+            let link = via.connect(worker.index, &to, deadline).await?;
+            return Ok(Reached {
+                link,
+                local: None,
+                to,
+                place,
+            });
+        }
         let addresses = self.resolve(ask, deadline).await?;
+        let first = addresses.first().copied();
+        let rule = first.and_then(|first| self.rules.first(&ask, ask.destination.name(), first));
+        if let (Some(via), Some(first)) = (self.way(rule), first) {
+            let to = TargetAddr::Ip(first);
+            let link = via.connect(worker.index, &to, deadline).await?;
+            return Ok(Reached {
+                link,
+                local: None,
+                to,
+                place,
+            });
+        }
         let (link, address) = dial::any(&addresses, ask.destination, deadline).await?;
         Ok(Reached {
             local: link.local_addr().ok(),
             link: Link::of_tcp(link),
-            address,
+            to: TargetAddr::Ip(address),
             place,
         })
+    }
+
+    /// The way for what this rule takes; `None`: direct.
+    fn way(&self, rule: Option<usize>) -> Option<&Arc<Via>> {
+        match rule.and_then(|index| Some((index, &self.spec.rules.get(index)?.way))) {
+            Some((_, Way::Direct)) => None,
+            Some((index, Way::Via(_))) => self.ways.get(index)?.as_ref(),
+            Some((_, Way::Usual)) | None => self.via.as_ref(),
+        }
+    }
+
+    /// Whether some destinations are reached through other proxies: datagrams would pass those by.
+    pub fn has_ways(&self) -> bool {
+        self.spec.ways().next().is_some()
     }
 
     /// One more session of a user.

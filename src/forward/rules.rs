@@ -76,11 +76,45 @@ impl Rules {
         denied.then_some(Verdict::Denied)
     }
 
+    /// Index of the rule that a name falls under, whatever its addresses are.
+    pub(super) fn first_by_name(&self, ask: &Ask<'_>, name: &str, port: u16) -> Option<usize> {
+        let takes = |pattern: &Pattern| takes_name(pattern, name, port);
+        let matches = |rule: &RuleSpec| rule.to.is_empty() || rule.to.iter().any(takes);
+        let mut rules = self.rules.iter();
+        rules.position(|rule| is_for(rule, ask) && matches(rule))
+    }
+
+    /// Index of the rule that an address falls under, with the name for which it was found.
+    pub(super) fn first(&self, ask: &Ask<'_>, name: Option<&str>, to: SocketAddr) -> Option<usize> {
+        let takes = |pattern: &Pattern| takes(pattern, name, to);
+        let matches = |rule: &RuleSpec| rule.to.is_empty() || rule.to.iter().any(takes);
+        let mut rules = self.rules.iter();
+        rules.position(|rule| is_for(rule, ask) && matches(rule))
+    }
+
+    /// Judges a name that nobody looks up here: ranges say nothing of it.
+    pub(super) fn judge_by_name(&self, ask: &Ask<'_>, name: &str, port: u16) -> Verdict {
+        let takes = |pattern: &Pattern| takes_name(pattern, name, port);
+        let rule = self.first_by_name(ask, name, port);
+        let rule = rule.and_then(|index| self.rules.get(index));
+        let lifting = match rule.map(|rule| (rule.decision, rule)) {
+            Some((Decision::Deny, _)) => return Verdict::Denied,
+            Some((Decision::Allow, rule)) => &rule.to[..],
+            None if self.deny.iter().any(takes) => return Verdict::Denied,
+            None => &[],
+        };
+        let mut lifting = self.allow.iter().chain(lifting);
+        match port == MAIL && !lifting.any(|p| takes(p) && p.port == Some(MAIL)) {
+            true => Verdict::Prohibited,
+            false => Verdict::Allowed,
+        }
+    }
+
     /// Judges an address, with the name for which it was found.
     pub(super) fn judge(&self, ask: &Ask<'_>, name: Option<&str>, to: SocketAddr) -> Verdict {
         let takes = |pattern: &Pattern| takes(pattern, name, to);
-        let mut rules = self.rules.iter().filter(|rule| is_for(rule, ask));
-        let rule = rules.find(|rule| rule.to.is_empty() || rule.to.iter().any(takes));
+        let rule = self.first(ask, name, to);
+        let rule = rule.and_then(|index| self.rules.get(index));
         let lifting = match rule.map(|rule| (rule.decision, rule)) {
             Some((Decision::Deny, _)) => return Verdict::Denied,
             Some((Decision::Allow, rule)) => &rule.to[..],
@@ -215,6 +249,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::forward::Way;
     use crate::forward::Destination;
 
     fn patterns(texts: &[&str]) -> Vec<Pattern> {
@@ -236,6 +271,7 @@ mod tests {
             clients: Vec::new(),
             to: patterns(to),
             decision,
+            way: Way::Usual,
         }
     }
 
@@ -431,6 +467,7 @@ mod tests {
                 users: Vec::new(),
                 clients: Vec::new(),
                 to: to.clone(),
+                way: Way::Usual,
                 decision: if *allow { Decision::Allow } else { Decision::Deny },
             }).collect();
             let takes = |p: &Pattern| naive(p, name.as_deref(), ip, port);

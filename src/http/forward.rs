@@ -30,7 +30,6 @@ use super::record::Record;
 use super::request::{Expectation, RequestContext};
 use super::switch::{Becomes, Switch};
 use super::vars::Vars;
-use crate::config::scalar::TargetAddr;
 use crate::forward::{Ask, Denied, Destination, Forward, Reached};
 use crate::l4::pace::Paced;
 use crate::session::Start;
@@ -262,14 +261,14 @@ async fn send(
     *request.headers_mut() = std::mem::take(fields);
     let Reached {
         link,
-        address,
+        to: peer,
         place,
         ..
     } = reached;
     if let Some(place) = place {
         exchange.progress.hold(Place::User(place));
     }
-    let (peer, silence) = (TargetAddr::Ip(address), proxy.spec.timeouts.idle);
+    let silence = proxy.spec.timeouts.idle;
     let response = match proxy.spec.limits.bandwidth {
         None => alone::send(link, peer, request, silence).await,
         Some(rate) => alone::send(Paced::new(link, rate), peer, request, silence).await,

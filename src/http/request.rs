@@ -125,6 +125,11 @@ impl<'a> RequestContext<'a> {
         }
     }
 
+    /// The client, and the address of ours that it reached.
+    pub fn client_and_local(&self) -> Option<(SocketAddr, SocketAddr)> {
+        Some((self.client_address()?, self.connection.local?))
+    }
+
     /// Lower case, without port; empty if the request named none.
     pub fn host_name(&self) -> &str {
         self.host.as_ref().map_or("", Host::name)

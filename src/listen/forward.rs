@@ -478,6 +478,10 @@ async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<B
             Ok(Begun::Connected(Box::new(reached.map_err(refused)?)))
         }
         What::Associate => {
+            if proxy.has_ways() {
+                tracing::debug!(%peer, "datagrams through other proxies are not supported yet");
+                return Err(Reply::NoSuchCommand);
+            }
             let (Some(ip), Some(local)) = (peer.ip(), client.local) else {
                 return Err(Reply::NoSuchCommand);
             };

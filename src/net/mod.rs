@@ -11,6 +11,7 @@ pub mod datagram;
 mod descriptors;
 mod listening;
 mod owned;
+pub mod proxy_protocol;
 mod retire;
 mod sever;
 #[cfg(target_os = "linux")]

@@ -130,7 +130,7 @@ impl Wanted<'_> {
         let upstreams = document.upstreams.values().filter_map(|upstream| {
             Some(Wanted {
                 name: upstream.name.clone(),
-                pointer: format!("/upstreams/{}/tls", upstream.name),
+                pointer: upstream.tls_pointer(),
                 tls: upstream.tls.as_ref()?,
             })
         });

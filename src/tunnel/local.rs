@@ -18,9 +18,9 @@ use super::datagram;
 use super::hub::{Reason, Refusal};
 use super::session::address;
 use super::wire;
-use crate::config::agent::{ProxyVersion, ServiceKind, ServiceSpec};
+use crate::config::agent::{ServiceKind, ServiceSpec};
 use crate::config::scalar::TargetAddr;
-use crate::net::Sever as _;
+use crate::net::{Sever as _, proxy_protocol};
 
 /// Bytes read from a service at a time.
 const CHUNK: usize = 32 * 1024;
@@ -165,30 +165,10 @@ async fn dial(
     stream.set_nodelay(true)?;
     if let Some(version) = service.proxy_protocol {
         // Once, and before anything else.
-        stream.write_all(&proxy_header(version, client)).await?;
+        let header = proxy_protocol::header(version, client);
+        stream.write_all(&header).await?;
     }
     Ok(Local::Stream(stream))
-}
-
-/// Who the client is. Without one (a health check) it says that there is none.
-fn proxy_header(version: ProxyVersion, client: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
-    use proxy_header::{ProxiedAddress, ProxyHeader};
-    let header = match client {
-        Some((source, destination)) if source.is_ipv4() == destination.is_ipv4() => {
-            ProxyHeader::with_address(ProxiedAddress::stream(source, destination))
-        }
-        _ => ProxyHeader::with_local(),
-    };
-    let mut out = Vec::with_capacity(128);
-    let written = match version {
-        ProxyVersion::V1 => header.encode_v1(&mut out),
-        ProxyVersion::V2 => header.encode_v2(&mut out),
-    };
-    // Neither form has room for less than these addresses.
-    if written.is_err() {
-        out = b"PROXY UNKNOWN\r\n".to_vec();
-    }
-    out
 }
 
 /// Passes on what comes, both ways, until both have ended. A failure on one side is a reset on the other.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
@@ -19,9 +20,11 @@ use super::link::Link;
 use super::multiplex;
 use super::resolve::Names;
 use super::transport::{Tls, Transport};
+use super::via::{self, Hop};
 use super::wire::{Socket, Wire};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::Protocol;
+use crate::net::proxy_protocol;
 use crate::tls::client::Offer;
 
 /// Bytes of a response head, and of its trailers. The number of fields stays at hyper's 100: another one would cost two
@@ -30,27 +33,42 @@ pub(super) const HEAD: usize = 64 * 1024;
 /// Bytes that one connection may buffer in each direction.
 const BUFFER: usize = 128 * 1024;
 
+/// Addresses of a name that are asked of a proxy.
+const ADDRESSES: usize = 3;
+
 /// A new connection in what it speaks.
 pub(super) enum Dialed {
     H1(Box<Parts>),
     H2(Box<multiplex::Parts>),
 }
 
-/// Dials `address` on the current runtime, all `within` the limit. `offer`: what may come of it.
+/// Whom to dial, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct To<'a> {
+    pub(super) address: &'a TargetAddr,
+    /// Of an address that is a name.
+    pub(super) names: Option<&'a Names>,
+    pub(super) transport: &'a Transport,
+    /// The client, and the address of ours that it came to.
+    pub(super) client: Option<(SocketAddr, SocketAddr)>,
+    /// Where it is dialled from: see [`WorkerContext::index`](crate::metrics::WorkerContext).
+    pub(super) worker: usize,
+    /// The proxies on the way; empty: direct.
+    pub(super) hops: &'a [Hop],
+    /// For all of it.
+    pub(super) within: Duration,
+}
+
+/// Dials on the current runtime. `offer`: what may come of it.
 ///
 /// # Errors
 /// All of them unsent: refused, unreachable, timed out, the name is not known, TLS or HTTP/2 could not be agreed on.
-pub(super) async fn dial(
-    address: &TargetAddr,
-    names: Option<&Names>,
-    within: Duration,
-    slot: Slot,
-    transport: &Transport,
-    offer: Offer,
-) -> Result<Dialed, Error> {
-    let deadline = Instant::now() + within;
-    // Its requests may be of many clients.
-    let socket = socket(address, names, transport, (deadline, within), None).await?;
+pub(super) async fn dial(to: To<'_>, slot: Slot, offer: Offer) -> Result<Dialed, Error> {
+    let deadline = Instant::now() + to.within;
+    let (address, transport) = (to.address, to.transport);
+    // Where it is kept, its requests may be of many clients.
+    let client = to.client.filter(|_| transport.proxy_protocol.is_some());
+    let socket = socket(To { client, ..to }, deadline).await?;
     if transport.tls.is_none() && transport.protocol == Protocol::Http1 {
         return http1(socket, slot, address).await;
     }
@@ -58,29 +76,22 @@ pub(super) async fn dial(
     let settle = Box::pin(settle(socket, slot, address, transport, offer));
     timeout_at(deadline, settle)
         .await
-        .map_err(|_| late(address, "agreeing on TLS and HTTP/2", within))?
+        .map_err(|_| late(address, "agreeing on TLS and HTTP/2", to.within))?
 }
 
-/// Dials `address` for what is no HTTP, all `within` the limit. `client`: whose it is, and where that came to.
+/// Dials for what is no HTTP.
 ///
 /// # Errors
 /// As [`dial`].
-pub(super) async fn link(
-    address: &TargetAddr,
-    names: Option<&Names>,
-    within: Duration,
-    slot: Slot,
-    transport: &Transport,
-    client: Option<(SocketAddr, SocketAddr)>,
-) -> Result<Link, Error> {
-    let deadline = Instant::now() + within;
-    let socket = socket(address, names, transport, (deadline, within), client).await?;
-    let Some(tls) = &transport.tls else {
+pub(super) async fn link(to: To<'_>, slot: Slot) -> Result<Link, Error> {
+    let deadline = Instant::now() + to.within;
+    let socket = socket(to, deadline).await?;
+    let Some(tls) = &to.transport.tls else {
         return Ok(Link::socket(socket, Some(slot)));
     };
-    let secure = Box::pin(secure(socket, tls, Offer::Nothing, address));
+    let secure = Box::pin(secure(socket, tls, Offer::Nothing, to.address));
     let socket = timeout_at(deadline, secure).await;
-    let (socket, _) = socket.map_err(|_| late(address, "agreeing on TLS", within))??;
+    let (socket, _) = socket.map_err(|_| late(to.address, "agreeing on TLS", to.within))??;
     Ok(Link::socket(socket, Some(slot)))
 }
 
@@ -89,15 +100,64 @@ fn late(address: &TargetAddr, doing: &str, within: Duration) -> Error {
     Error::upstream(Kind::ConnectionTimeout, detail).unsent()
 }
 
-async fn socket(
-    address: &TargetAddr,
-    names: Option<&Names>,
-    transport: &Transport,
-    (deadline, within): (Instant, Duration),
-    client: Option<(SocketAddr, SocketAddr)>,
+/// A connection on which nothing was said but who the client is.
+async fn socket(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
+    let socket = connected(to, deadline).await?;
+    match to.transport.proxy_protocol {
+        Some(version) => {
+            let header = proxy_protocol::header(version, to.client);
+            // Boxed: of many dials few come here.
+            Box::pin(introduced(socket, header, to, deadline)).await
+        }
+        None => Ok(socket),
+    }
+}
+
+/// The header comes first of all, in one piece.
+async fn introduced(
+    mut socket: Socket,
+    header: Vec<u8>,
+    to: To<'_>,
+    deadline: Instant,
 ) -> Result<Socket, Error> {
-    let late = |_| late(address, "connecting", within);
-    match (address, names) {
+    let write = timeout_at(deadline, socket.write_all(&header)).await;
+    write
+        .map_err(|_| late(to.address, "saying who the client is", to.within))?
+        .map_err(|e| Error::dial(&e, to.address))?;
+    Ok(socket)
+}
+
+/// Through the proxies on the way. Where the last one takes no names, some addresses of a name are tried.
+async fn through(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
+    let open = async {
+        let names = to.names.filter(|_| !via::takes_names(to.hops));
+        let (TargetAddr::Name(..), Some(names)) = (to.address, names) else {
+            return via::open(to.hops, to.worker, to.address, deadline).await;
+        };
+        let mut last = names.error();
+        for address in names.rotated().into_iter().take(ADDRESSES) {
+            let address = TargetAddr::Ip(address);
+            match via::open(to.hops, to.worker, &address, deadline).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    };
+    let opened = timeout_at(deadline, open).await;
+    opened
+        .map_err(|_| late(to.address, "connecting through proxies", to.within))?
+        .map(Socket::Within)
+}
+
+async fn connected(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
+    if !to.hops.is_empty() {
+        // Boxed: of many dials few come here.
+        return Box::pin(through(to, deadline)).await;
+    }
+    let address = to.address;
+    let late = |_| late(address, "connecting", to.within);
+    match (address, to.names) {
         (TargetAddr::Ip(ip), _) => timeout_at(deadline, tcp(*ip))
             .await
             .map_err(late)?
@@ -110,12 +170,12 @@ async fn socket(
             .map(Socket::Unix)
             .map_err(|e| Error::dial(&e, address)),
         (TargetAddr::Tunnel(agent, service), _) => {
-            let to = ServiceAt {
+            let service = ServiceAt {
                 agent,
                 service,
-                client,
+                client: to.client,
             };
-            within_tunnel(to, transport, deadline).await
+            within_tunnel(service, to.transport, deadline).await
         }
         _ => {
             let error = io::Error::from(io::ErrorKind::Unsupported);

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::connection::Slot;
 use super::dial::Stream;
@@ -75,7 +76,14 @@ macro_rules! either {
     };
 }
 
-impl Stream for Link {}
+impl Stream for Link {
+    fn withdrawn(&self) -> Option<CancellationToken> {
+        match &self.inner {
+            Inner::Socket(socket) => socket.withdrawn(),
+            Inner::Boxed(_) => None,
+        }
+    }
+}
 
 impl AsyncRead for Link {
     fn poll_read(

@@ -45,9 +45,11 @@ mod tests;
 mod timer;
 mod transport;
 pub mod upgrade;
+pub mod via;
 mod wire;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -62,7 +64,7 @@ use crate::config::upstream::{
     Balance, OnDown, PoolSpec, TargetSpec, UpstreamSpec, UpstreamTimeouts,
 };
 use crate::registry::Registry;
-use crate::tls::client::Client;
+use crate::tls;
 use error::{Error, Kind};
 use health::{Check, CheckKey, Health, Passive, Ward};
 pub use pool::{InFlight, Target, sweep};
@@ -73,6 +75,7 @@ pub use select::KeyedBy;
 pub use split::Choice;
 pub use state::TargetState;
 use transport::Transport;
+use via::Via;
 
 /// Identity of a target: the same address under another upstream is another target.
 pub type TargetKey = (Arc<str>, TargetAddr);
@@ -138,6 +141,11 @@ impl Shared {
         }
     }
 
+    fn names_of(&self, host: &Arc<str>, port: u16) -> Arc<Names> {
+        let names = || Names::new(host.clone(), port);
+        self.names.lease(&(host.clone(), port), names)
+    }
+
     fn lookup(
         &self,
         host: &Arc<str>,
@@ -145,9 +153,7 @@ impl Shared {
         interval: Duration,
         timeout: Duration,
     ) -> Arc<Lookup> {
-        let names = self
-            .names
-            .lease(&(host.clone(), port), || Names::new(host.clone(), port));
+        let names = self.names_of(host, port);
         let key = LookupKey {
             host: host.clone(),
             port,
@@ -168,6 +174,9 @@ impl fmt::Debug for Shared {
             .finish_non_exhaustive()
     }
 }
+
+/// A client, and the address of ours that it came to.
+pub type Client = (SocketAddr, SocketAddr);
 
 /// One generation's view of an upstream.
 #[derive(Debug)]
@@ -199,6 +208,8 @@ pub struct Upstream {
     whole_weights: Box<[u32]>,
     /// What a target has in flight ends when it goes down.
     cuts: bool,
+    /// `None`: direct.
+    via: Option<Arc<Via>>,
 }
 
 #[derive(Debug)]
@@ -207,6 +218,8 @@ struct Member {
     transport: Transport,
     /// Its connections that were made for this transport.
     pool: Arc<Pool>,
+    /// A proxy on the way looks its name up.
+    found_elsewhere: bool,
     backup: bool,
     /// What `Host` says when it names the target.
     host: HeaderValue,
@@ -239,27 +252,31 @@ pub struct SendOptions {
     pub sticky: Option<sticky::StickyId>,
     /// `None`: what was not sent goes to up to three targets.
     pub retries: Option<Arc<RetrySpec>>,
+    /// The client, and the address of ours that it came to, for an upstream that [tells](Upstream::tells_client) them. Boxed:
+    /// few requests have it.
+    pub client: Option<Box<Client>>,
 }
 
 impl Upstream {
     /// Without TLS.
     #[cfg(test)]
     pub(crate) fn build(spec: &UpstreamSpec, shared: &Arc<Shared>) -> Upstream {
-        Upstream::build_over(spec, None, shared)
+        Upstream::build_over(spec, None, None, shared)
     }
 
-    /// Builds from the spec, leasing its targets. `client`: what was made of its `tls`, if it has that. Never blocks; names
+    /// Builds from the spec, leasing its targets. `client`: what was made of its `tls`, if it has that; `via` likewise. Never blocks; names
     /// that are not resolved yet leave their target down.
     pub fn build_over(
         spec: &UpstreamSpec,
-        client: Option<&Arc<Client>>,
+        client: Option<&Arc<tls::client::Client>>,
+        via: Option<Arc<Via>>,
         shared: &Arc<Shared>,
     ) -> Upstream {
         let ward = shared.wards.lease(&spec.name, Ward::default);
         let members: Box<[Member]> = spec
             .targets
             .iter()
-            .map(|t| Member::lease(spec, t, &ward, client, shared))
+            .map(|t| Member::lease(spec, t, &ward, (client, via.as_ref()), shared))
             .collect();
         let passive = spec.passive.clone().map(|rules| {
             let members = members.iter().map(|m| m.target.health().clone());
@@ -294,6 +311,7 @@ impl Upstream {
             ward,
             passive,
             slow_start: spec.slow_start,
+            via,
             cuts: spec
                 .health
                 .as_ref()
@@ -311,7 +329,10 @@ impl Upstream {
         };
         // Those that are late are told by their state below.
         let _ = tokio::time::timeout(self.resolve_timeout, all).await;
-        let missing = self.members.iter().filter(|m| !m.target.is_resolved());
+        let missing = self
+            .members
+            .iter()
+            .filter(|m| m.lookup.as_ref().is_some_and(|l| !l.names.is_up()));
         missing.map(|m| m.target.address().to_string()).collect()
     }
 
@@ -319,9 +340,21 @@ impl Upstream {
     /// nothing where it has been done.
     pub fn begin(&self, running: bool) {
         for member in &self.members {
+            member.target.set_found_elsewhere(member.found_elsewhere);
             let health = member.target.health();
             health.begin(member.check.as_deref(), self.passive.is_some(), running);
         }
+    }
+
+    /// Whether its connections begin by saying who the client is.
+    pub fn tells_client(&self) -> bool {
+        // They all do, or none.
+        self.members.first().is_some_and(Member::tells_client)
+    }
+
+    /// The proxies on the way.
+    pub fn via(&self) -> Option<&Arc<Via>> {
+        self.via.as_ref()
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -369,24 +402,32 @@ impl Member {
         spec: &UpstreamSpec,
         target: &TargetSpec,
         ward: &Arc<Ward>,
-        client: Option<&Arc<Client>>,
+        (client, via): (Option<&Arc<tls::client::Client>>, Option<&Arc<Via>>),
         shared: &Shared,
     ) -> Member {
         let address = &target.address;
         let backup = target.backup;
+        let elsewhere = spec.found_elsewhere || via.is_some_and(|via| via.takes_names());
+        // Another generation may look it up.
+        let known = match address {
+            TargetAddr::Name(host, port) => Some(shared.names_of(host, *port)),
+            TargetAddr::Ip(_) | TargetAddr::Unix(_) | TargetAddr::Tunnel(..) => None,
+        };
         let lookup = match address {
-            TargetAddr::Name(host, port) => {
+            TargetAddr::Name(host, port) if !elsewhere => {
                 Some(shared.lookup(host, *port, spec.resolve.interval, spec.resolve.timeout))
             }
-            TargetAddr::Ip(_) | TargetAddr::Unix(_) | TargetAddr::Tunnel(..) => None,
+            _ => None,
         };
         let key = (spec.name.clone(), address.clone());
         let names = lookup.as_ref().map(|lookup| lookup.names.clone());
         let target = shared.targets.lease(&key, || {
             let health = Arc::new(Health::new(key.clone(), ward.clone()));
-            Target::new(key.clone(), &shared.rounds, names.clone(), health)
+            let target = Target::new(key.clone(), &shared.rounds, known, health);
+            target.set_found_elsewhere(elsewhere);
+            target
         });
-        let transport = Transport::new(spec, client, address, shared.tunnels.as_ref());
+        let transport = Transport::new(spec, client, address, via, shared.tunnels.as_ref());
         let check = spec.health.clone().map(|spec| {
             let key = CheckKey {
                 target: key.clone(),
@@ -412,10 +453,29 @@ impl Member {
             pool: target.pool(&transport.key()),
             target,
             transport,
+            found_elsewhere: elsewhere,
             backup,
             host,
             lookup,
             check,
+        }
+    }
+
+    /// Whether a connection is for one client alone.
+    fn tells_client(&self) -> bool {
+        self.transport.proxy_protocol.is_some()
+    }
+
+    /// Where to dial, for whom.
+    fn to(&self, client: Option<Client>, worker: usize, within: Duration) -> connect::To<'_> {
+        connect::To {
+            address: self.target.address(),
+            names: self.lookup.as_ref().map(|lookup| &*lookup.names),
+            transport: &self.transport,
+            hops: self.transport.via.as_ref().map_or(&[], |via| via.hops()),
+            worker,
+            client,
+            within,
         }
     }
 

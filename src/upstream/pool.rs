@@ -5,7 +5,7 @@
 //! are idle, HTTP/2 connections as long as they take streams. Sizes and timeouts are not kept here: they come with each request from its generation, so they may change freely.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ pub struct Target {
     /// By worker.
     rounds: Box<[Arc<Round>]>,
     names: Option<Arc<Names>>,
+    /// Its name is looked up by a proxy on the way, so nobody here knows whether it is found.
+    found_elsewhere: AtomicBool,
     health: Arc<Health>,
     pub(super) latency: Latency,
     pub(super) wish: Wish,
@@ -124,6 +126,7 @@ impl Target {
             rounds: rounds.into(),
             key,
             names,
+            found_elsewhere: AtomicBool::new(false),
             health,
             latency: Latency::default(),
             wish: Wish::default(),
@@ -204,7 +207,12 @@ impl Target {
 
     /// False while its name has not been found.
     pub(super) fn is_resolved(&self) -> bool {
-        self.names.as_ref().is_none_or(|names| names.is_up())
+        self.found_elsewhere.load(Ordering::Relaxed)
+            || self.names.as_ref().is_none_or(|names| names.is_up())
+    }
+
+    pub(super) fn set_found_elsewhere(&self, elsewhere: bool) {
+        self.found_elsewhere.store(elsewhere, Ordering::Relaxed);
     }
 
     pub(super) fn health(&self) -> &Arc<Health> {

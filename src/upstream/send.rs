@@ -22,7 +22,7 @@ use super::pool::{InFlight, Keep, Lease};
 use super::response::{Held, UpstreamBody};
 use super::retry::{Again, repeats};
 use super::select::{Picked, Tries};
-use super::{Member, SendOptions, Upstream};
+use super::{Client, Member, SendOptions, Upstream};
 use crate::config::upstream::Protocol;
 use crate::metrics::WorkerContext;
 use crate::tls::client::Offer;
@@ -43,6 +43,7 @@ pub(super) struct Plan<'a> {
     pub(super) sent: Option<Arc<Progress>>,
     pub(super) response_timeout: Option<Duration>,
     pub(super) keep: Keep,
+    pub(super) client: Option<Client>,
 }
 
 impl Upstream {
@@ -83,6 +84,7 @@ impl Upstream {
             sent: request.body().progress(),
             response_timeout: options.response_timeout.or(self.timeouts.response),
             keep: self.keep(worker),
+            client: options.client.as_deref().copied(),
         };
         if let Some(sent) = plan.sent.clone().filter(|sent| !sent.gate.is_open()) {
             hyper::ext::on_informational(request, move |response| {
@@ -164,11 +166,11 @@ impl Upstream {
         flight: InFlight,
         mut fresh: Option<Box<Connection>>,
     ) -> Result<(Response<UpstreamBody>, InFlight), Error> {
-        let mut pooled = POOLED;
+        let mut pooled = if member.tells_client() { 0 } else { POOLED };
         loop {
             let (mut connection, reused) = match fresh.take() {
                 Some(connection) => (connection, false),
-                None => self.connection(member, plan.worker.index, pooled).await?,
+                None => self.connection(member, plan, pooled).await?,
             };
             pooled = pooled.saturating_sub(u32::from(reused));
             // hyper keeps what it writes, so the copy must be made before.
@@ -214,9 +216,10 @@ impl Upstream {
     async fn connection(
         &self,
         member: &Member,
-        worker: usize,
+        plan: &Plan<'_>,
         pooled: u32,
     ) -> Result<(Box<Connection>, bool), Error> {
+        let worker = plan.worker.index;
         if pooled > 0
             && let Some(idle) = member.pool.check_out(worker)
         {
@@ -242,7 +245,7 @@ impl Upstream {
             }
         };
         // Boxed: dialing is rare, and every request's future would carry its state.
-        let fresh = Box::pin(self.dial_h1(member, slot)).await?;
+        let fresh = Box::pin(self.dial_h1(member, slot, (worker, plan.client))).await?;
         Ok((Connection::new(fresh, worker), false))
     }
 
@@ -275,13 +278,22 @@ impl Upstream {
 
     /// What this generation says about keeping connections.
     pub(super) fn keep(&self, worker: &WorkerContext) -> Keep {
-        let (idle, timeout) = (self.pool.idle, self.pool.idle_timeout);
+        let (mut idle, timeout) = (self.pool.idle, self.pool.idle_timeout);
+        if self.tells_client() {
+            idle = 0;
+        }
         Keep::new(idle, timeout, worker.index, worker.of)
     }
 
     /// A fresh connection that speaks HTTP/1.
-    pub(super) async fn dial_h1(&self, member: &Member, slot: Slot) -> Result<Parts, Error> {
-        match self.dial(member, slot, Offer::H1).await? {
+    pub(super) async fn dial_h1(
+        &self,
+        member: &Member,
+        slot: Slot,
+        (worker, client): (usize, Option<Client>),
+    ) -> Result<Parts, Error> {
+        let to = member.to(client, worker, self.timeouts.connect);
+        match dial(to, slot, Offer::H1).await? {
             Dialed::H1(parts) => Ok(*parts),
             Dialed::H2(_) => {
                 let detail = format!("{}: chose h2 unasked", member.target.address());
@@ -290,15 +302,16 @@ impl Upstream {
         }
     }
 
-    /// A fresh connection that speaks what is offered.
+    /// A fresh connection that speaks what is offered, for any client.
     pub(super) async fn dial(
         &self,
         member: &Member,
         slot: Slot,
+        worker: usize,
         offer: Offer,
     ) -> Result<Dialed, Error> {
-        let (target, within) = (&member.target, self.timeouts.connect);
-        let (address, names) = (target.address(), target.names());
-        dial(address, names, within, slot, &member.transport, offer).await
+        // What is shared is nobody's in particular.
+        let to = member.to(None, worker, self.timeouts.connect);
+        dial(to, slot, offer).await
     }
 }

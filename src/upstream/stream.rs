@@ -9,7 +9,7 @@ use super::error::{Error, Kind};
 use super::link::Link;
 use super::pool::InFlight;
 use super::select::{Picked, Tries};
-use super::{Member, SendOptions, Upstream, connect};
+use super::{Client, Member, SendOptions, Upstream, connect};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
 
@@ -19,7 +19,7 @@ pub struct Connecting {
     /// Hash of what [`Upstream::keyed_by`] asked for.
     pub key: Option<u64>,
     /// The client, and the address of ours that it came to.
-    pub client: Option<(SocketAddr, SocketAddr)>,
+    pub client: Option<Client>,
 }
 
 impl Upstream {
@@ -38,7 +38,12 @@ impl Upstream {
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
-            let connecting = async { Ok((self.link(member, asking.client).await?, flight)) };
+            let connecting = async {
+                Ok((
+                    self.link(member, worker.index, asking.client).await?,
+                    flight,
+                ))
+            };
             let outcome = self.ending_with_target(member, pin!(connecting)).await;
             match outcome {
                 Ok(connected) => return Ok(connected),
@@ -66,6 +71,12 @@ impl Upstream {
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
+            if member.transport.via.is_some() {
+                let detail = "datagrams through a proxy are not supported yet";
+                let error = Error::us(Kind::ProxyConfigurationError, detail).unsent();
+                tries.failed(member, error)?;
+                continue;
+            }
             let address = match (member.target.address(), member.target.names()) {
                 (TargetAddr::Ip(address), _) => Some(*address),
                 (TargetAddr::Name(..), Some(names)) => names.rotated().first().copied(),
@@ -85,7 +96,8 @@ impl Upstream {
     async fn link(
         &self,
         member: &Member,
-        client: Option<(SocketAddr, SocketAddr)>,
+        worker: usize,
+        client: Option<Client>,
     ) -> Result<Link, Error> {
         let most = self.most_connections();
         let slot = self.free(member, || {
@@ -96,9 +108,6 @@ impl Upstream {
             })
         });
         let slot = slot.await?;
-        let (address, names) = (member.target.address(), member.target.names());
-        let within = self.timeouts.connect;
-        let transport = &member.transport;
-        connect::link(address, names, within, slot, transport, client).await
+        connect::link(member.to(client, worker, self.timeouts.connect), slot).await
     }
 }

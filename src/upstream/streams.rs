@@ -145,7 +145,7 @@ impl Upstream {
         }
         let slot = slot.ok_or_else(|| member.no_slot())?;
         let offer = if either { Offer::Both } else { Offer::H2 };
-        match self.dial(member, slot, offer).await {
+        match self.dial(member, slot, worker, offer).await {
             Ok(Dialed::H2(parts)) => {
                 let connection = Multiplexed::new(*parts, member.target.address().clone());
                 // Before those that wait for it look.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 
 use super::dial::Dial;
+use super::via::Via;
+use crate::config::agent::ProxyVersion;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{Protocol, UpstreamSpec};
 use crate::tls::client::{Client, Identity};
@@ -16,6 +18,10 @@ pub(super) struct Transport {
     pub(super) protocol: Protocol,
     /// `None`: cleartext.
     pub(super) tls: Option<Tls>,
+    /// How it is said who the client is; such a connection is for that client alone.
+    pub(super) proxy_protocol: Option<ProxyVersion>,
+    /// The proxies on the way.
+    pub(super) via: Option<Arc<Via>>,
     /// Of a service in a tunnel: who dials it.
     pub(super) tunnels: Option<Arc<dyn Dial>>,
 }
@@ -33,6 +39,8 @@ pub(super) struct Tls {
 pub(super) struct TransportKey {
     protocol: Protocol,
     tls: Option<(Identity, ServerName<'static>)>,
+    proxy_protocol: Option<ProxyVersion>,
+    via: Option<[u8; 32]>,
 }
 
 impl Transport {
@@ -41,6 +49,7 @@ impl Transport {
         spec: &UpstreamSpec,
         client: Option<&Arc<Client>>,
         target: &TargetAddr,
+        via: Option<&Arc<Via>>,
         tunnels: Option<&Arc<dyn Dial>>,
     ) -> Transport {
         let tls = client.map(|client| Tls {
@@ -54,6 +63,8 @@ impl Transport {
                 protocol => protocol,
             },
             tls,
+            proxy_protocol: spec.proxy_protocol,
+            via: via.cloned(),
             tunnels: tunnels
                 .filter(|_| matches!(target, TargetAddr::Tunnel(..)))
                 .cloned(),
@@ -65,6 +76,8 @@ impl Transport {
         TransportKey {
             protocol: self.protocol,
             tls: tls.map(|tls| (*tls.client.identity(), tls.name.clone())),
+            proxy_protocol: self.proxy_protocol,
+            via: self.via.as_ref().map(|via| *via.identity()),
         }
     }
 

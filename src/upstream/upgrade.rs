@@ -31,7 +31,7 @@ use super::response::{Held, UpstreamBody};
 use super::select::{Picked, Tries};
 use super::streams::{Channel, as_h2, broken};
 use super::wire::Wire;
-use super::{Member, SendOptions, Upstream, handshake};
+use super::{Client, Member, SendOptions, Upstream, handshake};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::Protocol;
 use crate::metrics::WorkerContext;
@@ -69,6 +69,13 @@ enum Link {
     },
 }
 
+/// What does not change between the tries of one handshake.
+struct Asking<'a> {
+    worker: &'a WorkerContext,
+    limit: Option<Duration>,
+    client: Option<Client>,
+}
+
 impl Upstream {
     /// Picks a target, dials, sends the request, which has no body, and returns the answer's head. Tries another target
     /// only when nothing was sent.
@@ -83,15 +90,19 @@ impl Upstream {
     ) -> Result<(Answer, InFlight), Error> {
         *request.version_mut() = Version::HTTP_11;
         origin_form(&mut request);
-        let limit = options.response_timeout.or(self.timeouts.response);
+        let asking = Asking {
+            worker,
+            limit: options.response_timeout.or(self.timeouts.response),
+            client: options.client.as_deref().copied(),
+        };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
             if options.host_from_target {
                 request.headers_mut().insert(HOST, member.host.clone());
             }
             let outcome = {
-                let asking = pin!(self.switch(member, worker, &mut request, limit, flight));
-                self.ending_with_target(member, asking).await
+                let switching = pin!(self.switch(member, &asking, &mut request, flight));
+                self.ending_with_target(member, switching).await
             };
             if let Err(error) = &outcome {
                 self.note_error(member, error);
@@ -108,15 +119,14 @@ impl Upstream {
     async fn switch(
         &self,
         member: &Member,
-        worker: &WorkerContext,
+        asking: &Asking<'_>,
         request: &mut Request<RequestBody>,
-        limit: Option<Duration>,
         in_flight: InFlight,
     ) -> Result<(Answer, InFlight), Error> {
         let protocol = member.transport.protocol;
         if protocol != Protocol::Http1 {
             // Boxed: see `Upstream::send`.
-            let stream = Box::pin(self.switch_stream(member, worker, request, limit)).await?;
+            let stream = Box::pin(self.switch_stream(member, asking, request)).await?;
             if let Some(answer) = stream {
                 return Ok((answer, in_flight));
             }
@@ -126,9 +136,7 @@ impl Upstream {
                 return Err(Error::upstream(Kind::HttpUpgradeFailed, detail).unsent());
             }
         }
-        let answer = self
-            .switch_connection(member, worker, request, limit)
-            .await?;
+        let answer = self.switch_connection(member, asking, request).await?;
         Ok((answer, in_flight))
     }
 
@@ -136,10 +144,10 @@ impl Upstream {
     async fn switch_stream(
         &self,
         member: &Member,
-        worker: &WorkerContext,
+        asking: &Asking<'_>,
         request: &mut Request<RequestBody>,
-        limit: Option<Duration>,
     ) -> Result<Option<Answer>, Error> {
+        let Asking { worker, limit, .. } = *asking;
         let keep = self.keep(worker);
         let mut ticket = match self.channel(member, worker.index, keep).await? {
             Channel::Stream(ticket, _) => ticket,
@@ -220,10 +228,14 @@ impl Upstream {
     async fn switch_connection(
         &self,
         member: &Member,
-        worker: &WorkerContext,
+        asking: &Asking<'_>,
         request: &mut Request<RequestBody>,
-        limit: Option<Duration>,
     ) -> Result<Answer, Error> {
+        let Asking {
+            worker,
+            limit,
+            client,
+        } = *asking;
         let target = &member.target;
         let address = target.address();
         let most = self.most_connections();
@@ -235,7 +247,7 @@ impl Upstream {
             })
         });
         let slot = slot.await?;
-        let mut parts = self.dial_h1(member, slot).await?;
+        let mut parts = self.dial_h1(member, slot, (worker.index, client)).await?;
         let response = ask(&mut parts, request, limit, member).await?;
         if let Some(fault) = ambiguous(response.headers()) {
             let detail = format!("{address}: {fault}");

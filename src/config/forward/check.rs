@@ -1,5 +1,6 @@
 //! A forward proxy from what is written to what is checked.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -11,9 +12,11 @@ use super::super::http::{TlsRaw, TlsVersion, addresses};
 use super::super::runtime::OnChange;
 use super::super::scalar::{ListenAddr, Wrong, cidr};
 use super::super::tree::At;
+use super::super::upstream::{References, UpstreamSpec};
+use super::super::via::{self, HopRaw, ViaSpec};
 use super::{
     Decision, ForwardRaw, ForwardSpec, LimitsSpec, Pattern, Protocol, RuleRaw, RuleSpec,
-    TimeoutsSpec, UdpSpec,
+    TimeoutsSpec, UdpSpec, Way,
 };
 
 /// A forward proxy that has been checked for itself, with the places that checks across listeners need.
@@ -25,14 +28,47 @@ pub struct Checked {
     pub listen_at: Vec<At>,
 }
 
+/// What a forward proxy is checked with.
+pub struct Around<'a, 'd> {
+    pub admin: &'a AdminSpec,
+    /// As `[runtime]` says.
+    pub on_change: OnChange,
+    pub references: &'a mut References<'d>,
+    /// Those that are declared.
+    pub upstreams: &'a BTreeMap<Arc<str>, UpstreamSpec>,
+    /// What serves of upstreams.
+    pub running_upstreams: Option<&'a BTreeMap<Arc<str>, UpstreamSpec>>,
+}
+
+impl Around<'_, '_> {
+    fn via(
+        &mut self,
+        list: &Loc<List<HopRaw>>,
+        pointer: String,
+        live: bool,
+        running: Option<&ViaSpec>,
+        check: &mut Checker<'_>,
+    ) -> Option<ViaSpec> {
+        let mut around = via::Around {
+            references: self.references,
+            upstreams: self.upstreams,
+            pointer,
+            live,
+            running,
+            running_upstreams: self.running_upstreams,
+        };
+        via::via(&list.value, list.at, &mut around, check)
+    }
+}
+
 impl ForwardRaw {
-    /// Checks one, whose defaults are in. `running` is the one of that name that serves; `on_change` as `[runtime]` says.
+    /// Checks one, whose defaults are in. `running` is the one of that name that serves.
     pub fn spec(
         &self,
         name: &str,
         at: At,
         running: Option<&ForwardSpec>,
-        (admin, on_change): (&AdminSpec, OnChange),
+        mut around: Around<'_, '_>,
         check: &mut Checker<'_>,
     ) -> Checked {
         let (listen, listen_at): (Vec<_>, Vec<_>) = self.listen(at, check).into_iter().unzip();
@@ -82,7 +118,29 @@ impl ForwardRaw {
         let allow = patterns(destinations.and_then(|d| d.allow.as_ref()));
         let deny = patterns(destinations.and_then(|d| d.deny.as_ref()));
         let rules = self.rules.iter().flat_map(|rules| rules.iter());
-        let rules = rules.filter_map(|rule| rule.spec(rule.at, check)).collect();
+        let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
+        let rules = rules.enumerate().filter_map(|(index, rule)| {
+            let old = running
+                .and_then(|r| r.rules.get(index))
+                .map(|rule| &rule.way);
+            let old = match old {
+                Some(Way::Via(via)) => Some(via),
+                _ => None,
+            };
+            let pointer = format!("/forward/{name}/rules/{index}/via");
+            let via = |list: &Loc<List<HopRaw>>, check: &mut Checker<'_>| {
+                around.via(list, pointer.clone(), enabled, old, check)
+            };
+            rule.spec(rule.at, via, check)
+        });
+        let rules = rules.collect();
+        let via = self.via.as_ref().and_then(|list| {
+            let old = running.and_then(|r| r.via.as_ref());
+            around.via(list, format!("/forward/{name}/via"), enabled, old, check)
+        });
+        let Around {
+            admin, on_change, ..
+        } = around;
         let own = [Some(&admin.listen), admin.monitor.as_ref()];
         let spec = ForwardSpec {
             name: name.into(),
@@ -98,6 +156,7 @@ impl ForwardRaw {
             tls,
             clients,
             rules,
+            via,
             allow,
             deny,
             own: own
@@ -113,7 +172,7 @@ impl ForwardRaw {
         };
         Checked {
             spec,
-            enabled: self.enabled.as_ref().is_none_or(|e| e.value),
+            enabled,
             listen_at,
         }
     }
@@ -228,7 +287,13 @@ fn range(text: &str) -> Result<RangeInclusive<u16>, Wrong> {
 }
 
 impl RuleRaw {
-    fn spec(&self, at: At, check: &mut Checker<'_>) -> Option<RuleSpec> {
+    /// `via` checks the key of that name.
+    fn spec(
+        &self,
+        at: At,
+        via: impl FnOnce(&Loc<List<HopRaw>>, &mut Checker<'_>) -> Option<ViaSpec>,
+        check: &mut Checker<'_>,
+    ) -> Option<RuleSpec> {
         let conditions = self.matcher.as_ref().map(|m| &m.value);
         let clients = check.each(conditions.and_then(|m| m.client.as_ref()), cidr);
         let to = check.each(conditions.and_then(|m| m.to.as_ref()), Pattern::parse);
@@ -258,13 +323,19 @@ impl RuleRaw {
                 finding.help("`allow = true` or `deny = true`");
             }
         }
-        let decision = match (&self.allow, &self.deny) {
-            (Some(_), None) => Some(Decision::Allow),
-            (None, Some(_)) => Some(Decision::Deny),
+        let way = match &self.via {
+            Some(list) => via(list, check).map_or(Way::Direct, Way::Via),
+            None => Way::Usual,
+        };
+        let decision = match (&self.allow, &self.deny, &self.via) {
+            (Some(_), None, None) | (None, None, Some(_)) => Some(Decision::Allow),
+            (None, Some(_), None) => Some(Decision::Deny),
             _ if !self.spoiled.is_empty() => None,
             _ => {
-                let finding = check.findings.error(at, "a rule allows or denies");
-                finding.help("`allow = true` or `deny = true`, one of them");
+                let finding = check
+                    .findings
+                    .error(at, "a rule allows or denies, or says a way");
+                finding.help("`allow = true`, `deny = true` or `via`, one of them");
                 None
             }
         };
@@ -277,6 +348,7 @@ impl RuleRaw {
             clients: clients.into_iter().map(|(net, _)| net).collect(),
             to: to.into_iter().map(|(pattern, _)| pattern).collect(),
             decision: decision?,
+            way,
         })
     }
 }

@@ -30,6 +30,17 @@ pub struct Reference {
     pub base: String,
 }
 
+/// A proxy on the way, whose address is written where it is used.
+#[derive(Debug)]
+pub struct ProxyAt {
+    pub address: TargetAddr,
+    pub tls: Option<UpstreamTlsSpec>,
+    /// JSON Pointer of `tls`.
+    pub tls_place: Arc<str>,
+    /// As in [`UpstreamSpec`].
+    pub found_elsewhere: bool,
+}
+
 impl<'d> References<'d> {
     pub fn new(declared: &'d Map<UpstreamRaw>, base: &Path) -> References<'d> {
         let mut raw = UpstreamRaw::default();
@@ -111,6 +122,27 @@ impl<'d> References<'d> {
             upstream: name,
             base,
         })
+    }
+
+    /// The upstream that a proxy on the way stands for, under `name`.
+    pub fn add_proxy(&mut self, name: &Arc<str>, proxy: ProxyAt, at: At) {
+        if self.implicit.contains_key(name) {
+            return;
+        }
+        let spec = UpstreamSpec {
+            name: name.clone(),
+            targets: vec![TargetSpec {
+                address: proxy.address,
+                weight: 1,
+                backup: false,
+            }],
+            tls: proxy.tls,
+            tls_place: Some(proxy.tls_place),
+            found_elsewhere: proxy.found_elsewhere,
+            ..self.defaults.clone()
+        };
+        self.places.insert(name.clone(), at);
+        self.implicit.insert(name.clone(), spec);
     }
 
     /// The upstream that a split written in an action stands for; it is named by its members and shares. `live` as in

@@ -180,6 +180,9 @@ impl Proxy {
         let (mut request, mut options, websocket) = self.outbound(context, inbound, extended)?;
         (options.key, options.sticky) = (chosen.key, chosen.sticky);
         options.retries = self.retries.clone();
+        if upstream.tells_client() {
+            options.client = context.client_and_local().map(Box::new);
+        }
         let flight = &progress.flight;
         if websocket {
             let outbound = Outbound {

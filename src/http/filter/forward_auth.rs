@@ -148,6 +148,10 @@ impl ForwardAuth {
         let options = SendOptions {
             response_timeout: Some(self.timeout),
             host_from_target: true,
+            client: match upstream.tells_client() {
+                true => asking.context.client_and_local().map(Box::new),
+                false => None,
+            },
             ..SendOptions::default()
         };
         let worker = &asking.context.connection.worker;

@@ -23,10 +23,12 @@ use super::super::dial::ServiceAt;
 use super::super::error::chain;
 use super::super::resolve::Names;
 use super::super::transport::{Tls, Transport};
+use super::super::via::{self, Via};
 use super::super::wire::Socket;
 use super::{grpc, h2};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{HealthSpec, ProbeSpec, Protocol};
+use crate::net::proxy_protocol;
 use crate::tls::client::Offer;
 
 /// Bytes of an answer in which `receive` is looked for.
@@ -81,6 +83,19 @@ impl Probe {
         let late = |what: &str| format!("{what} within {limit:?}");
         let socket = timeout_at(deadline, self.connect()).await;
         let socket = socket.map_err(|_| late("not connected"))??;
+        // What another port serves need not know the protocol.
+        let introduced = self
+            .transport
+            .proxy_protocol
+            .filter(|_| self.spec.port.is_none());
+        let socket = match introduced {
+            Some(version) => {
+                let header = proxy_protocol::header(version, None);
+                let written = timeout_at(deadline, written(socket, &header)).await;
+                written.map_err(|_| late("no PROXY header written"))??
+            }
+            None => socket,
+        };
         let (socket, h2) = match &self.transport.tls {
             Some(tls) => {
                 let secure = timeout_at(deadline, self.secure(socket, tls)).await;
@@ -167,11 +182,37 @@ impl Probe {
         }
     }
 
+    /// Through the proxies on the way, as requests go; `at` says the port.
+    async fn through(
+        &self,
+        via: &Via,
+        at: impl Fn(&SocketAddr) -> SocketAddr,
+    ) -> Result<Socket, String> {
+        let to = match (&self.address, &self.names) {
+            (TargetAddr::Ip(ip), _) => TargetAddr::Ip(at(ip)),
+            (TargetAddr::Name(..), Some(names)) => {
+                let first = names.rotated().first().map(at);
+                TargetAddr::Ip(first.ok_or("the name has no address")?)
+            }
+            (TargetAddr::Name(name, port), None) => {
+                TargetAddr::Name(name.clone(), self.spec.port.unwrap_or(*port))
+            }
+            (other, _) => other.clone(),
+        };
+        let deadline = Instant::now() + self.spec.timeout;
+        // Checks belong to no worker; the first one's place in a round is as good as any.
+        let opened = via::open(via.hops(), 0, &to, deadline).await;
+        opened.map(Socket::Within).map_err(|error| error.detail)
+    }
+
     async fn connect(&self) -> Result<Socket, String> {
         let at = |address: &SocketAddr| match self.spec.port {
             Some(port) => SocketAddr::new(address.ip(), port),
             None => *address,
         };
+        if let Some(via) = &self.transport.via {
+            return self.through(via, at).await;
+        }
         let found = match (&self.address, &self.names) {
             (TargetAddr::Ip(ip), _) => dial(at(ip)).await,
             (TargetAddr::Name(..), Some(names)) => {
@@ -217,6 +258,13 @@ async fn dial(address: SocketAddr) -> io::Result<Socket> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(Socket::Tcp(stream))
+}
+
+/// The stream after these first bytes.
+async fn written(mut stream: Socket, bytes: &[u8]) -> Result<Socket, String> {
+    let write = stream.write_all(bytes).await;
+    write.map_err(|error| format!("PROXY header: {error}"))?;
+    Ok(stream)
 }
 
 async fn tcp(mut stream: Socket, send: &[u8], receive: Option<&[u8]>) -> Result<String, String> {

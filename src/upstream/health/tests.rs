@@ -36,6 +36,8 @@ fn check(health: &Arc<Health>) -> Check {
         tunnels: None,
         protocol: Protocol::Http1,
         tls: None,
+        proxy_protocol: None,
+        via: None,
     };
     let key = CheckKey {
         target: health.key.clone(),

@@ -152,6 +152,10 @@ fn spec(targets: &[(TargetAddr, u32)]) -> UpstreamSpec {
         health: None,
         passive: None,
         slow_start: Duration::ZERO,
+        proxy_protocol: None,
+        via: None,
+        tls_place: None,
+        found_elsewhere: false,
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) mod admin;
 pub(crate) mod authority;
+pub(crate) mod connect_proxy;
 pub(crate) mod contract;
 pub(crate) mod frames;
 pub(crate) mod grpc;

@@ -1,0 +1,193 @@
+//! The handshakes against scripted proxies: every answer, cut anywhere, and what follows it.
+#![allow(clippy::unwrap_used)]
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+use crate::config::scalar::Secret;
+
+fn login() -> LoginSpec {
+    LoginSpec {
+        user: "me".into(),
+        password: Secret::new("pa:ss".into()),
+    }
+}
+
+/// What asking comes to when the proxy says `answer` in pieces of `size` and ends; and what it was asked.
+async fn asked(
+    protocol: HopProtocol,
+    to: &str,
+    login: Option<LoginSpec>,
+    answer: &[u8],
+    size: usize,
+) -> (Result<Bytes, String>, Vec<u8>) {
+    let (mut ours, mut theirs) = tokio::io::duplex(64 * 1024);
+    let to = TargetAddr::parse(to, std::path::Path::new("/")).unwrap();
+    let script = async {
+        for piece in answer.chunks(size) {
+            theirs.write_all(piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        theirs.shutdown().await.unwrap();
+    };
+    let asking = async {
+        let login = login.as_ref();
+        let done = match protocol {
+            HopProtocol::Http | HopProtocol::Https => {
+                connect::ask(&mut ours, "hop", &to, login).await
+            }
+            _ => socks5::ask(&mut ours, "hop", &to, login)
+                .await
+                .map(|()| Bytes::new()),
+        };
+        let done = done.map_err(|fault| match fault {
+            Fault::Answered(error) => format!("{} {}", error.kind, error.detail),
+            Fault::Broken(_, why) => format!("broken: {why}"),
+        });
+        let mut rest = Vec::new();
+        if let Ok(first) = &done {
+            rest.extend_from_slice(first);
+            ours.read_to_end(&mut rest).await.unwrap();
+        }
+        ours.shutdown().await.unwrap();
+        done.map(|_| Bytes::from(rest))
+    };
+    let (done, ()) = tokio::join!(asking, script);
+    let mut said = Vec::new();
+    theirs.read_to_end(&mut said).await.unwrap();
+    (done, said)
+}
+
+#[tokio::test]
+async fn connect_says_who_it_is_and_reads_no_further_than_the_answer() {
+    for size in [1, 7, 1000] {
+        let answer = b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\nvia: 1.1 x\r\n\r\nSSH-2.0\r\n\r\n";
+        let (done, said) = asked(HopProtocol::Http, "a.test:22", Some(login()), answer, size).await;
+        assert_eq!(done.unwrap(), "SSH-2.0\r\n\r\n");
+        let head = "CONNECT a.test:22 HTTP/1.1\r\nHost: a.test:22\r\nProxy-Authorization: Basic bWU6cGE6c3M=\r\n\r\n";
+        assert_eq!(String::from_utf8(said).unwrap(), head);
+    }
+    let (_, said) = asked(HopProtocol::Http, "[::1]:80", None, b"", 1).await;
+    assert_eq!(said, b"CONNECT [::1]:80 HTTP/1.1\r\nHost: [::1]:80\r\n\r\n");
+}
+
+#[tokio::test]
+async fn what_a_proxy_answers_is_told() {
+    let long = [&b"HTTP/1.1 200 OK\r\nx: "[..], &[b'x'; connect::MOST]].concat();
+    for (known, answer, told) in [
+        (
+            true,
+            &b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"[..],
+            "connection_refused via hop: CONNECT a.test:80 was answered with 407 Proxy Authentication Required: it does not take this user and password",
+        ),
+        (
+            false,
+            b"HTTP/1.1 407 x\r\n\r\n",
+            "connection_refused via hop: CONNECT a.test:80 was answered with 407 Proxy Authentication Required: it wants a user and a password",
+        ),
+        (
+            false,
+            b"HTTP/1.0 504 x\r\n\r\n",
+            "connection_timeout via hop: CONNECT a.test:80 was answered with 504 Gateway Timeout",
+        ),
+        (
+            false,
+            b"HTTP/1.1 200 OK\r\n",
+            "broken: it closed the connection instead of an answer",
+        ),
+        (
+            false,
+            b"",
+            "broken: it closed the connection instead of an answer",
+        ),
+        (
+            false,
+            b"SSH-2.0-OpenSSH\r\n\r\n",
+            "broken: it does not answer in HTTP/1",
+        ),
+        (
+            false,
+            &long,
+            "broken: the head of its answer is over 16384 bytes",
+        ),
+    ] {
+        let login = known.then(login);
+        let (done, _) = asked(HopProtocol::Http, "a.test:80", login, answer, 4096).await;
+        assert_eq!(done.unwrap_err(), told);
+    }
+}
+
+#[tokio::test]
+async fn socks_says_what_it_must_and_reads_no_further() {
+    let granted = [&[5, 2][..], &[1, 0], &[5, 0, 0, 3, 1, b'x', 0, 1], b"rest"].concat();
+    for size in [1, 3, 100] {
+        let (done, said) = asked(
+            HopProtocol::Socks5h,
+            "a.test:22",
+            Some(login()),
+            &granted,
+            size,
+        )
+        .await;
+        assert_eq!(done.unwrap(), "rest");
+        let expected = [
+            &[5, 2, 0, 2][..],
+            b"\x01\x02me\x05pa:ss",
+            b"\x05\x01\x00\x03\x06a.test\x00\x16",
+        ];
+        assert_eq!(said, expected.concat());
+    }
+    let granted = [&[5, 0][..], &[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
+    let (done, said) = asked(HopProtocol::Socks5, "[::1]:1", None, &granted, 100).await;
+    assert!(done.unwrap().is_empty());
+    assert_eq!(said[..7], [5, 1, 0, 5, 1, 0, 4]);
+}
+
+#[tokio::test]
+async fn what_a_socks_proxy_answers_is_told() {
+    for (known, answer, told) in [
+        (
+            true,
+            &[5, 2, 1, 1][..],
+            "connection_refused via hop: it does not take this user and password",
+        ),
+        (
+            true,
+            &[5, 0xff],
+            "connection_refused via hop: it takes no user and password",
+        ),
+        (
+            false,
+            &[5, 0xff],
+            "connection_refused via hop: it wants to know who we are, by a user and a password or otherwise",
+        ),
+        (
+            false,
+            &[5, 0, 5, 4, 0, 1],
+            "destination_unavailable via hop: CONNECT a.test:80 was answered with reply 4: host unreachable",
+        ),
+        (false, &[4, 0], "broken: it does not answer in SOCKS5"),
+        // Chosen, but never offered.
+        (false, &[5, 2], "broken: it does not answer in SOCKS5"),
+        (
+            false,
+            &[5, 0, 5, 0, 0, 9, 1],
+            "broken: its reply has an address of no known kind",
+        ),
+        (
+            false,
+            &[5, 0, 5, 0, 0, 1, 1],
+            "broken: it closed the connection instead of an answer",
+        ),
+    ] {
+        let (done, _) = asked(
+            HopProtocol::Socks5h,
+            "a.test:80",
+            known.then(login),
+            answer,
+            100,
+        )
+        .await;
+        assert_eq!(done.unwrap_err(), told);
+    }
+}
