@@ -16,7 +16,8 @@ use crate::net;
 use crate::supervisor::event::Kind;
 use crate::supervisor::{self, Handle, Source, SubmitError, SwapRecord, SwapRequest};
 
-/// The document that runs when no file is found: a welcome page on 127.0.0.1:8080.
+/// The document that runs when no file is found: a welcome page on 127.0.0.1:8080, and a forward
+/// proxy on 127.0.0.1:8090.
 pub const WELCOME: &str = include_str!("../config/welcome.toml");
 
 /// How long the admin API may take to give its last answers.

@@ -1,6 +1,6 @@
 //! The command line: `run` and the quick modes start the process, `check`, `trust`, `schema` and `hash-password`
 //! need none, and `adapt`,
-//! `reload`, `now`, `stop` and `status` talk to the admin API of one that runs. Exit codes are for scripts and stable; see
+//! `reload`, `now`, `stop`, `status` and `sessions` talk to the admin API of one that runs. Exit codes are for scripts and stable; see
 //! [`Exit`].
 
 mod args;
@@ -71,6 +71,7 @@ pub fn main() -> ExitCode {
         Some(Verb::ReverseProxy(args)) => quick::reverse_proxy(&args),
         Some(Verb::FileServer(args)) => quick::file_server(&args),
         Some(Verb::Respond(args)) => quick::respond(&args),
+        Some(Verb::Proxy(args)) => quick::proxy(&args),
         Some(Verb::Schema) => local::schema(),
         Some(Verb::HashPassword) => password::hash_password(),
         Some(Verb::Reload(reload)) => remote::block_on(remote::reload(reload)),
@@ -78,6 +79,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Now(now)) => remote::block_on(remote::now(now)),
         Some(Verb::Stop(stop)) => remote::block_on(remote::stop(stop)),
         Some(Verb::Status(status)) => remote::block_on(remote::status(status)),
+        Some(Verb::Sessions(sessions)) => remote::block_on(remote::sessions(sessions)),
     };
     exit.into()
 }

@@ -7,6 +7,10 @@
 //!
 //! A [`Session`] is a guard: dropping it takes it off the table and keeps its bytes in the totals.
 
+mod table;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +24,9 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use crate::generation::Watch;
+use table::Table;
+
+pub use table::Name;
 
 /// Entries that are looked at under one lock.
 const BATCH: usize = 256;
@@ -75,7 +82,7 @@ impl Kind {
 /// What is known of a session when it begins. Names are those of the document.
 #[derive(Debug, Clone, Default)]
 pub struct Start {
-    /// `None`: it came over a unix socket.
+    /// `None`: it came over a unix socket. Port 0: it is not known.
     pub client: Option<SocketAddr>,
     /// Whom authentication found.
     pub user: Option<Arc<str>>,
@@ -124,14 +131,6 @@ pub struct Sessions {
     table: Mutex<Table>,
 }
 
-#[derive(Debug, Default)]
-struct Table {
-    begun: u64,
-    open: BTreeMap<u64, Arc<Shared>>,
-    /// Of those that have ended; `open` is not kept here.
-    totals: [Totals; Kind::ALL.len()],
-}
-
 /// What a session's task writes and others read.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -141,7 +140,7 @@ struct Shared {
     /// When something passed last, on the worker's clock.
     moved: AtomicU64,
     id: u64,
-    kind: Kind,
+    name: Name,
     begun: Instant,
     start: Start,
     /// Told after the beginning; goes before `start.destination`.
@@ -166,15 +165,14 @@ impl Sessions {
     pub fn open(self: &Arc<Self>, kind: Kind, start: Start) -> Session {
         let mut table = self.table.lock();
         let id = self.index + 1 + table.begun * self.step;
-        table.begun += 1;
-        table.totals[kind as usize].opened += 1;
+        let name = table.begin(kind, start.listener.as_ref());
         let begun = Instant::now();
         let shared = Arc::new(Shared {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             moved: AtomicU64::new(self.millis(begun)),
             id,
-            kind,
+            name,
             begun,
             start,
             destination: Mutex::new(None),
@@ -204,14 +202,24 @@ impl Sessions {
         let table = self.table.lock();
         let mut totals = table.totals;
         for shared in table.open.values() {
-            totals[shared.kind as usize].add(Totals {
+            totals[shared.kind() as usize].add(Totals {
                 open: 1,
-                opened: 0,
-                received: shared.received.load(Ordering::Relaxed),
-                sent: shared.sent.load(Ordering::Relaxed),
+                ..shared.passed()
             });
         }
         totals
+    }
+
+    /// The same by listener.
+    fn names(&self) -> BTreeMap<Name, Totals> {
+        let table = self.table.lock();
+        let mut names = table.names.clone();
+        for shared in table.open.values() {
+            if let Some(totals) = names.get_mut(&shared.name) {
+                totals.add(shared.passed());
+            }
+        }
+        names
     }
 
     /// The next ones after `cursor` that are `wanted`, at most `limit`, in the order of their ids.
@@ -239,7 +247,7 @@ impl Sessions {
         let destination = shared.destination.lock().clone();
         Info {
             id: shared.id,
-            kind: shared.kind,
+            kind: shared.kind(),
             client: shared.start.client,
             user: shared.start.user.clone(),
             listener: shared.start.listener.clone(),
@@ -260,6 +268,21 @@ impl Sessions {
     }
 }
 
+impl Shared {
+    fn kind(&self) -> Kind {
+        self.name.0
+    }
+
+    /// Its bytes so far.
+    fn passed(&self) -> Totals {
+        Totals {
+            received: self.received.load(Ordering::Relaxed),
+            sent: self.sent.load(Ordering::Relaxed),
+            ..Totals::default()
+        }
+    }
+}
+
 /// Which sessions are asked for; `None`: all.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
@@ -272,7 +295,7 @@ impl Wanted {
     fn is(&self, shared: &Shared) -> bool {
         let start = &shared.start;
         let listener = start.listener.as_deref();
-        self.kind.is_none_or(|kind| kind == shared.kind)
+        self.kind.is_none_or(|kind| kind == shared.kind())
             && (self.client.is_none() || self.client == start.client.map(|client| client.ip()))
             && (self.listener.is_none() || self.listener.as_deref() == listener)
     }
@@ -314,6 +337,15 @@ pub fn totals<'a>(
     sum
 }
 
+/// The same by listener.
+pub fn names<'a>(workers: impl IntoIterator<Item = &'a Arc<Sessions>>) -> BTreeMap<Name, Totals> {
+    let mut sum: BTreeMap<Name, Totals> = BTreeMap::new();
+    for (name, totals) in workers.into_iter().flat_map(|sessions| sessions.names()) {
+        sum.entry(name).or_default().add(totals);
+    }
+    sum
+}
+
 /// Sessions of all workers with ids above `cursor`, at most `limit`, in the order of their ids; and the cursor of the next
 /// page if there may be one. Who begins or ends between two pages is seen once or not at all, nobody twice.
 pub fn page<'a>(
@@ -333,28 +365,15 @@ pub fn page<'a>(
     (all, next)
 }
 
-/// What came of asking one to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Closing {
-    Told,
-    /// It was told before and is ending.
-    Already,
-    /// There is none of this id.
-    Unknown,
-}
-
-/// Tells a session to end.
-pub fn close<'a>(workers: impl IntoIterator<Item = &'a Arc<Sessions>>, id: u64) -> Closing {
-    let owner = workers.into_iter().find(|sessions| sessions.owns(id));
-    let shared = owner.and_then(|sessions| sessions.table.lock().open.get(&id).cloned());
-    let Some(shared) = shared else {
-        return Closing::Unknown;
-    };
-    if shared.close.swap(true, Ordering::AcqRel) {
-        return Closing::Already;
+/// Tells a session to end, which may take it a moment, and returns what it was then; again is no harm. `None`: there is
+/// none of this id.
+pub fn close<'a>(workers: impl IntoIterator<Item = &'a Arc<Sessions>>, id: u64) -> Option<Info> {
+    let owner = workers.into_iter().find(|sessions| sessions.owns(id))?;
+    let shared = owner.table.lock().open.get(&id).cloned()?;
+    if !shared.close.swap(true, Ordering::AcqRel) {
+        shared.waker.wake();
     }
-    shared.waker.wake();
-    Closing::Told
+    Some(owner.info(&shared))
 }
 
 /// An open session; dropping it ends it. Each counter is written by one task at a time.
@@ -367,6 +386,11 @@ pub struct Session {
 impl Session {
     pub fn id(&self) -> u64 {
         self.shared.id
+    }
+
+    /// All that is known of it now.
+    pub fn info(&self) -> Info {
+        self.sessions.info(&self.shared)
     }
 
     /// So many bytes more went to the client.
@@ -438,138 +462,7 @@ impl Drop for Session {
         shared.waker.take();
         let mut table = self.sessions.table.lock();
         if table.open.remove(&shared.id).is_some() {
-            table.totals[shared.kind as usize].add(Totals {
-                received: shared.received.load(Ordering::Relaxed),
-                sent: shared.sent.load(Ordering::Relaxed),
-                ..Totals::default()
-            });
+            table.end(&shared.name, shared.passed());
         }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::generation::{Generation, Verdict};
-
-    fn workers(of: usize) -> Vec<Arc<Sessions>> {
-        (0..of).map(|index| Sessions::new(index, of)).collect()
-    }
-
-    fn named(listener: &str) -> Start {
-        Start {
-            client: Some("10.0.0.1:99".parse().unwrap()),
-            listener: Some(listener.into()),
-            ..Start::default()
-        }
-    }
-
-    #[test]
-    fn a_session_is_there_from_its_beginning_to_its_drop_and_its_bytes_stay() {
-        let all = workers(2);
-        let session = all[1].open(Kind::Tcp, named("db"));
-        session.received(3);
-        session.sent(4);
-        session.passed(10, 20);
-        session.destination("10.0.0.9:5432");
-        let (page, next) = page(&all, &Wanted::default(), 0, 10);
-        assert_eq!((page.len(), next), (1, None));
-        assert_eq!((page[0].received, page[0].sent), (10, 20));
-        assert_eq!(page[0].destination.as_deref(), Some("10.0.0.9:5432"));
-        let tcp = || totals(&all)[Kind::Tcp as usize].1;
-        let mut expected = Totals {
-            open: 1,
-            opened: 1,
-            received: 10,
-            sent: 20,
-        };
-        assert_eq!(tcp(), expected);
-        drop(session);
-        expected.open = 0;
-        assert_eq!(tcp(), expected);
-        assert!(super::page(&all, &Wanted::default(), 0, 10).0.is_empty());
-    }
-
-    #[test]
-    fn pages_show_each_once_in_order_whatever_ends_between() {
-        let all = workers(3);
-        let mut open: Vec<Session> = (0..900)
-            .map(|n| all[n % 3].open([Kind::Tcp, Kind::Udp][n % 2], named(["a", "b"][n % 2])))
-            .collect();
-        let wanted = Wanted {
-            kind: Some(Kind::Udp),
-            client: Some("10.0.0.1".parse().unwrap()),
-            listener: Some("b".to_owned()),
-        };
-        let (mut seen, mut cursor) = (Vec::new(), 0);
-        loop {
-            let (infos, next) = page(&all, &wanted, cursor, 7);
-            seen.extend(infos.iter().map(|info| info.id));
-            open.truncate(open.len() - 1);
-            let Some(next) = next else { break };
-            cursor = next;
-        }
-        assert!(seen.is_sorted_by(|a, b| a < b));
-        assert!(
-            open.iter()
-                .all(|session| session.shared.kind != Kind::Udp || seen.contains(&session.id()))
-        );
-        let other = Wanted {
-            listener: Some("a".to_owned()),
-            ..wanted
-        };
-        assert!(page(&all, &other, 0, 7).0.is_empty());
-    }
-
-    #[tokio::test]
-    async fn one_is_told_to_end_once() {
-        let all = workers(2);
-        let (one, other) = (
-            all[0].open(Kind::Connect, Start::default()),
-            all[1].open(Kind::Connect, Start::default()),
-        );
-        assert_ne!(one.id(), other.id());
-        let waiting = tokio::spawn(async move {
-            other.closed().await;
-            other
-        });
-        tokio::task::yield_now().await;
-        let id = one.id() + 1;
-        assert_eq!(close(&all, id), Closing::Told);
-        let other = waiting.await.unwrap();
-        assert_eq!(close(&all, id), Closing::Already);
-        let told: Vec<_> = page(&all, &Wanted::default(), 0, 9).0;
-        assert!(!told[0].closing && told[1].closing);
-        drop(other);
-        assert_eq!(close(&all, id), Closing::Unknown);
-        assert_eq!(close(&all, 0), Closing::Unknown);
-        assert_eq!(close(&all, u64::MAX), Closing::Unknown);
-    }
-
-    #[test]
-    fn its_generation_is_the_one_it_has_moved_to() {
-        let all = workers(1);
-        let (old, new) = (Generation::new(3), Generation::new(4));
-        let flight = old.begin(1);
-        flight.define(7);
-        let start = Start {
-            watch: Some(flight.watch()),
-            ..Start::default()
-        };
-        let _session = all[0].open(Kind::Websocket, start);
-        let generation = || page(&all, &Wanted::default(), 0, 9).0[0].generation;
-        assert_eq!(generation(), Some(3));
-        old.settle(false, |_| Verdict::Moves(new.clone()));
-        assert_eq!(generation(), Some(4));
-    }
-
-    #[test]
-    fn names_are_unique_and_read_back() {
-        for kind in Kind::ALL {
-            assert_eq!(Kind::parse(kind.name()), Some(kind));
-            assert_eq!(Kind::ALL[kind as usize], kind);
-        }
-        assert_eq!(Kind::parse("http"), None);
     }
 }

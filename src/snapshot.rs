@@ -294,14 +294,20 @@ impl Snapshot {
                     if let Some(spec) = behind.forward {
                         let presented = presented_by(spec, &certificates, tls);
                         let passwords = &filters.passwords;
-                        let proxy = Forward::build(spec, &files, presented, passwords, forward);
+                        let log = access_log.clone();
+                        let proxy =
+                            Forward::build(spec, &files, presented, passwords, forward, log);
                         let proxy = Arc::new(proxy);
                         let http = http::Entry::of_forward(proxy.clone(), recording);
                         return (key, Arc::new(Entry::of_forward(proxy, http)));
                     }
                     let tcp = behind.tcp.and_then(|spec| {
                         let upstream = upstreams.get(&spec.upstream)?.clone();
-                        Some(Arc::new(Tcp::new(spec.clone(), upstream)))
+                        Some(Arc::new(Tcp::new(
+                            spec.clone(),
+                            upstream,
+                            access_log.clone(),
+                        )))
                     });
                     if let Some(tcp) = tcp {
                         return (key, Arc::new(Entry::of_tcp(http(), tcp)));

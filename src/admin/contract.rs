@@ -12,7 +12,7 @@ use super::{
 };
 use crate::config::{Format, render};
 use crate::supervisor::event::Event;
-use crate::supervisor::{CertificateList, Status, SwapRecord, TunnelList};
+use crate::supervisor::{CertificateList, SessionList, Status, SwapRecord, TunnelList};
 
 const BEGIN: &str =
     "  schemas: # generated from the types; EVERGATE_UPDATE=1 cargo test contract writes it\n";
@@ -32,6 +32,8 @@ fn operation_id(operation: Operation) -> &'static str {
         Operation::ListSwaps => "listSwaps",
         Operation::GetSwap => "getSwap",
         Operation::Status => "status",
+        Operation::Sessions => "sessions",
+        Operation::CloseSession => "closeSession",
         Operation::Tunnels => "tunnels",
         Operation::Certificates => "certificates",
         Operation::RefreshCertificates => "refreshCertificates",
@@ -126,6 +128,7 @@ fn schemas() -> String {
     add::<Problem>(&mut generator);
     add::<Status>(&mut generator);
     add::<CertificateList>(&mut generator);
+    add::<SessionList>(&mut generator);
     add::<TunnelList>(&mut generator);
     add::<Health>(&mut generator);
     let mut all: Vec<(String, Value)> = generator.take_definitions(true).into_iter().collect();

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::session::Wanted;
 use crate::supervisor::event::Event;
 use crate::supervisor::{
-    AdminBinding, CertificateList, EventReader, Figures, Handle, RefreshRefused, RefreshRequest,
-    Running, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
-    TargetStatus, TunnelList,
+    AdminBinding, CertificateList, EventReader, Figures, Handle, LiveSession, RefreshRefused,
+    RefreshRequest, Running, SessionList, Status, SubmitError, SwapRecord, SwapRequest,
+    TargetRefused, TargetRequest, TargetStatus, TunnelList,
 };
 
 /// The supervisor as seen from here. Same meaning as the methods of [`Handle`].
@@ -29,6 +30,8 @@ pub(crate) trait Control: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Option<SwapRecord>> + Send;
     fn binding(&self) -> watch::Receiver<Option<Arc<AdminBinding>>>;
     fn status(&self) -> Status;
+    fn sessions(&self, wanted: &Wanted, after: u64, limit: usize) -> SessionList;
+    fn close_session(&self, id: u64) -> Option<LiveSession>;
     fn tunnels(&self) -> TunnelList;
     fn certificates(&self) -> CertificateList;
     /// It is done whether or not its future is polled to its end.
@@ -76,6 +79,12 @@ impl Control for Handle {
     }
     fn status(&self) -> Status {
         Handle::status(self)
+    }
+    fn sessions(&self, wanted: &Wanted, after: u64, limit: usize) -> SessionList {
+        Handle::sessions(self, wanted, after, limit)
+    }
+    fn close_session(&self, id: u64) -> Option<LiveSession> {
+        Handle::close_session(self, id)
     }
     fn tunnels(&self) -> TunnelList {
         Handle::tunnels(self)

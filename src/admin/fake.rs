@@ -13,11 +13,12 @@ use crate::config::admin::AdminSpec;
 use crate::config::runtime::{Model, OnChange, RuntimeSpec};
 use crate::config::scalar::ListenAddr;
 use crate::document::Document;
+use crate::session::Wanted;
 use crate::supervisor::event::{Event, Kind, Outcome, Phase};
 use crate::supervisor::{
-    AdminBinding, AdminListener, CertificateList, Figures, RefreshRefused, RefreshRequest, Running,
-    Source, Status, SubmitError, SwapRecord, SwapRequest, TargetRefused, TargetRequest,
-    TargetStatus, TunnelList,
+    AdminBinding, AdminListener, CertificateList, Figures, LiveSession, RefreshRefused,
+    RefreshRequest, Running, SessionList, Source, Status, SubmitError, SwapRecord, SwapRequest,
+    TargetRefused, TargetRequest, TargetStatus, TunnelList,
 };
 
 pub(crate) const ETAG: &str = "\"e1\"";
@@ -276,7 +277,14 @@ impl Control for Fake {
             certificates: vec![],
             certificate_problems: vec![],
             handshakes: Default::default(),
+            sessions: Default::default(),
         }
+    }
+    fn sessions(&self, _: &Wanted, _: u64, _: usize) -> SessionList {
+        SessionList::default()
+    }
+    fn close_session(&self, _: u64) -> Option<LiveSession> {
+        None
     }
     fn tunnels(&self) -> TunnelList {
         TunnelList::default()

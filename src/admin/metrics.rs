@@ -158,6 +158,7 @@ impl Collector for Page {
         self.requests(&mut to)?;
         self.targets(&mut to)?;
         self.connections(&mut to)?;
+        self.sessions(&mut to)?;
         self.swaps(&mut to)?;
         self.process(&mut to)
     }
@@ -327,6 +328,37 @@ impl Page {
             "evergate_websockets_opened",
             "Websockets begun.",
             figures.websockets,
+        )
+    }
+
+    fn sessions(&self, to: &mut Writer<'_>) -> fmt::Result {
+        let kinds = || {
+            let all = self.0.sessions.iter();
+            all.map(|(kind, totals)| ([("kind", kind.name())], totals))
+        };
+        to.gauges(
+            "evergate_sessions",
+            "Open long flows: websockets, sessions of TCP listeners and forward proxies.",
+            kinds().map(|(labels, t)| (labels, t.open)),
+        )?;
+        to.counters(
+            "evergate_sessions_opened",
+            "Long flows begun.",
+            kinds().map(|(labels, t)| (labels, t.opened as f64)),
+        )?;
+        let names = || {
+            let all = self.0.session_names.iter();
+            all.map(|((kind, name), totals)| ([("kind", kind.name()), ("name", &**name)], totals))
+        };
+        to.counters(
+            "evergate_session_received_bytes",
+            "Bytes that came from clients in long flows, by the table they came in by; those of open ones too.",
+            names().map(|(labels, t)| (labels, t.received as f64)),
+        )?;
+        to.counters(
+            "evergate_session_sent_bytes",
+            "Bytes that went to clients in long flows, by the table they came in by; those of open ones too.",
+            names().map(|(labels, t)| (labels, t.sent as f64)),
         )
     }
 

@@ -29,6 +29,7 @@ mod query;
 mod seats;
 mod secure;
 mod serve;
+mod sessions;
 mod status;
 mod stream;
 mod swaps;
@@ -81,6 +82,8 @@ pub(crate) enum Operation {
     ListSwaps,
     GetSwap,
     Status,
+    Sessions,
+    CloseSession,
     Tunnels,
     Certificates,
     RefreshCertificates,
@@ -109,6 +112,8 @@ pub(crate) const ROUTES: &[(&str, &str, Operation)] = &[
     ("GET", "/swaps", Operation::ListSwaps),
     ("GET", "/swaps/{id}", Operation::GetSwap),
     ("GET", "/status", Operation::Status),
+    ("GET", "/sessions", Operation::Sessions),
+    ("POST", "/sessions/{id}/close", Operation::CloseSession),
     ("GET", "/tunnels", Operation::Tunnels),
     ("GET", "/certificates", Operation::Certificates),
     (
@@ -180,6 +185,7 @@ fn router<C: Control>(app: App<C>) -> Router {
                 Operation::Reload
                     | Operation::Adapt
                     | Operation::Stop
+                    | Operation::CloseSession
                     | Operation::RefreshCertificates
                     | Operation::SetTarget
             )
@@ -202,6 +208,8 @@ fn endpoint<C: Control>(operation: Operation) -> MethodRouter<App<C>> {
         Operation::ListSwaps => get(swaps::list::<C>),
         Operation::GetSwap => get(swaps::one::<C>),
         Operation::Status => get(status::status::<C>),
+        Operation::Sessions => get(sessions::list::<C>),
+        Operation::CloseSession => post(sessions::close::<C>),
         Operation::Tunnels => get(tunnels::tunnels::<C>),
         Operation::Certificates => get(certificates::list::<C>),
         Operation::RefreshCertificates => post(certificates::refresh::<C>),

@@ -166,6 +166,7 @@ fn title(slug: &str, status: StatusCode) -> String {
         "method-not-allowed" => "This path does not take this method",
         "no-document" => "There is no file to read again",
         "no-such-part" => "The running configuration has no such part",
+        "no-such-session" => "No such session is open",
         "no-such-swap" => "No such swap is known",
         "no-such-target" => "No such target is used",
         "not-acceptable" => "This part cannot be shown in that format",

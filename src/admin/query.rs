@@ -68,11 +68,29 @@ impl Query {
         Ok(query)
     }
 
-    fn get(&self, key: &str) -> Option<&str> {
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.pairs
             .iter()
             .find(|(name, _)| name == key)
             .map(|(_, value)| value.as_str())
+    }
+
+    /// A whole number of `range`.
+    pub(crate) fn number(
+        &self,
+        key: &str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<Option<u64>, Refusal> {
+        let Some(text) = self.get(key) else {
+            return Ok(None);
+        };
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.map(Some).ok_or_else(|| {
+            let (from, to) = (range.start(), range.end());
+            Problem::bad_query(format!(
+                "`{key}` is a whole number from {from} to {to}, not `{text}`"
+            ))
+        })
     }
 
     /// `true` or `false`; absent is false.
@@ -177,6 +195,12 @@ mod tests {
             query.duration("turn").unwrap(),
             Some(Duration::from_millis(250))
         );
+        let turn = |text: &str| parse(text).unwrap().number("turn", 1..=10);
+        assert_eq!(turn("turn=10").unwrap(), Some(10));
+        assert_eq!(turn("").unwrap(), None);
+        for wrong in ["turn=11", "turn=0", "turn=-1", "turn=", "turn=1.0"] {
+            assert!(turn(wrong).is_err(), "{wrong}");
+        }
         assert!(parse("strict=yes").unwrap().flag("strict").is_err());
         assert!(parse("turn=10").unwrap().duration("turn").is_err());
         assert!(parse("turn=").unwrap().duration("turn").is_err());

@@ -42,6 +42,8 @@ pub(crate) enum Verb {
     FileServer(quick::FileServer),
     /// Answer every request with a text, without a configuration file
     Respond(quick::Respond),
+    /// Be a forward proxy (HTTP and SOCKS), without a configuration file
+    Proxy(quick::Proxy),
     /// Say everything that is wrong with a file; needs no running process
     ///
     /// Touches nothing outside the file: addresses in use and missing certificates are found by `adapt`, which asks the
@@ -62,6 +64,8 @@ pub(crate) enum Verb {
     Stop(Stop),
     /// Show what the running process is doing
     Status(Status),
+    /// Show its long flows: websockets, sessions of TCP listeners and forward proxies; or end one
+    Sessions(Sessions),
     /// Say how to trust the local CA behind `tls.self_signed`, for development
     ///
     /// It is kept in the state folder of the process that has this configuration.
@@ -231,6 +235,50 @@ pub(crate) struct Stop {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Status {
+    /// Print the whole answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Sessions {
+    #[command(subcommand)]
+    pub(crate) verb: Option<SessionVerb>,
+    /// Only those of one kind: websocket, socks5, socks4, socks_udp, tcp
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Option<String>,
+    /// Only those of one client address
+    #[arg(long, value_name = "IP")]
+    pub(crate) client: Option<String>,
+    /// Only those of one table, such as db of [tcp.db]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) listener: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) limit: Option<u64>,
+    /// Only those with greater ids: the next page
+    #[arg(long, value_name = "ID")]
+    pub(crate) after: Option<u64>,
+    /// Print the whole answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionVerb {
+    /// End one, on both sides
+    Close(CloseSession),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CloseSession {
+    /// As the list has it
+    pub(crate) id: u64,
     /// Print the whole answer as JSON
     #[arg(long)]
     pub(crate) json: bool,

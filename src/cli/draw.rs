@@ -9,7 +9,7 @@ use super::file::Text;
 use crate::config::diagnostic::{render_diagnostics, render_warnings};
 use crate::config::{Diagnostic, Severity};
 use crate::supervisor::event::{Event, Kind, Phase};
-use crate::supervisor::{Status, TargetState};
+use crate::supervisor::{LiveSession, SessionList, Status, TargetState};
 
 /// Draws errors and warnings on standard error; with the text, each with its line and a caret.
 pub(crate) fn findings(name: &str, bytes: &[u8], errors: &[Diagnostic], warnings: &[Diagnostic]) {
@@ -194,7 +194,7 @@ pub(crate) fn event(event: &Event) -> String {
                 (left.requests, left.connections, left.listeners);
             let tunnels = match left.tunnels {
                 0 => String::new(),
-                tunnels => format!("{tunnels} websockets, "),
+                tunnels => format!("{tunnels} long flows, "),
             };
             format!(
                 "{requests} requests, {tunnels}{connections} connections, {listeners} addresses left"
@@ -269,7 +269,7 @@ pub(crate) fn status(status: &Status) -> String {
     for one in draining {
         let _ = writeln!(
             text,
-            "generation {} {}: {} requests, {} websockets left",
+            "generation {} {}: {} requests, {} long flows left",
             one.generation, one.state, one.requests, one.tunnels
         );
     }
@@ -334,6 +334,62 @@ pub(crate) fn status(status: &Status) -> String {
     );
     certificates(&mut text, status);
     text
+}
+
+/// A page of `/sessions` as a table.
+pub(crate) fn sessions(list: &SessionList) -> String {
+    let rows = list.sessions.iter().map(|one| {
+        let named = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
+        let client = match &one.user {
+            Some(user) => format!("{user}@{}", named(&one.client)),
+            None => named(&one.client),
+        };
+        vec![
+            one.id.to_string(),
+            one.kind.clone(),
+            client,
+            named(&one.listener),
+            named(&one.destination),
+            one.generation
+                .map_or_else(|| "-".to_owned(), |n| n.to_string()),
+            uptime(one.age_s),
+            uptime(one.idle_s),
+            one.received.to_string(),
+            one.sent.to_string(),
+        ]
+    });
+    let mut text = String::new();
+    let head = [
+        "ID",
+        "KIND",
+        "CLIENT",
+        "LISTENER",
+        "DESTINATION",
+        "GENERATION",
+        "AGE",
+        "IDLE",
+        "RECEIVED",
+        "SENT",
+    ];
+    table(&mut text, &head, rows.collect());
+    if list.sessions.is_empty() {
+        text.push_str("none\n");
+    }
+    if let Some(next) = list.next {
+        let _ = writeln!(text, "\nthere are more: --after {next}");
+    }
+    // The table begins with an empty line, to stand below something.
+    text.trim_start_matches('\n').to_owned()
+}
+
+/// A session that was told to end.
+pub(crate) fn closed(one: &LiveSession) -> String {
+    let named = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
+    let (client, to) = (named(&one.client), named(&one.destination));
+    format!(
+        "{} {}, {client} to {to}, is told to end\n",
+        one.kind, one.id
+    )
 }
 
 fn certificates(text: &mut String, status: &Status) {

@@ -1,4 +1,4 @@
-//! `hash-password`: what `basic_auth` takes instead of a password.
+//! `hash-password`: what `basic_auth` and users of forward proxies take instead of a password.
 
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -11,7 +11,7 @@ const LONGEST: u64 = 4_096;
 
 /// Reads a password and prints its argon2id hash (RFC 9106; 19 MiB and two passes).
 pub(crate) fn hash_password() -> Exit {
-    match password().and_then(|password| hash(&password)) {
+    match hashed() {
         Ok(hash) => {
             print(&format!("{hash}\n"));
             Exit::Done
@@ -21,6 +21,11 @@ pub(crate) fn hash_password() -> Exit {
             Exit::Other
         }
     }
+}
+
+/// The hash of a password that is read.
+pub(super) fn hashed() -> Result<String, String> {
+    password().and_then(|password| hash(&password))
 }
 
 /// From a terminal twice, unseen; from anything else its first line.

@@ -1,4 +1,4 @@
-//! `reverse-proxy`, `file-server`, `respond`: one common job each, without a file. Each is a document made from the
+//! `reverse-proxy`, `file-server`, `respond`, `proxy`: one common job each, without a file. Each is a document made from the
 //! command line, which runs like any other: the admin API is on, and `--print-config` shows it to start a file from.
 
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 use serde_json::{Map, Value, json};
 
-use super::{Exit, complain, local, print};
+use super::{Exit, complain, local, password, print};
 use crate::config::{Format, render};
 
 /// What every quick mode takes.
@@ -74,6 +74,24 @@ pub(crate) struct Respond {
     common: Common,
 }
 
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Proxy {
+    /// Where to listen: HOST:PORT, :PORT (all addresses, which needs --user or --client) or unix:/PATH
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8090")]
+    listen: String,
+    /// Who may use it; the password is asked for at the terminal, else read from the first line of standard input
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// A range of addresses from which clients may connect; may be given several times
+    #[arg(long = "client", value_name = "CIDR")]
+    clients: Vec<String>,
+    /// Somewhere to go that is denied by default, such as 127.0.0.1:3000; may be given several times
+    #[arg(long = "allow", value_name = "DESTINATION")]
+    allow: Vec<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
 pub(crate) fn reverse_proxy(args: &ReverseProxy) -> Exit {
     let mut proxy = Map::new();
     let mut document = Map::new();
@@ -91,7 +109,7 @@ pub(crate) fn reverse_proxy(args: &ReverseProxy) -> Exit {
         proxy.insert("host_header".into(), json!(host));
     }
     let server = json!({ "listen": args.from, "proxy": proxy });
-    run(&args.common, "reverse-proxy", server, document)
+    run(&args.common, "http", "reverse-proxy", server, document)
 }
 
 pub(crate) fn file_server(args: &FileServer) -> Exit {
@@ -118,7 +136,7 @@ pub(crate) fn file_server(args: &FileServer) -> Exit {
         files.insert("try".into(), json!(["{path}", "/index.html"]));
     }
     let server = json!({ "listen": args.listen, "files": files });
-    run(&args.common, "file-server", server, Map::new())
+    run(&args.common, "http", "file-server", server, Map::new())
 }
 
 pub(crate) fn respond(args: &Respond) -> Exit {
@@ -138,12 +156,42 @@ pub(crate) fn respond(args: &Respond) -> Exit {
         respond.insert("headers".into(), Value::Object(headers));
     }
     let server = json!({ "listen": args.listen, "respond": respond });
-    run(&args.common, "respond", server, Map::new())
+    run(&args.common, "http", "respond", server, Map::new())
 }
 
-/// Prints or runs the document whose one server is `server`.
+pub(crate) fn proxy(args: &Proxy) -> Exit {
+    let mut proxy = Map::from_iter([("listen".to_owned(), json!(args.listen))]);
+    if let Some(name) = &args.user {
+        let hash = match password::hashed() {
+            Ok(hash) => hash,
+            Err(message) => {
+                complain(&message);
+                return Exit::Other;
+            }
+        };
+        // SOCKS4 has no passwords.
+        proxy.insert("protocols".into(), json!(["http", "socks5"]));
+        proxy.insert("users".into(), json!({ name: hash }));
+    }
+    if !args.clients.is_empty() {
+        proxy.insert("clients".into(), json!(args.clients));
+    }
+    if !args.allow.is_empty() {
+        proxy.insert("destinations".into(), json!({ "allow": args.allow }));
+    }
+    run(
+        &args.common,
+        "forward",
+        "proxy",
+        Value::Object(proxy),
+        Map::new(),
+    )
+}
+
+/// Prints or runs the document whose one listener is `server`, of this kind.
 fn run(
     common: &Common,
+    kind: &str,
     name: &'static str,
     server: Value,
     mut document: Map<String, Value>,
@@ -152,7 +200,7 @@ fn run(
     if let Some(admin) = &common.admin {
         document.insert("admin".into(), json!({ "listen": admin }));
     }
-    document.insert("http".into(), json!({ name: server }));
+    document.insert(kind.into(), json!({ name: server }));
     let text = render::render(&Value::Object(document), Format::Toml);
     if common.print_config {
         print(&text);

@@ -9,7 +9,9 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
 use serde::de::DeserializeOwned;
 
-use super::args::{Adapt, Admin, Form, Now, Reload, Status, Stop, Until};
+use super::args::{
+    Adapt, Admin, CloseSession, Form, Now, Reload, SessionVerb, Sessions, Status, Stop, Until,
+};
 use super::client::{self, Answer, Ask};
 use super::file::Text;
 use super::{Exit, complain, draw, print};
@@ -158,6 +160,52 @@ pub(crate) async fn status(status: Status) -> Result<Exit, Failed> {
         print(&String::from_utf8_lossy(&body));
     } else {
         print(&draw::status(&parse(&body)?));
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) async fn sessions(sessions: Sessions) -> Result<Exit, Failed> {
+    if let Some(SessionVerb::Close(close)) = sessions.verb {
+        return close_session(close).await;
+    }
+    let number = |number: Option<u64>| number.map(|number| number.to_string());
+    let asked = [
+        ("kind", sessions.kind),
+        ("client", sessions.client),
+        ("listener", sessions.listener),
+        ("limit", number(sessions.limit)),
+        ("after", number(sessions.after)),
+    ];
+    let query: Vec<_> = asked
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)))
+        .collect();
+    let ask = Ask {
+        method: Method::GET,
+        ..post("/sessions", &query, None)
+    };
+    let answer = send(&sessions.admin, ask).await?;
+    if !answer.response.status().is_success() {
+        return refused(answer, None).await;
+    }
+    let body = whole(answer).await?;
+    match sessions.json {
+        true => print(&String::from_utf8_lossy(&body)),
+        false => print(&draw::sessions(&parse(&body)?)),
+    }
+    Ok(Exit::Done)
+}
+
+async fn close_session(close: CloseSession) -> Result<Exit, Failed> {
+    let ask = post(&format!("/sessions/{}/close", close.id), &[], None);
+    let answer = send(&close.admin, ask).await?;
+    if !answer.response.status().is_success() {
+        return refused(answer, None).await;
+    }
+    let body = whole(answer).await?;
+    match close.json {
+        true => print(&String::from_utf8_lossy(&body)),
+        false => print(&draw::closed(&parse(&body)?)),
     }
     Ok(Exit::Done)
 }

@@ -25,7 +25,7 @@ section! {
 }
 
 section! {
-    /// A line for each request, written when its response has ended.
+    /// A line for each request, written when its response has ended, and for each TCP or SOCKS session at its end.
     pub struct AccessLogRaw {
         /// `-` for standard output, or a file. It is opened again on SIGUSR1 and on each reload.
         path: String = "-",

@@ -41,13 +41,17 @@ pub enum Var {
     RequestId,
     /// Whom authentication found.
     User,
-    /// Of the response, as are the four below: see [`Var::since`].
+    /// Of the response, as are those below: see [`Var::since`].
     Upstream,
     Target,
     Status,
     /// Milliseconds since the request began, with three decimals.
     DurationMs,
     BytesSent,
+    /// Of a websocket or a session; nothing for other requests.
+    BytesReceived,
+    /// How a session ended; nothing for requests.
+    Ended,
     Header(::http::HeaderName),
     Cookie(String),
     QueryKey(String),
@@ -80,7 +84,7 @@ impl Var {
     pub fn since(&self) -> Side {
         match self {
             Var::Upstream | Var::Target | Var::Status | Var::DurationMs => Side::Response,
-            Var::BytesSent => Side::Log,
+            Var::BytesSent | Var::BytesReceived | Var::Ended => Side::Log,
             _ => Side::Request,
         }
     }
@@ -93,7 +97,7 @@ pub trait Source {
 }
 
 /// The variables without a name of their own.
-const VARIABLES: [(&str, Var); 25] = [
+const VARIABLES: [(&str, Var); 27] = [
     ("client_ip", Var::ClientIp),
     ("client_port", Var::ClientPort),
     ("scheme", Var::Scheme),
@@ -125,6 +129,8 @@ const VARIABLES: [(&str, Var); 25] = [
     ("status", Var::Status),
     ("duration_ms", Var::DurationMs),
     ("bytes_sent", Var::BytesSent),
+    ("bytes_received", Var::BytesReceived),
+    ("ended", Var::Ended),
 ];
 
 impl Template {
@@ -313,6 +319,8 @@ mod tests {
             ("{request_id} {user} {host}", Side::Request),
             ("{status} {upstream} {target} {duration_ms}", Side::Response),
             ("{bytes_sent}", Side::Log),
+            ("{bytes_received}", Side::Log),
+            ("{ended}", Side::Log),
         ] {
             for side in [Side::Request, Side::Response, Side::Log] {
                 assert_eq!(fits(text, side), side >= first, "{text} {side:?}");

@@ -23,6 +23,8 @@ use super::socks::v5::To;
 use super::target::Destination;
 use super::{Ask, Forward, Place};
 use crate::generation::Flight;
+use crate::http::record::session::End;
+use crate::session::Session;
 
 /// Bytes of the largest datagram.
 const DATAGRAM: usize = 65_535;
@@ -56,6 +58,17 @@ pub enum Ended {
     /// A swap or an operator ended it.
     Cut,
     Broken(io::Error),
+}
+
+impl From<&Ended> for End {
+    fn from(ended: &Ended) -> End {
+        match ended {
+            Ended::Closed => End::Closed,
+            Ended::Idle => End::Idle,
+            Ended::Cut => End::Cut,
+            Ended::Broken(_) => End::Broken,
+        }
+    }
 }
 
 /// Sockets and what is known of the client.
@@ -107,7 +120,7 @@ impl Association {
     }
 
     /// Relays until `control` ends, or anything else ends it.
-    pub async fn run<S>(mut self, mut control: S, flight: &Flight) -> Ended
+    pub async fn run<S>(mut self, mut control: S, flight: &Flight, session: &Session) -> Ended
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -142,16 +155,17 @@ impl Association {
                     tokio::time::sleep(flight.cut_delay()).await;
                     return Ended::Cut;
                 }
+                () = session.closed() => return Ended::Cut,
                 ready = self.near.readable() => match ready {
-                    Ok(()) => self.hear_client(&mut state, &mut buffer),
+                    Ok(()) => self.hear_client(&mut state, &mut buffer, session),
                     Err(error) => Err(error),
                 },
                 ready = readable(v4.as_ref()) => match ready {
-                    Ok(()) => self.hear_others(0, &mut state, &mut buffer),
+                    Ok(()) => self.hear_others(0, &mut state, &mut buffer, session),
                     Err(error) => Err(error),
                 },
                 ready = readable(v6.as_ref()) => match ready {
-                    Ok(()) => self.hear_others(1, &mut state, &mut buffer),
+                    Ok(()) => self.hear_others(1, &mut state, &mut buffer, session),
                     Err(error) => Err(error),
                 },
                 Some((name, data, found)) = state.waiting.next() => {
@@ -173,7 +187,12 @@ impl Association {
     }
 
     /// Takes what has come to the client's port.
-    fn hear_client(&mut self, state: &mut State, buffer: &mut [u8]) -> io::Result<()> {
+    fn hear_client(
+        &mut self,
+        state: &mut State,
+        buffer: &mut [u8],
+        session: &Session,
+    ) -> io::Result<()> {
         for _ in 0..ROUNDS {
             let Some((size, from)) = received(self.near.try_recv_from(buffer))? else {
                 return Ok(());
@@ -188,6 +207,7 @@ impl Association {
             };
             state.client = Some(from);
             state.moved = true;
+            session.received(data.len() as u64);
             match to {
                 To::Address(address) => self.judged(address, data, state),
                 To::Name(name) => self.named(name, data, state),
@@ -269,6 +289,7 @@ impl Association {
         family: usize,
         state: &mut State,
         buffer: &mut [u8],
+        session: &Session,
     ) -> io::Result<()> {
         let (Some(Some(far)), Some(client)) = (self.far.get(family), state.client) else {
             return Ok(());
@@ -286,6 +307,7 @@ impl Association {
                 continue;
             }
             state.moved = true;
+            session.sent(size as u64);
             let mut head = Vec::with_capacity(HEAD);
             datagram::write(from, &mut head);
             let start = HEAD - head.len().min(HEAD);

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::config::forward::ForwardSpec;
+use crate::http::record::AccessLog;
 use crate::metrics::WorkerContext;
 use crate::password::{self, Passwords};
 use crate::tls;
@@ -65,6 +66,8 @@ pub struct Forward {
     pub spec: ForwardSpec,
     /// `None`: cleartext.
     pub tls: Option<Arc<tls::Server>>,
+    /// Where sessions leave a line.
+    pub log: Option<Arc<AccessLog>>,
     /// By what its sessions live: see `generation::Flight::define`.
     definition: u64,
     passwords: Option<Passwords>,
@@ -103,6 +106,7 @@ impl Forward {
         tls: Option<tls::Server>,
         passwords: &password::Shared,
         shared: &Shared,
+        log: Option<Arc<AccessLog>>,
     ) -> Forward {
         let users = spec.users.as_ref().map(|users| {
             let path = users.htpasswd.as_ref().map(|(path, _)| path);
@@ -112,6 +116,7 @@ impl Forward {
         Forward {
             name: spec.name.clone(),
             tls: tls.map(Arc::new),
+            log,
             definition: definition(&spec.name),
             passwords: users,
             rules: Rules::new(spec),

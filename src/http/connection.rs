@@ -321,12 +321,12 @@ impl Connection {
 
     /// The answer in progress agrees to more than an answer: the connection, or one stream of it, is that once it has left.
     /// The request's record goes on with it. A stream counts as a request in progress, which whoever takes it ends.
-    pub fn switch(&self, switch: Box<Switch>, record: Record) {
+    pub fn switch(&self, switch: Switch, record: Record) {
         let Switch {
             mut becomes,
             stream,
-        } = *switch;
-        becomes.keep(record);
+        } = switch;
+        becomes.keep(record, &self.worker);
         if matches!(becomes, Becomes::Websocket(_)) {
             WorkerCounters::add(&self.worker.counters.websockets);
         }

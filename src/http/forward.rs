@@ -157,7 +157,7 @@ pub(super) async fn handle(
     let mut response = Response::new(ResponseBody::new(Content::Empty));
     response.extensions_mut().insert(Agreed);
     let becomes = Becomes::Passage(Box::new(passage));
-    Handled::switched(response, Box::new(Switch { becomes, stream }))
+    Handled::switched(response, Switch { becomes, stream })
 }
 
 /// Who it is.
@@ -283,7 +283,7 @@ fn origin_form(uri: &Uri) -> Result<Uri, Error> {
     let target = match uri.path_and_query() {
         None => PathAndQuery::from_static("/"),
         Some(target) if target.as_str().starts_with(['/', '*']) => target.clone(),
-        Some(target) => PathAndQuery::try_from(format!("/{target}"))
+        Some(target) => PathAndQuery::try_from(format!("/{}", target.as_str()))
             .map_err(|error| Error::client(StatusCode::BAD_REQUEST, error.to_string()))?,
     };
     Ok(Uri::from(target))

@@ -30,11 +30,12 @@ use super::progress;
 use super::record::Record;
 use super::record::id::X_REQUEST_ID;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
-use super::switch::Switch;
+use super::switch::{Becomes, Switch};
 use super::vars::Vars;
 use super::{Entry, Face};
 use crate::generation::Serving;
 use crate::metrics::WorkerCounters;
+use crate::session::Start;
 use crate::upstream::error::Error;
 
 /// Bytes of a request body that are read and thrown away so that the connection can go on after an answer that did not
@@ -51,12 +52,12 @@ pub(super) struct Handled {
     /// What must be read away first, if the connection is to go on.
     unread: Option<Incoming>,
     /// What the connection, or the stream, becomes with it.
-    switch: Option<Box<Switch>>,
+    switch: Option<Switch>,
 }
 
 impl Handled {
     /// What the connection, or the stream, becomes with an answer.
-    pub(super) fn switched(response: Response<ResponseBody>, switch: Box<Switch>) -> Handled {
+    pub(super) fn switched(response: Response<ResponseBody>, switch: Switch) -> Handled {
         Handled {
             switch: Some(switch),
             ..Handled::answered(response, false)
@@ -375,6 +376,15 @@ async fn handle(
     }
     if let Some(passed) = passed {
         filters.back(*passed, &mut handled.response);
+    }
+    if let Some(Becomes::Websocket(tunnel)) = handled.switch.as_mut().map(|s| &mut s.becomes) {
+        tunnel.start = Start {
+            client: context.client_address(),
+            user: context.user.clone(),
+            listener: Some(server.name.clone()),
+            route: route.and_then(|route| route.name.clone()),
+            ..Start::default()
+        };
     }
     handled
 }

@@ -7,6 +7,7 @@
 
 pub mod format;
 pub mod id;
+pub mod session;
 
 use std::borrow::Cow;
 use std::io;
@@ -90,6 +91,16 @@ impl Shared {
 #[derive(Debug)]
 pub struct AccessLog(Box<[Arc<View>]>);
 
+impl AccessLog {
+    /// That of a worker, if the one who asks gets a line.
+    fn view(&self, worker: usize) -> Option<&Arc<View>> {
+        let views = &self.0;
+        views
+            .get(worker % views.len().max(1))
+            .filter(|view| view.wants())
+    }
+}
+
 /// The access log as one worker's requests hold it: a count of references that no other worker touches.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -141,10 +152,7 @@ pub struct Watch {
 
 impl Watch {
     fn view(&self, worker: usize) -> Option<&Arc<View>> {
-        let views = &self.log.as_ref()?.0;
-        views
-            .get(worker % views.len().max(1))
-            .filter(|view| view.wants())
+        self.log.as_ref()?.view(worker)
     }
 
     /// A request that could not be read is answered with `status`.
@@ -170,6 +178,8 @@ pub struct Record {
     pub user: Option<Arc<str>>,
     /// 0: there is no answer yet.
     status: u16,
+    /// Of a tunnel.
+    received: Option<u64>,
     sent: u64,
     cell: Option<Arc<Cell>>,
     line: Option<Box<Line>>,
@@ -190,6 +200,8 @@ struct Line {
 pub struct Late<'a> {
     pub status: u16,
     pub took: Duration,
+    /// Not counted for each request.
+    pub received: Option<u64>,
     pub sent: u64,
     pub upstream: &'a str,
     pub target: Option<&'a TargetAddr>,
@@ -205,6 +217,7 @@ impl Record {
             id: None,
             user: None,
             status: 0,
+            received: None,
             sent: 0,
             cell: None,
             line: None,
@@ -311,6 +324,7 @@ impl Record {
         if let Some(cell) = &self.cell {
             cell.receive(received);
         }
+        self.received = Some(received);
         self.sent += sent;
     }
 
@@ -319,6 +333,7 @@ impl Record {
         Late {
             status: self.status,
             took,
+            received: self.received,
             sent: self.sent,
             upstream: line.and_then(|line| line.upstream.as_deref()).unwrap_or(""),
             target: line

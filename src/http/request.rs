@@ -2,7 +2,7 @@
 //! authority, a clean path and a known client; nothing behind it asks again.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::header::{EXPECT, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
@@ -114,6 +114,15 @@ impl<'a> RequestContext<'a> {
             request_id: id::of(&parts.headers, connection.trusted),
             user: None,
         })
+    }
+
+    /// The client. A proxy tells its address, seldom the port: that is 0 then.
+    pub fn client_address(&self) -> Option<SocketAddr> {
+        let peer = self.connection.peer;
+        match self.client {
+            client if client == peer.ip() => peer.address(),
+            client => client.map(|ip| SocketAddr::new(ip, 0)),
+        }
     }
 
     /// Lower case, without port; empty if the request named none.

@@ -13,7 +13,9 @@ use super::record::Record;
 use super::tunnel::Tunnel;
 use crate::config::runtime::OnChange;
 use crate::generation::Serving;
+use crate::metrics::WorkerContext;
 use crate::net::Sever;
+use crate::session::{Kind, Start};
 
 /// What comes of a request, agreed on its way to the client's connection, which takes it when the answer is certain.
 #[derive(Debug)]
@@ -55,11 +57,19 @@ impl Becomes {
         }
     }
 
-    /// The record of the request goes on with it.
-    pub(super) fn keep(&mut self, mut record: Record) {
+    /// The record of the request goes on with it, and an operator sees it from now on.
+    pub(super) fn keep(&mut self, mut record: Record, worker: &WorkerContext) {
         match self {
             Becomes::Websocket(tunnel) => {
                 record.given_by(&tunnel.in_flight.target);
+                let (upstream, target) = tunnel.in_flight.target.key();
+                let start = Start {
+                    upstream: Some(upstream.clone()),
+                    destination: Some(target.to_string().into()),
+                    watch: Some(tunnel.progress.flight.watch()),
+                    ..std::mem::take(&mut tunnel.start)
+                };
+                tunnel.session = Some(worker.sessions.open(Kind::Websocket, start));
                 tunnel.record = Some(record);
             }
             Becomes::Passage(passage) => passage.record = Some(record),

@@ -1,6 +1,6 @@
 //! A client and an origin after both have switched to websocket: bytes are copied until one of four things ends it: both
-//! sides are done, one breaks, both are silent for too long, or it is cut: a swap took its definition away, or its target
-//! went down and `on_down` says so.
+//! sides are done, one breaks, both are silent for too long, or it is cut: a swap took its definition away, its target
+//! went down and `on_down` says so, or an operator tells it to end.
 //!
 //! In the last two cases it says goodbye: each direction runs on to the end of the frame that is passing and then ends
 //! with a Close 1001, so that the client knows that it may come back. A direction that does not get there in time, or is no
@@ -20,6 +20,7 @@ use super::record::Record;
 use super::websocket::{Frames, going_away, going_away_masked};
 use crate::config::runtime::OnChange;
 use crate::net::copy::{Pair, Way};
+use crate::session::{Session, Start};
 use crate::upstream::InFlight;
 use crate::upstream::upgrade::Stream;
 
@@ -40,6 +41,10 @@ pub struct Tunnel {
     pub in_flight: InFlight,
     /// Of the request that it was.
     pub record: Option<Record>,
+    /// Who it is, until it is `session`.
+    pub start: Start,
+    /// Its place among the long flows, since the answer is certain.
+    pub session: Option<Session>,
     /// How long both sides may be silent.
     pub idle: Option<Duration>,
     pub on_change: OnChange,
@@ -57,6 +62,8 @@ impl Tunnel {
             progress,
             in_flight,
             record,
+            start: _,
+            session,
             idle,
             on_change: _,
         } = self;
@@ -71,10 +78,18 @@ impl Tunnel {
         let Counted {
             pair, in_flight, ..
         } = &mut counted;
-        let mut ended = poll_fn(|cx| match pair.poll(cx) {
-            Poll::Ready(end) => Poll::Ready(Some(end)),
-            Poll::Pending if in_flight.poll_cut(cx).is_ready() => Poll::Ready(None),
-            Poll::Pending => flight.poll_cut(cx).map(|()| None),
+        let mut ended = poll_fn(|cx| {
+            let polled = pair.poll(cx);
+            if let Some(session) = &session {
+                session.passed(pair.forth.bytes, pair.back.bytes);
+            }
+            let closed = |session: &Session| session.poll_closed(cx).is_ready();
+            let told = session.as_ref().is_some_and(closed);
+            match polled {
+                Poll::Ready(end) => Poll::Ready(Some(end)),
+                Poll::Pending if told || in_flight.poll_cut(cx).is_ready() => Poll::Ready(None),
+                Poll::Pending => flight.poll_cut(cx).map(|()| None),
+            }
         })
         .await;
         if ended.is_none() {

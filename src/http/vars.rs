@@ -54,9 +54,13 @@ impl Source for Vars<'_> {
             Var::RequestId => String::from_utf8_lossy(context.request_id.as_bytes()),
             Var::User => context.user.as_deref().unwrap_or("").into(),
             // Not known yet: see `Var::since`.
-            Var::Upstream | Var::Target | Var::Status | Var::DurationMs | Var::BytesSent => {
-                "".into()
-            }
+            Var::Upstream
+            | Var::Target
+            | Var::Status
+            | Var::DurationMs
+            | Var::BytesSent
+            | Var::BytesReceived
+            | Var::Ended => "".into(),
             Var::Sni => {
                 let session = context.connection.tls.as_ref();
                 session.and_then(|t| t.sni.as_deref()).unwrap_or("").into()

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::pace::Paced;
 use crate::generation::Flight;
+use crate::http::record::session::End as LineEnd;
 use crate::net::Sever;
 use crate::net::copy::{End, Pair, Tap, Way};
 #[cfg(target_os = "linux")]
@@ -47,6 +48,17 @@ pub enum Cause {
     /// A swap, its target or an operator ended it.
     Cut,
     Broken(io::Error),
+}
+
+impl From<&Cause> for LineEnd {
+    fn from(cause: &Cause) -> LineEnd {
+        match cause {
+            Cause::Closed => LineEnd::Closed,
+            Cause::Idle => LineEnd::Idle,
+            Cause::Cut => LineEnd::Cut,
+            Cause::Broken(_) => LineEnd::Broken,
+        }
+    }
 }
 
 /// What passed, and how it ended.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::config::scalar::TargetAddr;
 use crate::config::tcp::TcpSpec;
 use crate::generation::Flight;
+use crate::http::record::AccessLog;
 use crate::metrics::WorkerContext;
 use crate::upstream::error::Error;
 use crate::upstream::hash;
@@ -18,6 +19,8 @@ use crate::upstream::{InFlight, KeyedBy, Upstream};
 #[derive(Debug)]
 pub struct Tcp {
     pub spec: TcpSpec,
+    /// Where sessions leave a line.
+    pub log: Option<Arc<AccessLog>>,
     upstream: Arc<Upstream>,
 }
 
@@ -31,8 +34,12 @@ pub struct Client {
 }
 
 impl Tcp {
-    pub fn new(spec: TcpSpec, upstream: Arc<Upstream>) -> Tcp {
-        Tcp { spec, upstream }
+    pub fn new(spec: TcpSpec, upstream: Arc<Upstream>, log: Option<Arc<AccessLog>>) -> Tcp {
+        Tcp {
+            spec,
+            log,
+            upstream,
+        }
     }
 
     /// Whether a client may connect at all. Those of a unix socket have the rights of its file.

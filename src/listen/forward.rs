@@ -23,6 +23,7 @@ use crate::forward::{Ask, Destination, Forward, Reached, Refused};
 use crate::generation::EpochGuard;
 use crate::http::Face as _;
 use crate::http::connection::{Connection, IDLE_LINGER};
+use crate::http::record::session::SessionLine;
 use crate::l4::relay::{Terms, relay};
 use crate::net::{Peer, Sever};
 use crate::session::{Kind, Start};
@@ -405,27 +406,30 @@ where
     drop(guard);
     let Said { stream, bytes } = said;
     let (peer, to) = (client.peer, asked.what);
+    let kind = match (&begun, asked.version) {
+        (Begun::Associated(_), _) => Kind::SocksUdp,
+        (Begun::Connected(_), Version::Socks4) => Kind::Socks4,
+        (Begun::Connected(_), Version::Socks5) => Kind::Socks5,
+    };
+    let session = client.listener.worker.sessions.open(
+        kind,
+        Start {
+            client: peer.address(),
+            user: asked.user,
+            listener: Some(proxy.name.clone()),
+            destination: match &to {
+                What::Connect(to) => Some(to.to_string().into()),
+                What::Associate => None,
+            },
+            watch: Some(flight.watch()),
+            ..Start::default()
+        },
+    );
+    let worker = client.listener.worker.index;
+    let line = SessionLine::new(proxy.log.clone(), worker, &session);
     match begun {
         Begun::Connected(reached) => {
             let Reached { link, place, .. } = *reached;
-            let kind = match asked.version {
-                Version::Socks4 => Kind::Socks4,
-                Version::Socks5 => Kind::Socks5,
-            };
-            let session = client.listener.worker.sessions.open(
-                kind,
-                Start {
-                    client: peer.address(),
-                    user: asked.user,
-                    listener: Some(proxy.name.clone()),
-                    destination: match &to {
-                        What::Connect(to) => Some(to.to_string().into()),
-                        What::Associate => None,
-                    },
-                    watch: Some(flight.watch()),
-                    ..Start::default()
-                },
-            );
             let terms = Terms {
                 idle: proxy.spec.timeouts.idle,
                 bandwidth: proxy.spec.limits.bandwidth,
@@ -437,13 +441,15 @@ where
             drop((proxy, client));
             let early = Bytes::from(bytes);
             let relayed = relay(stream, link, early, terms).await;
+            line.end((&relayed.cause).into());
             if let What::Connect(to) = to {
                 tracing::debug!(%peer, %to, ?relayed, "session ended");
             }
             drop(place);
         }
         Begun::Associated(association) => {
-            let ended = Box::pin(association.run(stream, &flight)).await;
+            let ended = Box::pin(association.run(stream, &flight, &session)).await;
+            line.end((&ended).into());
             tracing::debug!(%peer, ?ended, "association ended");
         }
     }

@@ -9,6 +9,7 @@ use super::entry::Plane;
 use super::http::Listener;
 use crate::generation::EpochGuard;
 use crate::http::Face as _;
+use crate::http::record::session::SessionLine;
 use crate::l4::relay::{Terms, relay};
 use crate::l4::tcp::{Client, Tcp};
 use crate::net::{Peer, Sever};
@@ -74,6 +75,7 @@ pub async fn serve<S>(
             ..Start::default()
         },
     );
+    let line = SessionLine::new(tcp.log.clone(), worker.index, &session);
     let (idle, bandwidth) = (tcp.spec.idle, tcp.spec.bandwidth);
     drop(tcp);
     let terms = Terms {
@@ -85,5 +87,6 @@ pub async fn serve<S>(
     };
     let relayed = relay(stream, target, Bytes::new(), terms).await;
     in_flight.end_session(relayed.to_client);
+    line.end((&relayed.cause).into());
     tracing::debug!(%peer, ?relayed, "session ended");
 }

@@ -154,7 +154,7 @@ pub(super) fn requests(generations: &[Arc<Generation>]) -> usize {
     generations.iter().map(of).sum()
 }
 
-/// Long flows: websockets.
+/// Long flows: websockets, sessions.
 pub(super) fn tunnels(generations: &[Arc<Generation>]) -> usize {
     generations.iter().map(|generation| generation.long()).sum()
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::drain;
 use super::event::Outcome;
 use super::status::HandshakeStatus;
 use super::view::View;
 use crate::metrics::WorkerCounters;
 use crate::metrics::cell::{self, Cell, Totals};
 use crate::net;
+use crate::session;
 
 /// Swaps by outcome, and how long those took that committed.
 #[derive(Debug, Default)]
@@ -73,6 +73,10 @@ pub struct Figures {
     pub panics: u64,
     pub websockets: u64,
     pub open_websockets: u64,
+    /// Long flows by kind, of the kinds that there have been.
+    pub sessions: Vec<(session::Kind, session::Totals)>,
+    /// The same by kind and listener.
+    pub session_names: Vec<(session::Name, session::Totals)>,
     /// TLS handshakes by how they went.
     pub handshakes: HandshakeStatus,
     /// Dropped lines, by path.
@@ -122,11 +126,11 @@ impl View {
         let mut swap_time = Totals::default();
         swaps.took.add_to(&mut swap_time);
         let draining = self.draining.iter().filter(|d| !d.is_over());
-        let serving = self
-            .serving
-            .as_ref()
-            .map_or(0, |c| drain::tunnels(&c.generations));
-        let tunnels = draining.clone().map(|d| d.tunnels()).sum::<usize>() + serving;
+        let sessions = self.session_totals();
+        let open = |wanted| -> u64 {
+            let of = sessions.iter().filter(|(kind, _)| *kind == wanted);
+            of.map(|(_, totals)| totals.open).sum()
+        };
         let runtimes = workers.iter().map(|w| &w.runtime).chain(&self.runtimes);
         Figures {
             generation,
@@ -140,7 +144,9 @@ impl View {
             accepted: sum(|c| &c.accepted),
             panics: sum(|c| &c.panics),
             websockets: sum(|c| &c.websockets),
-            open_websockets: tunnels as u64,
+            open_websockets: open(session::Kind::Websocket),
+            sessions,
+            session_names: self.session_names(),
             handshakes: self.handshakes(),
             access_logs: self.log_figures(),
             tasks: runtimes.map(|r| r.metrics().num_alive_tasks() as u64).sum(),

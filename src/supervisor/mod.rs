@@ -16,6 +16,7 @@ mod log;
 pub mod plan;
 mod prepare;
 mod request;
+mod sessions;
 mod state_dir;
 mod status;
 mod swap;
@@ -33,6 +34,7 @@ pub use figures::{Figures, ListenerFigures, RouteFigures, TargetFigures};
 pub use handle::{Handle, Running};
 pub use log::EventReader;
 pub use request::{Source, SubmitError, SwapRecord, SwapRequest};
+pub use sessions::{LiveSession, SessionList, SessionTotals};
 pub use state_dir::folder as state_folder;
 pub use status::{
     CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::upstream::TargetState;
 
 use super::certificates::CertificateStatus;
+use super::sessions::SessionTotals;
 use crate::config::Diagnostic;
 
 /// `GET /status`, first form.
@@ -46,6 +47,9 @@ pub struct Status {
     pub certificate_problems: Vec<Diagnostic>,
     /// TLS handshakes since start.
     pub handshakes: HandshakeStatus,
+    /// Long flows by kind, of the kinds that there have been; `/sessions` has them one by one.
+    #[serde(default)]
+    pub sessions: BTreeMap<String, SessionTotals>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -66,7 +70,7 @@ pub struct GenerationStatus {
     pub state: String,
     /// Requests in flight on it.
     pub requests: u64,
-    /// Open websockets that live by it.
+    /// Long flows that live by it: websockets, sessions.
     pub tunnels: u64,
 }
 

@@ -146,6 +146,7 @@ impl View {
             certificates,
             certificate_problems: problems,
             handshakes: self.handshakes(),
+            sessions: self.session_status(),
         }
     }
 

@@ -12,7 +12,7 @@ use super::connection::{Connection, Open, Slot};
 use super::dial::Stream;
 use super::error::{Error, Kind};
 use super::exchange::{exchange, origin_form};
-use super::response::{Held, UpstreamBody};
+use super::response::{Alone, Held, UpstreamBody};
 use super::wire::Socket;
 use crate::config::scalar::TargetAddr;
 
@@ -54,6 +54,6 @@ pub async fn send(
         &peer,
     )
     .await?;
-    let held = Held::Alone(connection, peer);
+    let held = Held::Alone(Box::new(Alone { connection, peer }));
     Ok(answer.map(|body| UpstreamBody::new(body, held, sent, silence)))
 }

@@ -33,6 +33,13 @@ pub struct UpstreamBody {
     due: Option<Instant>,
 }
 
+/// A connection that belongs to no target.
+#[derive(Debug)]
+pub(super) struct Alone {
+    pub(super) connection: Box<Connection>,
+    pub(super) peer: TargetAddr,
+}
+
 /// What a response comes on.
 #[derive(Debug)]
 pub(super) enum Held {
@@ -41,7 +48,7 @@ pub(super) enum Held {
     /// HTTP/2: a stream.
     H2(Ticket),
     /// HTTP/1 on a connection that ends with it.
-    Alone(Box<Connection>, TargetAddr),
+    Alone(Box<Alone>),
 }
 
 impl UpstreamBody {
@@ -98,7 +105,7 @@ impl UpstreamBody {
         let piece = match held {
             Some(Held::H1(lease)) => lease.connection.poll(cx, ask, due),
             Some(Held::H2(ticket)) => ticket.deadline.watch(cx, ask, due),
-            Some(Held::Alone(connection, _)) => connection.poll(cx, ask, due),
+            Some(Held::Alone(alone)) => alone.connection.poll(cx, ask, due),
             // All of it is here.
             None => return incoming.poll_frame(cx).map_err(Cut::Broken),
         };
@@ -126,7 +133,7 @@ impl Held {
         match self {
             Held::H1(lease) => lease.peer(),
             Held::H2(ticket) => ticket.connection.peer(),
-            Held::Alone(_, peer) => peer,
+            Held::Alone(alone) => &alone.peer,
         }
     }
 }

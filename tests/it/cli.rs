@@ -128,7 +128,13 @@ fn usage_errors_are_two_and_no_answer_is_seven() {
     assert_eq!(evergate(&["nonsense"]).status.code(), Some(2));
     assert_eq!(evergate(&["run", "--nonsense"]).status.code(), Some(2));
     let nobody = local(free_port()).to_string();
-    for args in [&["now"][..], &["status"], &["stop"], &["reload"]] {
+    for args in [
+        &["now"][..],
+        &["status"],
+        &["sessions"],
+        &["stop"],
+        &["reload"],
+    ] {
         let output = evergate(&[args, &["--admin", &nobody]].concat());
         assert_eq!(
             output.status.code(),
@@ -318,4 +324,42 @@ fn warnings_at_start_are_drawn() {
     });
     assert!(drawn.contains("warning") && drawn.contains('^'), "{drawn}");
     assert!(drawn.contains("state_dir ="), "{drawn}");
+}
+
+#[test]
+fn sessions_are_shown_and_closed() {
+    let origin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (listen, to) = (local(free_port()), origin.local_addr().unwrap());
+    let document = format!("[tcp.db]\nlisten = \"{listen}\"\nupstream = \"{to}\"\n");
+    let gate = Gate::start(&document);
+    let output = verb(&gate, &["sessions"]);
+    assert_eq!(text(&output.stdout), "none\n", "{}", text(&output.stderr));
+    let client = std::net::TcpStream::connect(listen).unwrap();
+    let (mut server, _) = origin.accept().unwrap();
+    let id = until("the session", || {
+        let output = verb(&gate, &["sessions", "--json", "--listener", "db"]);
+        let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        list["sessions"][0]["id"].as_u64()
+    });
+    let shown = text(&verb(&gate, &["sessions", "--kind", "tcp"]).stdout);
+    let row: Vec<_> = shown.lines().nth(1).unwrap().split_whitespace().collect();
+    let (id, client_addr, to) = (id.to_string(), client.local_addr().unwrap(), to.to_string());
+    assert_eq!(
+        row[..6],
+        [&id, "tcp", &client_addr.to_string(), "db", &to, "1"],
+        "{shown}"
+    );
+    let wrong = verb(&gate, &["sessions", "--kind", "htpt"]);
+    assert_eq!(wrong.status.code(), Some(3), "{}", text(&wrong.stderr));
+    assert!(text(&wrong.stderr).contains("socks5"));
+    let closed = verb(&gate, &["sessions", "close", &id]);
+    assert_eq!(closed.status.code(), Some(0), "{}", text(&closed.stderr));
+    let said = text(&closed.stdout);
+    assert!(said.contains("is told to end"), "{said}");
+    let _ = std::io::Read::read(&mut server, &mut [0]);
+    let again = until("it to be gone", || {
+        let again = verb(&gate, &["sessions", "close", &id]);
+        (again.status.code() == Some(1)).then_some(again)
+    });
+    assert!(text(&again.stderr).contains("GET /sessions"));
 }

@@ -109,7 +109,7 @@ fn nothing_beyond_the_contract_is_served() {
         "/upgrade",
         "/certificates/",
         "/explain",
-        "/sessions",
+        "/sessions/",
         "/tunnels/",
         "/dashboard",
         "/reload/",

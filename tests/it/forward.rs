@@ -438,3 +438,20 @@ fn a_passage_is_counted_and_written_down_when_it_ends() {
         (line(&connected) && line(&asked)).then_some(())
     });
 }
+
+/// `config/forward.toml`.
+#[test]
+fn the_sample_holds_its_users_to_its_rules() {
+    let sample = crate::samples::Sample::start("forward.toml");
+    let at = sample.at(3128);
+    let status = |to: &str, fields: &str| {
+        let (_, head) = connect(at, to, fields);
+        head.split(' ').nth(1).unwrap().to_owned()
+    };
+    // `ci:chips`.
+    let ci = "Proxy-Authorization: Basic Y2k6Y2hpcHM=\r\n";
+    assert_eq!(status("127.0.0.1:80", ""), "407");
+    assert_eq!(status("127.0.0.1:80", ALICE), "403");
+    assert_eq!(status("x.ads.example:80", ALICE), "403");
+    assert_eq!(status("example.com:443", ci), "403");
+}

@@ -45,6 +45,7 @@ mod routes;
 mod said_once;
 mod samples;
 mod scale;
+mod sessions;
 mod sockets;
 mod socks;
 mod socks_refused;

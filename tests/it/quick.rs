@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 use crate::kit::process::{Base, spawn};
-use crate::kit::{Call, Gate, Origin, free_port, get};
+use crate::kit::{Call, Conn, Gate, Origin, free_port, get};
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -103,10 +103,49 @@ fn respond_answers_with_a_template() {
 }
 
 #[test]
+fn proxy_lets_its_user_through() {
+    let (origin, at) = (Origin::start("A"), local(free_port()));
+    let (listen, allow) = (at.to_string(), origin.addr.to_string());
+    let dir = folder();
+    let base = Base {
+        admin: local(free_port()),
+        state_dir: dir.path().join("state"),
+        runtime: String::new(),
+    };
+    std::fs::write(dir.path().join("password"), "sesame\n").unwrap();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "exec \"$0\" \"$@\" < password"])
+        .arg(env!("CARGO_BIN_EXE_evergate"))
+        .args(["proxy", "--listen", &listen, "--user", "alice"])
+        .args(["--allow", &allow, "--admin", &base.admin.to_string()]);
+    let (child, output) = spawn(command, dir.path());
+    let gate = Gate::adopt(child, output, base, dir);
+    let ask = |fields: &str| {
+        let request = format!("GET http://{allow}/who HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        Conn::open(at).unwrap().exchange(request).unwrap()
+    };
+    assert_eq!(ask("").status, 407);
+    let answer = ask("Proxy-Authorization: Basic YWxpY2U6c2VzYW1l\r\n");
+    assert_eq!(answer.text(), "A /who");
+    // The password itself is nowhere.
+    assert!(!gate.now().text().contains("sesame"));
+}
+
+#[test]
 fn print_config_shows_a_document_that_check_takes() {
     let dir = folder();
     let root = dir.path().to_str().unwrap();
-    let all: [&[&str]; 3] = [
+    let all: [&[&str]; 4] = [
+        &[
+            "proxy",
+            "--client",
+            "10.0.0.0/8",
+            "--listen",
+            ":8090",
+            "--allow",
+            "localhost",
+        ],
         &["reverse-proxy", "--from", ":8080", "--to", "127.0.0.1:3000"],
         &["file-server", root, "--browse"],
         &["respond", "hello \"you\"", "--header", "a: b"],

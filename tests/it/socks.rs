@@ -185,7 +185,7 @@ fn what_is_not_allowed_or_not_there_has_its_own_reply() {
 #[test]
 fn handshakes_that_never_end_are_over_in_time() {
     let listen = local(free_port());
-    let _gate = Gate::start(&proxy(listen, "timeouts.handshake = \"200ms\""));
+    let gate = Gate::start(&proxy(listen, "timeouts.handshake = \"200ms\""));
     for half in [
         &b""[..],
         &[5],
@@ -198,6 +198,15 @@ fn handshakes_that_never_end_are_over_in_time() {
         let said = client.rest();
         assert!(said.is_empty() || said == [5, 0], "{said:?}");
     }
+    // HTTP has a word for it.
+    let mut client = Client::open(listen);
+    client.say(b"CONNECT a.test:80 HTTP/1.1\r\n");
+    assert!(client.rest().starts_with(b"HTTP/1.1 408 "));
+    // Where it is not spoken there is none.
+    gate.reload_ok(&proxy(listen, "protocols = [\"socks5\"]"));
+    let mut client = Client::open(listen);
+    client.say(b"GET / HTTP/1.1\r\n\r\n");
+    assert!(client.rest().is_empty());
 }
 
 #[test]

@@ -668,3 +668,49 @@ fn a_reader_that_does_not_read_holds_the_writer_back() {
     let grown = gate.resident().saturating_sub(before);
     assert!(grown < 4 << 20, "it holds {grown} bytes more");
 }
+
+#[test]
+fn one_is_listed_with_what_passes_and_an_operator_ends_it_with_a_close() {
+    let origin = Echo::start();
+    let to = local(free_port());
+    let gate = Gate::start(&server(to, &origin, "trusted_proxies = \"127.0.0.0/8\""));
+    let mut conn = open(to, "/chat");
+    let mut other = open(to, "/");
+    echoes(&mut conn, b"four");
+    let list = |count: usize| {
+        until("the websockets to be told", || {
+            let list = gate.call(Call::get("/sessions?kind=websocket")).expect(200);
+            let all = list["sessions"].as_array().unwrap();
+            // The greeting has 7 bytes, a message of four 6 and its mask.
+            let told = |s: &&Value| s["received"] == 10 && s["sent"] == 13;
+            let one = all.iter().find(told)?.clone();
+            (all.len() == count).then_some(one)
+        })
+    };
+    let one = list(2);
+    let (addr, name) = (origin.addr.to_string(), format!("http://{}", origin.addr));
+    assert_eq!(one["destination"], addr, "{one}");
+    assert_eq!(
+        (&one["listener"], &one["generation"]),
+        (&"web".into(), &1.into())
+    );
+    assert!(one["upstream"] == addr || one["upstream"] == name, "{one}");
+    assert!(
+        one["client"].as_str().unwrap().starts_with("127.0.0.1:"),
+        "{one}"
+    );
+    let close = format!("/sessions/{}/close", one["id"]);
+    assert_eq!(gate.call(Call::post(&close)).expect(200)["closing"], true);
+    ends_with_going_away(&mut conn);
+    drop(conn);
+    until("the origin to be told", || {
+        let closes = origin.shared.closes.lock().unwrap();
+        (*closes == [GOING_AWAY]).then_some(())
+    });
+    echoes(&mut other, b"still here");
+    gate.wait_status("one to be left", |s| {
+        s["sessions"]["websocket"]["open"] == 1
+    });
+    gate.call(Call::post(&close))
+        .problem(404, "no-such-session");
+}

@@ -77,7 +77,7 @@ pub struct Inbound<'a> {
 }
 
 /// An origin's answer; with one that agrees to a websocket, what comes of it.
-pub(in crate::http) type Answered = (Response<ResponseBody>, Option<Box<Switch>>);
+pub(in crate::http) type Answered = (Response<ResponseBody>, Option<Switch>);
 
 /// Where a request goes, and what keeps it there.
 #[derive(Debug)]

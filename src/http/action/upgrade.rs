@@ -17,6 +17,7 @@ use crate::http::request::RequestContext;
 use crate::http::switch::{Becomes, Switch};
 use crate::http::tunnel::Tunnel;
 use crate::http::websocket;
+use crate::session::Start;
 use crate::upstream::body::RequestBody;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::upgrade::Answer;
@@ -90,6 +91,8 @@ pub(super) async fn run(
         progress: progress.clone(),
         in_flight,
         record: None,
+        start: Start::default(),
+        session: None,
         idle: switching.idle,
         on_change: switching.on_change,
     };
@@ -105,5 +108,5 @@ pub(super) async fn run(
     }
     let response = response.map(|()| ResponseBody::new(Content::Empty));
     let becomes = Becomes::Websocket(Box::new(tunnel));
-    Ok((response, Some(Box::new(Switch { becomes, stream }))))
+    Ok((response, Some(Switch { becomes, stream })))
 }

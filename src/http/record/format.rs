@@ -7,6 +7,7 @@ use std::io::Write as _;
 use http::{Method, Uri, Version};
 
 use super::Late;
+use super::session::Flow;
 use crate::config::log::AccessFormat;
 use crate::config::template::{Part, Source, Var};
 use crate::log::escape;
@@ -19,6 +20,8 @@ const LINE: usize = 384;
 #[derive(Debug)]
 pub struct Format {
     pieces: Vec<Piece>,
+    /// Of a session's line, if that is another.
+    session: Option<Vec<Piece>>,
     escape: fn(&[u8], &mut Vec<u8>),
     /// Stands for nothing.
     nothing: &'static [u8],
@@ -35,11 +38,12 @@ enum Piece {
 }
 
 /// A place that is filled when the response has ended. In a line that is begun it is a byte of this value: no other
-/// byte there is less than a tab.
+/// byte there is less than a tab, which is room for nine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Mark {
-    CommonTime = 1,
+    BytesReceived = 0,
+    CommonTime,
     Time,
     Status,
     DurationMs,
@@ -50,7 +54,8 @@ enum Mark {
 }
 
 impl Mark {
-    const ALL: [Mark; 8] = [
+    const ALL: [Mark; 9] = [
+        Mark::BytesReceived,
         Mark::CommonTime,
         Mark::Time,
         Mark::Status,
@@ -66,6 +71,7 @@ impl Mark {
             Var::Time => Mark::Time,
             Var::Status => Mark::Status,
             Var::DurationMs => Mark::DurationMs,
+            Var::BytesReceived => Mark::BytesReceived,
             Var::BytesSent => Mark::BytesSent,
             Var::Upstream => Mark::Upstream,
             Var::Target => Mark::Target,
@@ -115,6 +121,7 @@ impl Format {
             }
             AccessFormat::Json => Format {
                 pieces: json(),
+                session: Some(json_session()),
                 escape: escape::json,
                 nothing: b"",
             },
@@ -124,6 +131,7 @@ impl Format {
     fn text(pieces: Vec<Piece>) -> Format {
         Format {
             pieces,
+            session: None,
             escape: escape::plain,
             nothing: b"-",
         }
@@ -178,12 +186,32 @@ impl Format {
         out.push(b'\n');
     }
 
+    /// Writes the line of a session.
+    pub(super) fn session(&self, flow: &Flow, stamp: &Stamp, out: &mut Vec<u8>) {
+        let late = flow.late();
+        for piece in self.session.as_ref().unwrap_or(&self.pieces) {
+            match piece {
+                Piece::Text(text) => out.extend_from_slice(text),
+                Piece::Var(var) => self.value(flow.var(var).as_bytes(), out),
+                Piece::Mark(Mark::Target) => self.value(flow.destination().as_bytes(), out),
+                Piece::Mark(mark) => self.fill(*mark, &late, stamp, out),
+                Piece::RequestLine => self.value(flow.request_line().as_bytes(), out),
+                Piece::Protocol => self.value(b"", out),
+            }
+        }
+        out.push(b'\n');
+    }
+
     fn fill(&self, mark: Mark, late: &Late<'_>, stamp: &Stamp, out: &mut Vec<u8>) {
         // Writing to a vector cannot fail.
         let _ = match mark {
             Mark::CommonTime => return stamp.common(out),
             Mark::Time => return stamp.rfc3339(out),
             Mark::Status => write!(out, "{}", late.status),
+            Mark::BytesReceived => match late.received {
+                Some(received) => write!(out, "{received}"),
+                None => return out.extend_from_slice(self.nothing),
+            },
             Mark::BytesSent => write!(out, "{}", late.sent),
             Mark::DurationMs => {
                 let micros = late.took.as_micros();
@@ -261,6 +289,34 @@ fn json() -> Vec<Piece> {
         ("duration_ms", Piece::Mark(Mark::DurationMs)),
         ("generation", Piece::Var(Var::Generation)),
     ];
+    object(quoted, numbers)
+}
+
+/// The same for sessions.
+fn json_session() -> Vec<Piece> {
+    let quoted = [
+        ("time", Piece::Mark(Mark::Time)),
+        ("client_ip", Piece::Var(Var::ClientIp)),
+        ("user", Piece::Mark(Mark::User)),
+        ("kind", Piece::Var(Var::Scheme)),
+        ("listener", Piece::Var(Var::Server)),
+        ("upstream", Piece::Mark(Mark::Upstream)),
+        ("target", Piece::Mark(Mark::Target)),
+        ("ended", Piece::Var(Var::Ended)),
+    ];
+    let numbers = [
+        ("bytes_received", Piece::Mark(Mark::BytesReceived)),
+        ("bytes_sent", Piece::Mark(Mark::BytesSent)),
+        ("duration_ms", Piece::Mark(Mark::DurationMs)),
+        ("generation", Piece::Var(Var::Generation)),
+    ];
+    object(quoted, numbers)
+}
+
+fn object<const Q: usize, const N: usize>(
+    quoted: [(&str, Piece); Q],
+    numbers: [(&str, Piece); N],
+) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut before = "{";
     for (key, piece) in quoted {
@@ -308,6 +364,7 @@ mod tests {
         let late = Late {
             status: 200,
             took: Duration::from_micros(1_020),
+            received: None,
             sent: 5,
             upstream: "api",
             target: None,
@@ -341,7 +398,62 @@ mod tests {
         );
     }
 
+    fn flow(values: &str) -> Flow {
+        Flow {
+            info: crate::session::Info {
+                id: 1,
+                kind: crate::session::Kind::Socks5,
+                client: Some("10.0.0.1:4000".parse().unwrap()),
+                user: Some(values.into()),
+                listener: Some("office".into()),
+                route: None,
+                upstream: None,
+                destination: Some(values.into()),
+                generation: Some(7),
+                age: Duration::from_micros(1_020),
+                idle: Duration::ZERO,
+                received: 3,
+                sent: 5,
+                closing: false,
+            },
+            end: crate::http::record::session::End::Idle,
+        }
+    }
+
+    fn session(format: &AccessFormat, values: &str) -> String {
+        let mut stamp = Stamp::default();
+        stamp.set(UNIX_EPOCH + Duration::from_millis(1_500));
+        let mut out = Vec::new();
+        Format::new(format).session(&flow(values), &stamp, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_session_has_a_line_in_every_format() {
+        let expected = "10.0.0.1 - x [01/Jan/1970:00:00:01 +0000] \"SOCKS5 x\" 408 5 \"-\" \"-\"\n";
+        assert_eq!(session(&AccessFormat::Combined, "x"), expected);
+        let text = "{client_port} {scheme} {server} {target} {bytes_received} {bytes_sent} {duration_ms} {ended} {uri}";
+        let template = AccessFormat::Template(Template::parse_for(text, Side::Log).unwrap());
+        let expected = "4000 socks5 office a\\x0Ab 3 5 1.020 idle -\n";
+        assert_eq!(session(&template, "a\nb"), expected);
+        // Of a request neither is known.
+        let template = Template::parse_for("{bytes_received} {ended}", Side::Log).unwrap();
+        assert_eq!(line(&AccessFormat::Template(template), "", true), "- -\n");
+    }
+
     proptest! {
+        #[test]
+        fn the_line_of_a_session_is_one_line_and_json_is_json(values in "[\\x00-\\x7f\u{80}-\u{ff}]{0,40}") {
+            let json = session(&AccessFormat::Json, &values);
+            prop_assert_eq!(json.matches('\n').count(), 1);
+            let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+            prop_assert_eq!(read["target"].as_str(), Some(&*values));
+            prop_assert_eq!(read["ended"].as_str(), Some("idle"));
+            prop_assert_eq!(read["bytes_received"].as_u64(), Some(3));
+            let combined = session(&AccessFormat::Combined, &values);
+            prop_assert!(!combined.trim_end_matches('\n').contains(|c: char| c.is_control()));
+        }
+
         #[test]
         fn a_line_is_one_line_and_json_is_json(values in "[\\x00-\\x7f\u{80}-\u{ff}]{0,40}", asked: bool) {
             let json = line(&AccessFormat::Json, &values, asked);
