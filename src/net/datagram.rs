@@ -19,6 +19,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// More than the largest datagram has.
 const LARGEST: usize = 1 << 16;
+
 /// An address that can be had, as far as a probe tells.
 #[derive(Debug)]
 pub struct Reserved {
@@ -81,9 +82,8 @@ fn group(address: SocketAddr, count: usize) -> Result<Vec<Socket>, BindError> {
     let mut address = address;
     while sockets.len() < count.max(1) {
         let socket = open(address).and_then(|socket| {
-            if count > 1 {
-                reuse_port(&socket)?;
-            }
+            // Also one alone: a specific address may come beside it.
+            reuse_port(&socket)?;
             // What the system does not grant is no reason not to run.
             let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
             #[cfg(target_os = "linux")]

@@ -112,7 +112,7 @@ pub struct GenerationStatus {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ListenerStatus {
-    /// As bound: a port 0 of the document shows the port it got.
+    /// As bound: a port 0 of the document shows the port it got; one of UDP begins with `udp://`.
     pub address: String,
     /// As written in the document.
     pub configured: String,

@@ -43,6 +43,11 @@ fn echo() -> Echo {
 }
 
 impl Echo {
+    /// Datagrams that came.
+    fn count(&self) -> usize {
+        self.came.lock().unwrap().len()
+    }
+
     /// Datagrams that came, and of how many.
     fn seen(&self) -> (usize, usize) {
         let came = self.came.lock().unwrap();
@@ -564,6 +569,11 @@ fn release_flows_lose_nothing_over_swaps() {
         });
         for n in 1..=swaps {
             gate.reload_ok(&document(n));
+            // Each generation has a datagram of each flow.
+            let before = origin.count();
+            until("a round of all flows", || {
+                (origin.count() >= before + flows).then_some(())
+            });
         }
         stop.store(true, Ordering::Release);
         let all = flooding
