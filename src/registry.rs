@@ -52,6 +52,14 @@ impl<K: Hash + Eq + Clone, V> Registry<K, V> {
             .collect()
     }
 
+    /// Forgets those that are no more. Left to themselves they stay until the map is full: each keeps its key and the memory
+    /// of its value, which lie scattered among what could be given back.
+    pub fn sweep(&self) {
+        let mut entries = self.entries.lock();
+        entries.retain(|_, weak| weak.strong_count() > 0);
+        entries.shrink_to_fit();
+    }
+
     pub fn contains(&self, key: &K) -> bool {
         self.entries
             .lock()
@@ -74,5 +82,17 @@ mod tests {
         assert!(!registry.contains(&"x"));
         assert_eq!(*registry.lease(&"x", || 3), 3);
         assert_eq!(registry.alive().len(), 0);
+    }
+
+    #[test]
+    fn sweeping_keeps_what_is_leased_and_nothing_else() {
+        let registry = Registry::<Arc<str>, u32>::default();
+        let kept = registry.lease(&"kept".into(), || 0);
+        let gone: Arc<str> = "gone".into();
+        drop(registry.lease(&gone, || 1));
+        assert_eq!(Arc::strong_count(&gone), 2);
+        registry.sweep();
+        assert_eq!(Arc::strong_count(&gone), 1);
+        assert!(Arc::ptr_eq(&kept, &registry.lease(&"kept".into(), || 2)));
     }
 }

@@ -56,6 +56,12 @@ impl Shared {
         }
     }
 
+    /// See [`Registry::sweep`].
+    pub fn sweep(&self) {
+        self.series.sweep();
+        self.sinks.sweep();
+    }
+
     /// The access log that a document asks for.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ use crate::tunnel::agent::Agents;
 use crate::upstream::Shared;
 use crate::worker::Worker;
 
-/// Free memory is given back so long after a swap, so that it is not asked for by each of many.
+/// Free memory is given back so long after a swap or a drain: once for many, and at most so often.
 const GIVE_BACK: Duration = Duration::from_secs(1);
 
 /// What the supervisor is started with.
@@ -121,7 +121,7 @@ pub(super) struct Supervisor {
     pub(super) posted: bool,
     /// Looks at the files of targets that what runs names.
     pub(super) watch: Option<Watch>,
-    /// When memory that is free is given back; `None`: no swap has come since it was.
+    /// When memory that is free is given back; `None`: nothing has ended since it was.
     give_back: Option<tokio::time::Instant>,
 }
 
@@ -192,8 +192,7 @@ impl Supervisor {
             if stop {
                 return;
             }
-            self.give_back
-                .get_or_insert_with(|| tokio::time::Instant::now() + GIVE_BACK);
+            self.plan_to_give_back();
             // However many swaps are waiting.
             if let Ok(ask) = self.asked.try_recv() {
                 self.answer(ask).await;
@@ -279,12 +278,23 @@ impl Supervisor {
         }
     }
 
+    fn plan_to_give_back(&mut self) {
+        self.give_back
+            .get_or_insert_with(|| tokio::time::Instant::now() + GIVE_BACK);
+    }
+
     /// On the compiler's thread, whose memory most of it is: after the old generation has been taken apart there.
     fn give_back(&mut self) {
         self.give_back = None;
-        self.options
-            .compiler
-            .spawn_blocking(crate::memory::give_back);
+        let crew = self.crew.clone();
+        self.options.compiler.spawn_blocking(move || {
+            if let Some(crew) = crew {
+                crew.shared.sweep();
+                crew.filters.sweep();
+                crew.records.sweep();
+            }
+            crate::memory::give_back();
+        });
     }
 
     /// After a stop nothing waits in vain.
@@ -306,6 +316,7 @@ impl Supervisor {
         }
         self.draining.retain(|draining| !draining.is_over());
         self.publish();
+        self.plan_to_give_back();
     }
 
     /// Lets `/status` see what is there now.

@@ -69,7 +69,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
 /// Tells whether the files have to be read again.
 #[derive(Default)]
 struct Follower {
-    watched: Option<(Arc<Document>, Watched)>,
+    /// Weak: the document of one look would live on until the next, and with it a generation too many.
+    watched: Option<(Weak<Document>, Watched)>,
     /// Something could not be used a moment ago: perhaps it was being written just then. Said aloud if it stays so.
     doubtful: bool,
 }
@@ -81,9 +82,11 @@ impl Follower {
         document: &Arc<Document>,
         snapshot: Arc<Snapshot>,
     ) -> Option<(Seen, bool)> {
-        let same = |known: &&(Arc<Document>, Watched)| Arc::ptr_eq(&known.0, document);
+        let same = |known: &&(Weak<Document>, Watched)| {
+            std::ptr::eq(known.0.as_ptr(), Arc::as_ptr(document))
+        };
         if self.watched.as_ref().filter(same).is_none() {
-            self.watched = Some((document.clone(), Watched::of(document)));
+            self.watched = Some((Arc::downgrade(document), Watched::of(document)));
             self.doubtful = false;
         }
         let (_, watched) = self.watched.as_ref()?;
@@ -147,8 +150,27 @@ impl Ends {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::Format;
+    use crate::document::Context;
+
+    #[tokio::test]
+    async fn a_document_does_not_live_on_because_it_was_looked_at() {
+        let context = Context {
+            base: "/".into(),
+            running: None,
+        };
+        let text = b"[http.web]\nlisten = '127.0.0.1:1'\nrespond = ''\n";
+        let document = Document::parse(text, Format::Toml, &context)
+            .unwrap()
+            .document;
+        let mut files = Follower::default();
+        let look = files.look(&document, Arc::default());
+        assert!(look.await.is_none());
+        assert_eq!(Arc::strong_count(&document), 1);
+    }
 
     fn certificate(days_left: i64) -> CertificateStatus {
         CertificateStatus {

@@ -111,6 +111,17 @@ impl Shared {
         Shared::with_resolver(control, workers, Arc::new(resolve::system))
     }
 
+    /// See [`Registry::sweep`].
+    pub fn sweep(&self) {
+        self.targets.sweep();
+        self.names.sweep();
+        self.lookups.sweep();
+        self.wards.sweep();
+        self.checks.sweep();
+        self.budgets.sweep();
+        self.queues.sweep();
+    }
+
     fn with_resolver(
         control: tokio::runtime::Handle,
         workers: usize,

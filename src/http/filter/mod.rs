@@ -63,6 +63,12 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// See [`Registry::sweep`].
+    pub fn sweep(&self) {
+        self.limiters.sweep();
+        self.gates.sweep();
+    }
+
     /// Rises from one compilation to the next.
     fn next_build(&self) -> u64 {
         self.builds.fetch_add(1, Ordering::Relaxed)
