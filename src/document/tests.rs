@@ -58,6 +58,15 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// As [`parse_as`], where the files lie that samples name.
+fn parse_sample(text: &str, format: Format) -> Result<Parsed, Refused> {
+    let context = Context {
+        base: root().join("config"),
+        running: None,
+    };
+    Document::parse_with(text.as_bytes(), format, &context, true)
+}
+
 fn samples() -> Vec<(String, String)> {
     let mut out: Vec<_> = fs::read_dir(root().join("config"))
         .unwrap()
@@ -77,20 +86,13 @@ fn samples() -> Vec<(String, String)> {
 #[test]
 fn every_sample_passes_without_a_warning_and_means_the_same_in_all_formats() {
     assert!(samples().len() >= 6);
-    // Where the files lie that they name.
-    let context = Context {
-        base: root().join("config"),
-        running: None,
-    };
-    let parse_as =
-        |text: &str, format| Document::parse_with(text.as_bytes(), format, &context, true);
     for (name, text) in samples() {
-        let parsed = parse_as(&text, Format::Toml).unwrap_or_else(|e| panic!("{name}: {e:#?}"));
+        let parsed = parse_sample(&text, Format::Toml).unwrap_or_else(|e| panic!("{name}: {e:#?}"));
         assert_eq!(parsed.warnings, [], "{name}");
         for format in FORMATS {
             for defaults in [false, true] {
                 let text = parsed.document.render(format, defaults);
-                let again = parse_as(&text, format)
+                let again = parse_sample(&text, format)
                     .unwrap_or_else(|e| panic!("{name} {format:?}: {e:#?}\n{text}"))
                     .document;
                 if defaults {
@@ -179,7 +181,7 @@ fn the_schema_describes_every_key_and_accepts_the_samples() {
     let schema = Document::json_schema();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
     for (name, text) in samples() {
-        let document = toml(&text);
+        let document = parse_sample(&text, Format::Toml).unwrap().document;
         for defaults in [false, true] {
             let json: serde_json::Value =
                 serde_json::from_str(&document.render(Format::Json, defaults)).unwrap();

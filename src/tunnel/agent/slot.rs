@@ -76,11 +76,15 @@ async fn keep(
     let mut retiring = VecDeque::new();
     loop {
         // A good one is replaced in turn with those of the other slots.
-        let turn = match current {
-            Some(_) => shared.rolling.acquire().await.ok(),
+        let good = current.as_ref().map(|kept| kept.0.ended.clone());
+        let turn = match &good {
+            // Nor does one that has died meanwhile wait for another that cannot be had.
+            Some(ended) => {
+                let turn = ended.run_until_cancelled(shared.rolling.acquire());
+                turn.await.and_then(Result::ok)
+            }
             None => None,
         };
-        let good = current.as_ref().map(|kept| kept.0.ended.clone());
         let (settings, carrier, running) =
             another(shared, state, good, &mut backoff, &mut said, &mut changes).await;
         *state.lock() = State::Connected(running.clone());
