@@ -4,7 +4,7 @@
 //! cannot be met is answered in its protocol, and then the connection ends.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,9 @@ use crate::tls::{Failure, Handshake, Session};
 
 /// Of each read before a session begins.
 const READ: usize = 1024;
+/// How a request begins that may lack brackets, and the bytes in which its line would have to end.
+const CONNECT: &[u8] = b"CONNECT ";
+const LINE: usize = 256;
 /// How long an answer may take to leave, and how long a client that got a refusal is read on, so that it is not lost to a
 /// reset.
 const LAST_WRITE: Duration = Duration::from_secs(5);
@@ -222,7 +225,10 @@ where
             v5::VERSION if spec.socks5 => self.socks5(client).await,
             v4::VERSION if spec.socks4 => self.socks4().await,
             // A method's first letter, or HTTP/2's.
-            b'!'..=b'~' if spec.http => Err(Over::Http),
+            b'!'..=b'~' if spec.http => {
+                self.bracket().await?;
+                Err(Over::Http)
+            }
             _ => {
                 tracing::debug!(peer = %client.peer, first, "a protocol that is not spoken here");
                 Err(Over::Silently)
@@ -320,6 +326,20 @@ where
         sent.await.map_err(|_| Over::Silently)
     }
 
+    /// Some clients leave the brackets of an IPv6 address out (`CONNECT ::1:443`, against RFC 3986 section 3.2.2), which no
+    /// parser of HTTP takes. What they mean is clear: a CONNECT has a port.
+    async fn bracket(&mut self) -> Result<(), Over> {
+        let line = |bytes: &[u8]| {
+            let connects = bytes.iter().zip(CONNECT).all(|(a, b)| a == b);
+            let long = bytes.len() >= LINE || bytes.contains(&b'\n');
+            Ok::<_, ()>((!connects || long).then(|| (bracketed(bytes), 0)))
+        };
+        if let Ok(Some(bytes)) = self.message(line).await? {
+            self.bytes = bytes;
+        }
+        Ok(())
+    }
+
     /// Goes on with HTTP, whose requests have deadlines of their own.
     async fn http(self, client: Client, guard: EpochGuard)
     where
@@ -357,6 +377,22 @@ where
         };
         let _ = timeout(LAST_READ, read).await;
     }
+}
+
+/// The same request with brackets around an IPv6 address that lacks them; `None`: it lacks nothing.
+fn bracketed(bytes: &[u8]) -> Option<BytesMut> {
+    let rest = bytes.strip_prefix(CONNECT)?;
+    let end = rest.iter().position(|b| *b == b' ')?;
+    let (target, rest) = rest.split_at_checked(end)?;
+    let colon = target.iter().rposition(|b| *b == b':')?;
+    let (address, port) = target.split_at_checked(colon)?;
+    let address: Ipv6Addr = std::str::from_utf8(address).ok()?.parse().ok()?;
+    let mut whole = BytesMut::with_capacity(bytes.len() + 48);
+    whole.extend_from_slice(CONNECT);
+    whole.extend_from_slice(format!("[{address}]").as_bytes());
+    whole.extend_from_slice(port);
+    whole.extend_from_slice(rest);
+    Some(whole)
 }
 
 fn destination(to: To, version: Version) -> Result<Destination, Over> {
@@ -497,6 +533,34 @@ async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<B
                 Reply::Failed
             })?;
             Ok(Begun::Associated(Box::new(made)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_gets_the_brackets_that_it_lacks() {
+        let with = |line: &str| {
+            let whole = bracketed(line.as_bytes())?;
+            Some(String::from_utf8_lossy(&whole).into_owned())
+        };
+        assert_eq!(
+            with("CONNECT ::1:443 HTTP/1.1\r\nHost: x\r\n\r\nearly").as_deref(),
+            Some("CONNECT [::1]:443 HTTP/1.1\r\nHost: x\r\n\r\nearly")
+        );
+        assert!(with("CONNECT 2001:db8::7:8443 HTTP/1.1\r\n").is_some());
+        for whole in [
+            "CONNECT [::1]:443 HTTP/1.1\r\n",
+            "CONNECT a.test:443 HTTP/1.1\r\n",
+            "CONNECT 127.0.0.1:443 HTTP/1.1\r\n",
+            "CONNECT ::1:443",
+            "GET http://::1:443/ HTTP/1.1\r\n",
+            "CONNECT",
+        ] {
+            assert_eq!(with(whole), None, "{whole}");
         }
     }
 }

@@ -81,6 +81,18 @@ fn connect_joins_with_addresses_and_names_and_ends_side_by_side() {
         stream.read_to_end(&mut rest).unwrap();
         assert!(rest.is_empty());
     }
+    // As some clients write it.
+    let six = TcpListener::bind("[::1]:0").unwrap();
+    let port = six.local_addr().unwrap().port();
+    for to in [format!("[::1]:{port}"), format!("::1:{port}")] {
+        let (mut stream, head) = connect(listen, &to, "");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{to}: {head}");
+        let (mut origin, _) = six.accept().unwrap();
+        stream.write_all(b"six").unwrap();
+        let mut got = [0; 3];
+        origin.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"six");
+    }
     // What follows the request at once, as clients do that trust the answer; without `Host`, as old ones do.
     let mut stream = TcpStream::connect(listen).unwrap();
     write!(stream, "CONNECT {origin} HTTP/1.1\r\n\r\nearly").unwrap();

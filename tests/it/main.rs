@@ -22,6 +22,7 @@ mod contract;
 mod drain;
 mod edits;
 mod examples;
+mod examples_more;
 mod files;
 mod filters;
 mod flows;

@@ -257,12 +257,18 @@ fn a_swap_of_the_version_reaches_the_next_request() {
         )
     };
     gate.reload_ok(&text(""));
+    // On one connection, for each worker keeps its own.
+    let mut conn = Conn::open(to).unwrap();
+    let mut get = || {
+        conn.exchange("GET /id HTTP/1.1\r\nHost: x\r\n\r\n")
+            .unwrap()
+    };
     for _ in 0..2 {
-        assert_eq!(get(to, "x", "/id").status, 200);
+        assert_eq!(get().status, 200);
     }
     assert_eq!(plain.connections(), 1);
     gate.reload_ok(&text("proxy_protocol = \"v1\""));
-    get(to, "x", "/id");
+    get();
     assert_eq!(plain.connections(), 2);
 }
 

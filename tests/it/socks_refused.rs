@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::kit::{Gate, PATIENCE, free_port};
+use crate::kit::{Gate, PATIENCE, free_port, until};
 use crate::socks::{Client, LOOPBACK, echo, local, name, proxy};
 
 /// Far less than the time for a handshake, where that is left as it is: what is over by then was not over by it.
@@ -378,6 +378,9 @@ fn who_may_not_connect_or_has_all_his_sessions_is_told_so() {
     let mut beyond = Client::open(listen);
     let _ = beyond.0.write_all(&[5, 1, 2]);
     assert!(beyond.rest().is_empty());
+    until("the origin to have taken all four", || {
+        (came.load(Ordering::SeqCst) >= 4).then_some(())
+    });
     assert_eq!(came.load(Ordering::SeqCst), 4);
     for session in &mut sessions {
         session.exchange("still here");
