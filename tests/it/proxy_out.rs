@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use crate::kit::authority::Authority;
-use crate::kit::{Call, Conn, Gate, PATIENCE, free_port, get, until};
+use crate::kit::{Call, Conn, Gate, PATIENCE, free_port, until};
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
