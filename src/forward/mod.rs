@@ -229,6 +229,12 @@ impl Forward {
                 place,
             });
         }
+        // Each by its own rule: one that has a way must not be raced against it.
+        let straight = |address: &SocketAddr| {
+            let rule = self.rules.first(&ask, ask.destination.name(), *address);
+            self.way(rule).is_none()
+        };
+        let addresses: Vec<SocketAddr> = addresses.into_iter().filter(straight).collect();
         let (link, address) = dial::any(&addresses, ask.destination, deadline).await?;
         Ok(Reached {
             local: link.local_addr().ok(),

@@ -60,6 +60,18 @@ impl Destination {
 fn name(text: &str) -> Option<Box<str>> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    // No top level domain is a number; what ends in one is an address in a notation that rules on ranges would not know.
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
+    if digits(last)
+        || last
+            .strip_prefix("0x")
+            .or(last.strip_prefix("0X"))
+            .is_some_and(hex)
+    {
+        return None;
+    }
     let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(fits);
     (name.len() <= NAME && name.split('.').all(label)).then(|| name.to_ascii_lowercase().into())
 }
@@ -99,9 +111,13 @@ mod tests {
             ("[::1]", Some("[::1]:80")),
             ("Example.COM.", Some("example.com:80")),
             ("_srv.example", Some("_srv.example:80")),
-            // The resolver takes them for addresses: what it finds is judged.
-            ("2130706433", Some("2130706433:80")),
-            ("0x7f.1", Some("0x7f.1:80")),
+            // Resolvers take them for addresses, also those behind other proxies.
+            ("2130706433", None),
+            ("0x7f.1", None),
+            ("127.1", None),
+            ("a.0x7F", None),
+            ("1.example", Some("1.example:80")),
+            ("0xample", Some("0xample:80")),
             ("", None),
             (".", None),
             ("a..b", None),

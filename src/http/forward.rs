@@ -85,6 +85,11 @@ pub(super) async fn handle(
         stream,
     } = asked;
     let answer = |response, body| local(response, body, expectation, http1);
+    // A swap may have come since it connected.
+    if !proxy.may_connect(exchange.connection.peer.ip()) {
+        let text = "not one of the clients of this proxy";
+        return Handled::answered(error::say(StatusCode::FORBIDDEN, text), true);
+    }
     if proxy.asks_for_users() {
         let admitted = pin!(async { Ok(admit(proxy, parts).await) });
         match until_cut(admitted, flight).await {

@@ -407,7 +407,7 @@ where
 {
     let (serving, proxy) = (client.listener.slot.pin(), client.proxy());
     // A swap may have come since he was asked; and in SOCKS4 nobody is.
-    if !proxy.knows(asked.user.as_ref()) {
+    if !proxy.may_connect(client.peer.ip()) || !proxy.knows(asked.user.as_ref()) {
         return said.end(&asked.version.refusal(Reply::NotAllowed)).await;
     }
     let flight = serving.generation.begin(client.listener.slot.binding);

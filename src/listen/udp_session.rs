@@ -172,8 +172,15 @@ impl Relay<'_> {
         let now = Instant::now();
         datagram::with_room(|room| {
             for _ in 0..ROUNDS {
-                let Some(size) = datagram::receive(self.far, room)? else {
-                    return Ok(Round::Empty);
+                let size = match datagram::receive(self.far, room) {
+                    Ok(Some(size)) => size,
+                    Ok(None) => return Ok(Round::Empty),
+                    Err(error) if datagram::is_refusal(&error) => return Err(error),
+                    // Such as one that was too long for the path: the sender's protocol has to mend that.
+                    Err(error) => {
+                        tracing::debug!(client = %self.place.way.client, %error, "a datagram did not arrive");
+                        continue;
+                    }
                 };
                 let data = room.get(..size).unwrap_or_default();
                 // What cannot leave at once is lost, as datagrams are.

@@ -396,6 +396,19 @@ fn over_tls_a_client_certificate_lets_in() {
 }
 
 #[test]
+fn who_is_no_client_any_more_gets_nowhere_over_a_connection_from_before() {
+    let (web, listen) = (Origin::start("a"), local(free_port()));
+    let gate = Gate::start(&proxy(listen, "clients = \"127.0.0.0/8\""));
+    let mut conn = Conn::open(listen).unwrap();
+    let request = format!("GET http://{}/who HTTP/1.1\r\nHost: x\r\n\r\n", web.addr);
+    assert_eq!(conn.exchange(&request).unwrap().status, 200);
+    gate.reload_ok(&proxy(listen, "clients = \"10.0.0.0/8\""));
+    let ended = conn.exchange(&request);
+    assert!(ended.is_err() || ended.unwrap().status == 403);
+    assert_eq!(web.requests(), 1);
+}
+
+#[test]
 fn passages_never_notice_swaps_of_other_things_and_end_with_their_proxy() {
     let (origin, listen, other) = (echo(), local(free_port()), local(free_port()));
     let document = |n: usize| {

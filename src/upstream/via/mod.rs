@@ -131,7 +131,12 @@ impl Via {
         to: &TargetAddr,
         deadline: Instant,
     ) -> Result<Link, Error> {
-        let stream = open(&self.hops, worker, to, deadline).await?;
+        // Also a wait for a proxy with room is in it.
+        let opened = timeout_at(deadline, open(&self.hops, worker, to, deadline)).await;
+        let stream = opened.map_err(|_| {
+            let detail = format!("{to}: not reached through proxies in time");
+            Error::upstream(Kind::ConnectionTimeout, detail).unsent()
+        })??;
         Ok(Link::socket(Socket::Within(stream), None))
     }
 }
