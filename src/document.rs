@@ -316,6 +316,14 @@ impl Document {
                     root.forward.as_mut().map(|forward| &mut forward.value),
                     defaults.forward.as_ref().map(|f| &*f.value),
                 );
+                lay_under(
+                    root.tcp.as_mut().map(|tcp| &mut tcp.value),
+                    defaults.tcp.as_ref().map(|t| &*t.value),
+                );
+                lay_under(
+                    root.udp.as_mut().map(|udp| &mut udp.value),
+                    defaults.udp.as_ref().map(|u| &*u.value),
+                );
             }
             let mut laid = json(&root);
             behind.restore_laid(&joined, &mut laid);
