@@ -46,12 +46,14 @@ section! {
 section! {
     /// How long the stages of a session may take.
     pub struct TcpTimeoutsRaw {
+        /// Resolve, dial and handshake with one target together; left out: as the upstream's own `timeouts.connect` says.
+        connect: Span,
         /// Both sides may be silent so long.
         idle: Limit<Span> = "1h",
         /// A PROXY header may take so long to come.
         header: Limit<Span> = "10s",
     }
-    later = [&["connect"]];
+    later = [];
 }
 
 section! {
@@ -80,6 +82,8 @@ pub struct TcpSpec {
     /// Empty: everybody.
     pub allow: Vec<IpNet>,
     pub deny: Vec<IpNet>,
+    /// To a target. `None`: as its upstream says.
+    pub connect: Option<Duration>,
     /// `None`: no limit.
     pub idle: Option<Duration>,
     /// Of a PROXY header. `None`: no limit.
@@ -151,6 +155,9 @@ impl TcpRaw {
                 trusted_proxies: trusted,
                 allow: ranges(self.allow.as_ref(), check),
                 deny: ranges(self.deny.as_ref(), check),
+                connect: timeouts
+                    .and_then(|t| t.connect.as_ref())
+                    .map(|connect| check.duration(Some(connect))),
                 idle: check.limit(timeouts.and_then(|t| t.idle.as_ref())),
                 header: check.limit(timeouts.and_then(|t| t.header.as_ref())),
                 connections,
