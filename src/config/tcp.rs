@@ -1,5 +1,6 @@
 //! `[tcp.NAME]`: streams from clients to the targets of an upstream and back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,11 @@ use ipnet::IpNet;
 use super::check::Checker;
 use super::decode::{Limit, List, Loc, section};
 use super::http::addresses;
+use super::l4;
 use super::runtime::OnChange;
 use super::scalar::{ListenAddr, Span, Speed, cidr};
 use super::tree::At;
-use super::upstream::References;
+use super::upstream::{References, UpstreamSpec};
 
 section! {
     /// Passes connections on, byte for byte: each to one target of an upstream, the next one where it cannot be had.
@@ -104,6 +106,8 @@ pub struct CheckedTcp {
     pub enabled: bool,
     /// Of each of `spec.listen`.
     pub listen_at: Vec<At>,
+    /// Of `upstream`.
+    upstream_at: At,
 }
 
 impl TcpRaw {
@@ -168,6 +172,7 @@ impl TcpRaw {
             at,
             enabled,
             listen_at,
+            upstream_at: self.upstream.as_ref().map_or(at, |upstream| upstream.at),
         }
     }
 
@@ -216,6 +221,18 @@ impl TcpRaw {
         }
         let found = references.resolve(text, enabled, check);
         found.map_or("".into(), |found| found.upstream)
+    }
+}
+
+/// Checks that the upstreams are for connections that nobody looks into.
+pub fn check_upstreams(
+    listeners: &[CheckedTcp],
+    upstreams: &BTreeMap<Arc<str>, UpstreamSpec>,
+    check: &mut Checker<'_>,
+) {
+    for listener in listeners {
+        let named = (&listener.spec.upstream, listener.upstream_at);
+        l4::check_upstream(named, upstreams, |u| l4::keyed(u, "a TCP"), check);
     }
 }
 

@@ -577,6 +577,65 @@ fn what_is_not_built_is_refused_at_its_own_place() {
 }
 
 #[test]
+fn layer_4_refuses_upstreams_that_are_not_for_it() {
+    let upstreams = "[upstreams.keyed]\ntargets = ['127.0.0.1:1', '127.0.0.1:2']\nbalance = { hash = '{client_ip}{header.x}' }\n\
+                     [upstreams.ip]\ntargets = '127.0.0.1:1'\nbalance = { hash = 'a {client_ip}' }\n\
+                     [upstreams.parts]\nsplit = { ip = 1, keyed = 1 }\n\
+                     [upstreams.told]\ntargets = '127.0.0.1:1'\nproxy_protocol = 'v2'\n\
+                     [upstreams.old]\ntargets = '127.0.0.1:1'\nproxy_protocol = 'v1'\n\
+                     [upstreams.behind]\ntargets = '127.0.0.1:1'\nvia = 'socks5://127.0.0.1:9'\n\
+                     [upstreams.all]\nsplit = { parts = 1, told = 1, old = 1, behind = 1 }\n\
+                     [http.web]\nlisten = '127.0.0.1:80'\nproxy = 'all'\n";
+    let of = |kind: &str, upstream: &str| {
+        let listener = format!("[{kind}.x]\nlisten = '127.0.0.1:53'\nupstream = '{upstream}'\n");
+        match parse_as(&format!("{listener}{upstreams}"), Format::Toml) {
+            Ok(_) => String::new(),
+            Err(_) => errors(&format!("{listener}{upstreams}")).join("\n"),
+        }
+    };
+    for upstream in ["ip", "told", "old", "behind"] {
+        assert_eq!(of("tcp", upstream), "");
+    }
+    for upstream in ["ip", "told"] {
+        assert_eq!(of("udp", upstream), "");
+    }
+    for (kind, upstream, told) in [
+        (
+            "tcp",
+            "keyed",
+            "`keyed` hashes more than a TCP listener knows",
+        ),
+        (
+            "tcp",
+            "parts",
+            "`keyed` hashes more than a TCP listener knows",
+        ),
+        (
+            "udp",
+            "keyed",
+            "`keyed` hashes more than a UDP listener knows",
+        ),
+        (
+            "udp",
+            "parts",
+            "`keyed` hashes more than a UDP listener knows",
+        ),
+        ("udp", "old", "`old` has `proxy_protocol = \"v1\"`"),
+        (
+            "udp",
+            "behind",
+            "`behind` has `via`, and datagrams through proxies are not supported yet",
+        ),
+    ] {
+        let found = of(kind, upstream);
+        assert!(
+            found.starts_with(&format!("/{kind}/x/upstream: ")) && found.contains(told),
+            "{kind} {upstream}: {found}"
+        );
+    }
+}
+
+#[test]
 fn addresses_may_be_shared_by_hosts_and_port_0_never_is() {
     toml(
         "[http.a]\nlisten = '127.0.0.1:1'\nhosts = 'a.de'\n[http.b]\nlisten = '127.0.0.1:1'\nhosts = '*.a.de'\n[http.c]\nlisten = '127.0.0.1:1'\n",
