@@ -286,6 +286,16 @@ fn two_servers_that_collide_by_defaults_are_named() {
         found[0].starts_with("main:5:") && found[0].contains("`http.a`"),
         "{found:?}"
     );
+    for kind in ["tcp", "udp"] {
+        assert_eq!(
+            wrong(&format!(
+                "[defaults.{kind}]\nlisten = '127.0.0.1:1'\nupstream = '127.0.0.1:2'\n[{kind}.a]\n[{kind}.b]\n[{kind}.c]\n"
+            ))[0],
+            format!(
+                "main:2:10 /defaults/{kind}/listen `{kind}.a` and `{kind}.b` both have the address 127.0.0.1:1"
+            )
+        );
+    }
 }
 
 #[test]
