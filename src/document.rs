@@ -32,11 +32,11 @@ use crate::config::http::{Around, FilterSets, FiltersRaw, HttpRaw, HttpSpec};
 use crate::config::log::{self, AccessLogRaw, AccessLogSpec, LogRaw, LogSpec};
 use crate::config::runtime::{RuntimeRaw, RuntimeSpec};
 use crate::config::scalar::{Secret, has_ipv6};
-use crate::config::tcp::{TcpRaw, TcpSpec};
+use crate::config::tcp::{self, TcpRaw, TcpSpec};
 use crate::config::texts::Texts;
 use crate::config::tree::{self, At, Node, Places, Value};
 use crate::config::tunnel::{TunnelRaw, TunnelSpec, check_agents};
-use crate::config::udp::{UdpRaw, UdpSpec, check_upstreams};
+use crate::config::udp::{self, UdpRaw, UdpSpec};
 use crate::config::upstream::{References, UpstreamRaw, UpstreamSpec, resolve_splits};
 use crate::config::via::resolve_vias;
 use crate::config::{Diagnostic, Format, format, render};
@@ -316,6 +316,14 @@ impl Document {
                     root.forward.as_mut().map(|forward| &mut forward.value),
                     defaults.forward.as_ref().map(|f| &*f.value),
                 );
+                lay_under(
+                    root.tcp.as_mut().map(|tcp| &mut tcp.value),
+                    defaults.tcp.as_ref().map(|t| &*t.value),
+                );
+                lay_under(
+                    root.udp.as_mut().map(|udp| &mut udp.value),
+                    defaults.udp.as_ref().map(|u| &*u.value),
+                );
             }
             let mut laid = json(&root);
             behind.restore_laid(&joined, &mut laid);
@@ -425,7 +433,8 @@ impl Document {
         references.warn_unused(check);
         sets.warn_unused(check);
         upstreams.append(&mut references.implicit);
-        check_upstreams(&udp, &upstreams, check);
+        tcp::check_upstreams(&tcp, &upstreams, check);
+        udp::check_upstreams(&udp, &upstreams, check);
         let tunnels_raw = root.tunnels.unwrap_or_default().value;
         check.names(&tunnels_raw);
         let mut tunnels: Vec<_> = tunnels_raw

@@ -5,6 +5,8 @@
 use super::decode::{Decode, Map, section};
 use super::forward::ForwardRaw;
 use super::http::HttpRaw;
+use super::tcp::TcpRaw;
+use super::udp::UdpRaw;
 use super::upstream::UpstreamRaw;
 
 section! {
@@ -16,8 +18,12 @@ section! {
         upstreams: Box<UpstreamRaw>,
         /// Under every `[forward.NAME]`.
         forward: Box<ForwardRaw>,
+        /// Under every `[tcp.NAME]`.
+        tcp: Box<TcpRaw>,
+        /// Under every `[udp.NAME]`.
+        udp: Box<UdpRaw>,
     }
-    later = [&["tcp", "udp"]];
+    later = [];
 }
 
 /// Lays `below` under every table of its kind.

@@ -13,6 +13,7 @@ pub mod findings;
 pub mod format;
 pub mod forward;
 pub mod http;
+mod l4;
 pub mod log;
 pub mod render;
 pub mod runtime;

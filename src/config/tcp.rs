@@ -1,5 +1,6 @@
 //! `[tcp.NAME]`: streams from clients to the targets of an upstream and back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,11 @@ use ipnet::IpNet;
 use super::check::Checker;
 use super::decode::{Limit, List, Loc, section};
 use super::http::addresses;
+use super::l4;
 use super::runtime::OnChange;
 use super::scalar::{ListenAddr, Span, Speed, cidr};
 use super::tree::At;
-use super::upstream::References;
+use super::upstream::{References, UpstreamSpec};
 
 section! {
     /// Passes connections on, byte for byte: each to one target of an upstream, the next one where it cannot be had.
@@ -46,12 +48,14 @@ section! {
 section! {
     /// How long the stages of a session may take.
     pub struct TcpTimeoutsRaw {
+        /// Resolve, dial and handshake with one target together; left out: as the upstream's own `timeouts.connect` says.
+        connect: Span,
         /// Both sides may be silent so long.
         idle: Limit<Span> = "1h",
         /// A PROXY header may take so long to come.
         header: Limit<Span> = "10s",
     }
-    later = [&["connect"]];
+    later = [];
 }
 
 section! {
@@ -80,6 +84,8 @@ pub struct TcpSpec {
     /// Empty: everybody.
     pub allow: Vec<IpNet>,
     pub deny: Vec<IpNet>,
+    /// To a target. `None`: as its upstream says.
+    pub connect: Option<Duration>,
     /// `None`: no limit.
     pub idle: Option<Duration>,
     /// Of a PROXY header. `None`: no limit.
@@ -100,6 +106,8 @@ pub struct CheckedTcp {
     pub enabled: bool,
     /// Of each of `spec.listen`.
     pub listen_at: Vec<At>,
+    /// Of `upstream`.
+    upstream_at: At,
 }
 
 impl TcpRaw {
@@ -151,6 +159,9 @@ impl TcpRaw {
                 trusted_proxies: trusted,
                 allow: ranges(self.allow.as_ref(), check),
                 deny: ranges(self.deny.as_ref(), check),
+                connect: timeouts
+                    .and_then(|t| t.connect.as_ref())
+                    .map(|connect| check.duration(Some(connect))),
                 idle: check.limit(timeouts.and_then(|t| t.idle.as_ref())),
                 header: check.limit(timeouts.and_then(|t| t.header.as_ref())),
                 connections,
@@ -161,6 +172,7 @@ impl TcpRaw {
             at,
             enabled,
             listen_at,
+            upstream_at: self.upstream.as_ref().map_or(at, |upstream| upstream.at),
         }
     }
 
@@ -209,6 +221,18 @@ impl TcpRaw {
         }
         let found = references.resolve(text, enabled, check);
         found.map_or("".into(), |found| found.upstream)
+    }
+}
+
+/// Checks that the upstreams are for connections that nobody looks into.
+pub fn check_upstreams(
+    listeners: &[CheckedTcp],
+    upstreams: &BTreeMap<Arc<str>, UpstreamSpec>,
+    check: &mut Checker<'_>,
+) {
+    for listener in listeners {
+        let named = (&listener.spec.upstream, listener.upstream_at);
+        l4::check_upstream(named, upstreams, |u| l4::keyed(u, "a TCP"), check);
     }
 }
 

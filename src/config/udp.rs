@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::agent::ProxyVersion;
 use super::check::Checker;
 use super::decode::{Limit, List, Loc, section};
 use super::http::addresses;
+use super::l4;
 use super::runtime::OnChange;
 use super::scalar::{ListenAddr, Span, TargetAddr, cidr};
 use super::tree::At;
@@ -188,28 +190,33 @@ pub fn check_upstreams(
     check: &mut Checker<'_>,
 ) {
     for listener in listeners {
-        let mut names = vec![&listener.spec.upstream];
-        let mut why = None;
-        // A document has no circle of splits.
-        while let (Some(name), None) = (names.pop(), &why) {
-            let Some(upstream) = upstreams.get(name) else {
-                continue;
-            };
-            names.extend(upstream.split.iter().map(|part| &part.upstream));
-            why = refusal(upstream);
-        }
-        if let Some((message, help)) = why {
-            let finding = check.findings.error(listener.upstream_at, message);
-            finding.help_if(help.map(str::to_owned));
-        }
+        let named = (&listener.spec.upstream, listener.upstream_at);
+        l4::check_upstream(named, upstreams, refusal, check);
     }
 }
 
 /// Why no datagrams go to an upstream, and what helps.
-fn refusal(upstream: &UpstreamSpec) -> Option<(String, Option<&'static str>)> {
+fn refusal(upstream: &UpstreamSpec) -> Option<l4::Refusal> {
     if upstream.tls.is_some() {
         let message = format!("upstream `{}` has `tls`, which is for TCP", upstream.name);
         return Some((message, Some("name one without `tls`")));
+    }
+    if upstream.via.is_some() {
+        let message = format!(
+            "upstream `{}` has `via`, and datagrams through proxies are not supported yet",
+            upstream.name
+        );
+        return Some((message, Some("name one without `via`")));
+    }
+    if upstream.proxy_protocol == Some(ProxyVersion::V1) {
+        let message = format!(
+            "upstream `{}` has `proxy_protocol = \"v1\"`, which is for TCP",
+            upstream.name
+        );
+        return Some((message, Some("use `\"v2\"`")));
+    }
+    if let Some(keyed) = l4::keyed(upstream, "a UDP") {
+        return Some(keyed);
     }
     upstream
         .targets

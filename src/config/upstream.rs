@@ -66,7 +66,8 @@ section! {
         slow_start: Span = "0s",
         /// The version of the PROXY protocol, `"v1"` or `"v2"`, in which each connection begins by saying who the client is and which
         /// address it reached, before TLS; `false`: none. Such a connection belongs to one client: none is kept or shared,
-        /// so it is not for HTTP/2. Checks say that they speak for themselves; to a `health.port` they say nothing.
+        /// so it is not for HTTP/2. For `[udp]` it is `"v2"`, in front of the first datagram of a session. Checks say that they
+        /// speak for themselves; to a `health.port` they say nothing.
         proxy_protocol: Switch<ProxyVersion> = false,
         /// The proxies through which the targets are reached, the nearest first; left out, or `"direct"`: none. Names of targets are looked
         /// up by the last one, but for `socks5`. Checks take the same way.

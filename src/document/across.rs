@@ -112,10 +112,12 @@ pub(super) fn check_alone<'c>(
     admin: &ListenAddr,
     check: &mut Checker<'_>,
 ) {
-    let mut owners: HashMap<&ListenAddr, String> = HashMap::new();
+    let mut owners: HashMap<&ListenAddr, (String, At)> = HashMap::new();
     for server in servers {
-        for addr in server.spec.listen.iter().filter(|a| !a.is_any_port()) {
-            owners.insert(addr, format!("http.{}", server.spec.name));
+        for (addr, at) in server.spec.listen.iter().zip(&server.listen_at) {
+            if !addr.is_any_port() {
+                owners.insert(addr, (format!("http.{}", server.spec.name), *at));
+            }
         }
     }
     for alone in all {
@@ -131,21 +133,30 @@ pub(super) fn check_alone<'c>(
                     .help("choose another port here or in `admin.listen`");
             }
             // `:7000` is two addresses; once is enough.
-            if let Some(other) = owners.insert(addr, alone.name.clone())
+            if let Some((other, there)) = owners.insert(addr, (alone.name.clone(), *at))
                 && !std::mem::replace(&mut told, true)
             {
+                let message = taken((&other, there), (&alone.name, *at), addr);
                 check
                     .findings
-                    .error(*at, format!("`{other}` has the address {addr} too"))
+                    .error(*at, message)
                     .help("what speaks no HTTP needs an address of its own");
             }
         }
     }
 }
 
+/// That one has an address which another has: where both have it from `[defaults]`, the place does not say who.
+fn taken((other, there): (&str, At), (name, at): (&str, At), addr: &ListenAddr) -> String {
+    match there == at {
+        true => format!("`{other}` and `{name}` both have the address {addr}"),
+        false => format!("`{other}` has the address {addr} too"),
+    }
+}
+
 /// Checks the addresses of UDP, which has ports of its own.
 pub(super) fn check_datagrams(all: &[CheckedUdp], check: &mut Checker<'_>) {
-    let mut owners: HashMap<&ListenAddr, &CheckedUdp> = HashMap::new();
+    let mut owners: HashMap<&ListenAddr, (&CheckedUdp, At)> = HashMap::new();
     for listener in all {
         let mut told = false;
         for (addr, at) in listener.spec.listen.iter().zip(&listener.listen_at) {
@@ -153,13 +164,14 @@ pub(super) fn check_datagrams(all: &[CheckedUdp], check: &mut Checker<'_>) {
                 continue;
             }
             // `:53` is two addresses; once is enough.
-            if let Some(other) = owners.insert(addr, listener)
+            if let Some((other, there)) = owners.insert(addr, (listener, *at))
                 && !std::mem::replace(&mut told, true)
             {
-                let name = &other.spec.name;
+                let name = |listener: &CheckedUdp| format!("udp.{}", listener.spec.name);
+                let message = taken((&name(other), there), (&name(listener), *at), addr);
                 check
                     .findings
-                    .error(*at, format!("`udp.{name}` has the address {addr} too"))
+                    .error(*at, message)
                     .help("a UDP listener needs an address of its own");
             }
         }

@@ -123,6 +123,36 @@ fn defaults_lie_under_every_table_of_their_kind() {
 }
 
 #[test]
+fn defaults_lie_under_listeners_of_tcp_and_udp() {
+    let document = document(
+        "[defaults.tcp]\nupstream = '127.0.0.1:1'\ntimeouts = { idle = '9s', header = '2s' }\n\
+         limits.connections = 7\ndeny = '10.0.0.0/8'\n\
+         [defaults.udp]\nupstream = '127.0.0.1:2'\nidle = '5s'\nlimits.sessions = 3\n\
+         [tcp.a]\nlisten = '127.0.0.1:3'\ntimeouts.idle = '1s'\n\
+         [tcp.b]\nlisten = '127.0.0.1:4'\nupstream = '127.0.0.1:5'\ndeny = '192.0.2.0/24'\n\
+         [udp.a]\nlisten = '127.0.0.1:3'\n\
+         [udp.b]\nlisten = '127.0.0.1:4'\nidle = 'unlimited'\nlimits.sessions = 'unlimited'\n",
+    );
+    let secs = |n| Some(std::time::Duration::from_secs(n));
+    let (a, b) = (&document.tcp["a"], &document.tcp["b"]);
+    assert_eq!((&*a.upstream, &*b.upstream), ("127.0.0.1:1", "127.0.0.1:5"));
+    assert_eq!((a.idle, a.header), (secs(1), secs(2)));
+    assert_eq!((b.idle, b.connections), (secs(9), Some(7)));
+    // A list replaces.
+    assert_eq!((a.deny.len(), b.deny.len()), (1, 1));
+    assert_ne!(a.deny, b.deny);
+    let (a, b) = (&document.udp["a"], &document.udp["b"]);
+    assert_eq!((&*a.upstream, &*b.upstream), ("127.0.0.1:2", "127.0.0.1:2"));
+    assert_eq!((a.idle, a.sessions), (secs(5), Some(3)));
+    assert_eq!((b.idle, b.sessions), (None, None));
+    assert_eq!(
+        document.whole()["udp"]["a"]["limits"],
+        json!({ "sessions": 3 })
+    );
+    assert!(document.normal["udp"]["a"].get("limits").is_none());
+}
+
+#[test]
 fn what_defaults_stand_for_is_bounded_in_bytes_too() {
     let text = |tables: usize| {
         let mut text = format!(
@@ -241,8 +271,8 @@ fn an_error_in_defaults_is_said_once_and_where_it_is_written() {
         ["main:2:10 /defaults/http/listen expected a string, found an integer"]
     );
     assert_eq!(
-        wrong("[defaults.tcp]\nlisten = ':1'"),
-        ["main:1:11 /defaults/tcp `tcp` is not supported yet"]
+        wrong("[defaults.tcp]\nsni = {}"),
+        ["main:2:1 /defaults/tcp/sni `sni` is not supported yet"]
     );
 }
 
@@ -256,6 +286,16 @@ fn two_servers_that_collide_by_defaults_are_named() {
         found[0].starts_with("main:5:") && found[0].contains("`http.a`"),
         "{found:?}"
     );
+    for kind in ["tcp", "udp"] {
+        assert_eq!(
+            wrong(&format!(
+                "[defaults.{kind}]\nlisten = '127.0.0.1:1'\nupstream = '127.0.0.1:2'\n[{kind}.a]\n[{kind}.b]\n[{kind}.c]\n"
+            ))[0],
+            format!(
+                "main:2:10 /defaults/{kind}/listen `{kind}.a` and `{kind}.b` both have the address 127.0.0.1:1"
+            )
+        );
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::config::scalar::Secret;
 use crate::config::tree::{At, Places, Tree};
 
 /// The sections that `[defaults]` may lie under.
-pub(super) const KINDS: [&str; 3] = ["http", "upstreams", "forward"];
+pub(super) const KINDS: [&str; 5] = ["http", "upstreams", "forward", "tcp", "udp"];
 
 /// What stands behind the places of a document: texts of which the environment gave a part, and secrets.
 pub(super) struct Behind {

@@ -556,11 +556,11 @@ fn secrets_are_redacted_kept_and_read() {
 
 #[test]
 fn what_is_not_built_is_refused_at_its_own_place() {
-    let text = "[defaults.tcp]\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\ntcp = 'x'\n\
+    let text = "[defaults.tcp]\nsni = {}\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\ntcp = 'x'\n\
                 [udp.x]\nproxy_protocol = true\nlisten = ':1'\nupstream = 'u'\n[upstreams.u]\ntargets = '127.0.0.1:1'\n";
     let found = errors(text);
     for key in [
-        "/defaults/tcp: `tcp`",
+        "/defaults/tcp/sni: `sni`",
         "/http/web/protocols/0: `h3`",
         "/http/web/tls/acme: `acme`",
         "/http/web/tcp: `tcp`",
@@ -574,6 +574,65 @@ fn what_is_not_built_is_refused_at_its_own_place() {
         );
     }
     assert_eq!(found.len(), 5, "{found:#?}");
+}
+
+#[test]
+fn layer_4_refuses_upstreams_that_are_not_for_it() {
+    let upstreams = "[upstreams.keyed]\ntargets = ['127.0.0.1:1', '127.0.0.1:2']\nbalance = { hash = '{client_ip}{header.x}' }\n\
+                     [upstreams.ip]\ntargets = '127.0.0.1:1'\nbalance = { hash = 'a {client_ip}' }\n\
+                     [upstreams.parts]\nsplit = { ip = 1, keyed = 1 }\n\
+                     [upstreams.told]\ntargets = '127.0.0.1:1'\nproxy_protocol = 'v2'\n\
+                     [upstreams.old]\ntargets = '127.0.0.1:1'\nproxy_protocol = 'v1'\n\
+                     [upstreams.behind]\ntargets = '127.0.0.1:1'\nvia = 'socks5://127.0.0.1:9'\n\
+                     [upstreams.all]\nsplit = { parts = 1, told = 1, old = 1, behind = 1 }\n\
+                     [http.web]\nlisten = '127.0.0.1:80'\nproxy = 'all'\n";
+    let of = |kind: &str, upstream: &str| {
+        let listener = format!("[{kind}.x]\nlisten = '127.0.0.1:53'\nupstream = '{upstream}'\n");
+        match parse_as(&format!("{listener}{upstreams}"), Format::Toml) {
+            Ok(_) => String::new(),
+            Err(_) => errors(&format!("{listener}{upstreams}")).join("\n"),
+        }
+    };
+    for upstream in ["ip", "told", "old", "behind"] {
+        assert_eq!(of("tcp", upstream), "");
+    }
+    for upstream in ["ip", "told"] {
+        assert_eq!(of("udp", upstream), "");
+    }
+    for (kind, upstream, told) in [
+        (
+            "tcp",
+            "keyed",
+            "`keyed` hashes more than a TCP listener knows",
+        ),
+        (
+            "tcp",
+            "parts",
+            "`keyed` hashes more than a TCP listener knows",
+        ),
+        (
+            "udp",
+            "keyed",
+            "`keyed` hashes more than a UDP listener knows",
+        ),
+        (
+            "udp",
+            "parts",
+            "`keyed` hashes more than a UDP listener knows",
+        ),
+        ("udp", "old", "`old` has `proxy_protocol = \"v1\"`"),
+        (
+            "udp",
+            "behind",
+            "`behind` has `via`, and datagrams through proxies are not supported yet",
+        ),
+    ] {
+        let found = of(kind, upstream);
+        assert!(
+            found.starts_with(&format!("/{kind}/x/upstream: ")) && found.contains(told),
+            "{kind} {upstream}: {found}"
+        );
+    }
 }
 
 #[test]

@@ -177,15 +177,23 @@ impl Flow {
         Ok(())
     }
 
-    /// It has a target: what has waited goes there.
+    /// It has a target: what has waited goes there, the first of it behind `header`; with that it may be too large to leave.
     ///
     /// # Errors
     /// The first datagram that did not leave.
-    pub fn connect(&self, socket: Arc<UdpSocket>, session: Session) -> io::Result<()> {
+    pub fn connect(
+        &self,
+        socket: Arc<UdpSocket>,
+        session: Session,
+        header: &[u8],
+    ) -> io::Result<()> {
         // Nothing may overtake what waits.
         let mut waiting = self.waiting.lock();
         let line = self.line.get_or_init(|| Line { socket, session });
-        let datagrams = std::mem::take(&mut *waiting).datagrams;
+        let mut datagrams = std::mem::take(&mut *waiting).datagrams;
+        if let Some(first) = datagrams.first_mut() {
+            first.splice(..0, header.iter().copied());
+        }
         datagrams.iter().try_for_each(|data| line.send(data))
     }
 
@@ -315,15 +323,18 @@ mod tests {
         assert!(place.flow.forward(b"too many").is_err());
         let socket = Arc::new(datagram::connect(target.local_addr().unwrap()).unwrap());
         let session = Sessions::new(0, 1).open(Kind::Udp, Start::default());
-        place.flow.connect(socket, session).unwrap();
+        place.flow.connect(socket, session, b"header").unwrap();
         place.flow.forward(b"\xff").unwrap();
         let mut came = Vec::new();
         let mut room = [0; 16];
+        let size = target.recv(&mut room).unwrap();
+        assert_eq!(&room[..size], b"header\0");
         while came.last() != Some(&0xff) {
             assert_eq!(target.recv(&mut room).unwrap(), 1);
             came.push(room[0]);
         }
-        assert_eq!(came[..WAITING], (0..WAITING as u8).collect::<Vec<_>>());
+        let after = (1..WAITING as u8).collect::<Vec<_>>();
+        assert_eq!(came[..WAITING - 1], after);
         // One alone may be large.
         let other = Flow {
             asked: AtomicU64::new(0),

@@ -46,7 +46,7 @@ impl Life<'_> {
     }
 }
 
-/// What an upstream's policy hashes: the client's address is all that is known, whatever a template would ask for.
+/// What an upstream's policy hashes: the client's address is all that is known, and all that templates may ask for here.
 fn key_of(upstream: &Upstream, client: Option<IpAddr>) -> Option<u64> {
     match (upstream.keyed_by(), client) {
         (KeyedBy::Nothing, _) | (_, None) => None,

@@ -73,6 +73,7 @@ impl Tcp {
         let asking = Connecting {
             key: key_of(upstream, client.peer.map(|peer| peer.ip())),
             client: client.peer.zip(client.local),
+            within: self.spec.connect,
         };
         let connected = upstream.connect(worker, asking).await?;
         flight.define(self.life().digest(Some(&connected.1.target.key().1)));

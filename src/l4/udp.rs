@@ -8,14 +8,23 @@ use super::{Life, admits, key_of};
 use crate::config::udp::UdpSpec;
 use crate::generation::Flight;
 use crate::metrics::WorkerContext;
+use crate::net::proxy_protocol;
 use crate::upstream::error::Error;
-use crate::upstream::{InFlight, Upstream};
+use crate::upstream::{Client, InFlight, Upstream};
 
 /// Shared by the addresses of a listener, and the workers.
 #[derive(Debug)]
 pub struct Udp {
     pub spec: UdpSpec,
     upstream: Arc<Upstream>,
+}
+
+/// Where the datagrams of a session go.
+pub struct Picked {
+    pub target: SocketAddr,
+    pub in_flight: InFlight,
+    /// What the first one begins with; mostly empty.
+    pub header: Vec<u8>,
 }
 
 impl Udp {
@@ -41,7 +50,7 @@ impl Udp {
         self.life().holds(definition)
     }
 
-    /// Picks the target of a client's session, which is a long flow by then: until then it lives by its listener and
+    /// Picks the target of the session of `client`, which is a long flow by then: until then it lives by its listener and
     /// upstream alone.
     ///
     /// # Errors
@@ -49,15 +58,24 @@ impl Udp {
     pub async fn pick(
         &self,
         worker: &Arc<WorkerContext>,
-        client: IpAddr,
+        client: Client,
         flight: &Flight,
-    ) -> Result<(SocketAddr, InFlight), Error> {
+    ) -> Result<Picked, Error> {
         flight.define(self.life().digest(None));
         let upstream = self.upstream.lead(|_| None, false).upstream;
-        let key = key_of(upstream, Some(client));
-        let picked = upstream.datagram(worker, key).await?;
-        flight.define(self.life().digest(Some(&picked.1.target.key().1)));
+        let (source, destination) = client;
+        let key = key_of(upstream, Some(source.ip()));
+        let (target, in_flight) = upstream.datagram(worker, key).await?;
+        flight.define(self.life().digest(Some(&in_flight.target.key().1)));
         flight.set_long(self.spec.on_change);
-        Ok(picked)
+        let header = match upstream.tells_client() {
+            true => proxy_protocol::datagram_header(source, destination),
+            false => Vec::new(),
+        };
+        Ok(Picked {
+            target,
+            in_flight,
+            header,
+        })
     }
 }

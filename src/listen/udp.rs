@@ -148,19 +148,18 @@ impl Receiver {
                     .flatten();
                 admitted.is_some()
             };
-            let flow = match flows.find(way, now, admits) {
+            let (flow, new) = match flows.find(way, now, admits) {
                 Found::Nobody => return,
-                Found::Known(flow) => flow,
-                Found::New(place) => {
-                    let flow = place.flow.clone();
-                    if let Some((begun, held)) = admitted {
-                        let run = udp_session::run(begun, socket.clone(), place);
-                        spawn(run, client.into(), held);
-                    }
-                    flow
-                }
+                Found::Known(flow) => (flow, None),
+                Found::New(place) => (place.flow.clone(), Some(place)),
             };
-            match flow.forward(data) {
+            let passed = flow.forward(data);
+            // It begins with this datagram, which waits for it by now.
+            if let (Some(place), Some((begun, held))) = (new, admitted) {
+                let run = udp_session::run(begun, socket.clone(), place);
+                spawn(run, client.into(), held);
+            }
+            match passed {
                 Ok(()) => return,
                 Err(error) if datagram::is_refusal(&error) => {
                     flow.refused.notify_one();

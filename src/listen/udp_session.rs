@@ -15,7 +15,7 @@ use super::http::Listener;
 use crate::generation::Flight;
 use crate::http::Face as _;
 use crate::l4::flows::Place;
-use crate::l4::udp::Udp;
+use crate::l4::udp::{Picked, Udp};
 use crate::net::datagram::{self, Near};
 use crate::session::{Kind, Start};
 use crate::upstream::InFlight;
@@ -54,7 +54,7 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
         limit,
     } = begun;
     let (client, worker) = (place.way.client, listener.worker.clone());
-    let picking = udp.pick(&worker, client.ip(), &flight);
+    let picking = udp.pick(&worker, (client, near.local(place.way)), &flight);
     let picked = match place.ending().run_until_cancelled(picking).await {
         Some(Ok(picked)) => picked,
         Some(Err(error)) => {
@@ -63,7 +63,11 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
         }
         None => return,
     };
-    let (target, mut in_flight) = picked;
+    let Picked {
+        target,
+        mut in_flight,
+        header,
+    } = picked;
     let newest = listener.slot.pin();
     flight.settle(&newest.generation, |definition| {
         newest.entry.holds(definition)
@@ -92,7 +96,7 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
             ..Start::default()
         },
     );
-    if let Err(error) = place.flow.connect(far.clone(), session) {
+    if let Err(error) = place.flow.connect(far.clone(), session, &header) {
         tracing::debug!(%client, %target, %error, "a datagram did not leave");
     }
     let (idle, replies) = (udp.spec.idle, udp.spec.replies);

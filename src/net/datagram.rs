@@ -168,16 +168,20 @@ pub struct Way {
 #[derive(Debug)]
 pub struct Near {
     socket: tokio::net::UdpSocket,
+    bound: SocketAddr,
     /// It is bound to all addresses.
     everywhere: bool,
 }
 
 impl Near {
     pub fn new(socket: tokio::net::UdpSocket) -> Near {
-        let address = socket.local_addr();
+        let bound = socket.local_addr();
         Near {
             everywhere: cfg!(target_os = "linux")
-                && address.is_ok_and(|address| address.ip().is_unspecified()),
+                && bound
+                    .as_ref()
+                    .is_ok_and(|address| address.ip().is_unspecified()),
+            bound: bound.unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0))),
             socket,
         }
     }
@@ -206,6 +210,12 @@ impl Near {
             let local = None;
             (size, Way { client, local })
         }))
+    }
+
+    /// The address of ours that a client has sent to; the one that is bound, where the system does not say more.
+    pub fn local(&self, way: Way) -> SocketAddr {
+        let ip = way.local.unwrap_or_else(|| self.bound.ip());
+        SocketAddr::new(ip, self.bound.port())
     }
 
     /// Answers a client, from the address that it has sent to.

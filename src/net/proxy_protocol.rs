@@ -1,5 +1,6 @@
 //! The header of the PROXY protocol as it is written (HAProxy's specification, versions 1 and 2): once, before anything else of
-//! a connection, so that whoever is behind us knows the client's address. Reading it is `listen::proxy_protocol`.
+//! a connection, or in front of the first datagram of a session, so that whoever is behind us knows the client's address.
+//! Reading it is `listen::proxy_protocol`.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,6 +24,16 @@ pub fn header(version: ProxyVersion, client: Option<(SocketAddr, SocketAddr)>) -
         ProxyVersion::V1 => header.encode_v1(&mut out),
         ProxyVersion::V2 => header.encode_v2(&mut out),
     };
+    debug_assert!(written.is_ok(), "two addresses of one family always fit");
+    out
+}
+
+/// The same in front of a session's first datagram, in version 2: the other one is for streams alone. At most 52 bytes.
+pub fn datagram_header(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let (source, destination) = of_one_family(source, destination);
+    let address = ProxiedAddress::datagram(source, destination);
+    let mut out = Vec::with_capacity(52);
+    let written = ProxyHeader::with_address(address).encode_v2(&mut out);
     debug_assert!(written.is_ok(), "two addresses of one family always fit");
     out
 }
@@ -51,6 +62,20 @@ mod tests {
 
     fn pair(a: &str, b: &str) -> Option<(SocketAddr, SocketAddr)> {
         Some((a.parse().unwrap(), b.parse().unwrap()))
+    }
+
+    #[test]
+    fn that_of_datagrams_says_so() {
+        for (source, destination, kind, length) in [
+            ("192.0.2.7:1", "198.51.100.1:2", 0x12, 28),
+            ("[2001:db8::7]:1", "198.51.100.1:2", 0x22, 52),
+        ] {
+            let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+            let bytes = datagram_header(source, destination);
+            assert_eq!((bytes[12], bytes[13], bytes.len()), (0x21, kind, length));
+            let (header, _) = ProxyHeader::parse(&bytes, ParseConfig::default()).unwrap();
+            assert_eq!(header.proxied_address().unwrap().source, source);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::{Error, Kind};
 use super::link::Link;
@@ -20,6 +21,8 @@ pub struct Connecting {
     pub key: Option<u64>,
     /// The client, and the address of ours that it came to.
     pub client: Option<Client>,
+    /// For resolve, dial and handshake of one target together. `None`: the upstream's own.
+    pub within: Option<Duration>,
 }
 
 impl Upstream {
@@ -38,12 +41,7 @@ impl Upstream {
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
-            let connecting = async {
-                Ok((
-                    self.link(member, worker.index, asking.client).await?,
-                    flight,
-                ))
-            };
+            let connecting = async { Ok((self.link(member, worker.index, asking).await?, flight)) };
             let outcome = self.ending_with_target(member, pin!(connecting)).await;
             match outcome {
                 Ok(connected) => return Ok(connected),
@@ -97,7 +95,7 @@ impl Upstream {
         &self,
         member: &Member,
         worker: usize,
-        client: Option<Client>,
+        asking: Connecting,
     ) -> Result<Link, Error> {
         let most = self.most_connections();
         let slot = self.free(member, || {
@@ -108,6 +106,7 @@ impl Upstream {
             })
         });
         let slot = slot.await?;
-        connect::link(member.to(client, worker, self.timeouts.connect), slot).await
+        let within = asking.within.unwrap_or(self.timeouts.connect);
+        connect::link(member.to(asking.client, worker, within), slot).await
     }
 }

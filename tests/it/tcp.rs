@@ -103,6 +103,19 @@ fn the_next_target_is_tried_and_where_none_is_the_client_is_told_by_a_close() {
 }
 
 #[test]
+fn a_target_that_does_not_agree_in_time_is_left_by_the_listeners_own_limit() {
+    // It takes connections, and never says anything: TLS is not agreed on.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = local(free_port());
+    let _gate = Gate::start(&format!(
+        "{}[upstreams.mute]\ntargets = \"{}\"\ntls = {{}}\ntimeouts.connect = \"10m\"\n",
+        passing(listen, "mute", "timeouts.connect = \"50ms\""),
+        mute.local_addr().unwrap()
+    ));
+    assert!(ends(&mut open(listen)));
+}
+
+#[test]
 fn who_is_denied_is_closed_and_reaches_nobody() {
     let (origin, listen) = (echo(), local(free_port()));
     let upstream = origin.addr.to_string();

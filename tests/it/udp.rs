@@ -120,6 +120,33 @@ fn wait_sessions(gate: &Gate, count: u64) {
 }
 
 #[test]
+fn a_session_begins_by_saying_who_the_client_is() {
+    let (origin, specific, all) = (echo(), local(free_port()), free_port());
+    let _gate = Gate::start(&format!(
+        "[udp.numbers]\nlisten = [\"{specific}\", \"0.0.0.0:{all}\"]\nupstream = \"told\"\n\
+         [upstreams.told]\ntargets = \"{}\"\nproxy_protocol = \"v2\"\n",
+        origin.addr
+    ));
+    for listen in [specific, local(all)] {
+        let client = client(listen);
+        client.send(b"first").unwrap();
+        // PROXY over UDP and IPv4, then both addresses and both ports.
+        let mut told = b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\x7f\0\0\x01\x7f\0\0\x01".to_vec();
+        for port in [client.local_addr().unwrap().port(), listen.port()] {
+            told.extend(port.to_be_bytes());
+        }
+        told.extend(b"first");
+        let mut room = [0; 128];
+        let size = client.recv(&mut room).unwrap();
+        assert_eq!(
+            room[..size].escape_ascii().to_string(),
+            told.escape_ascii().to_string()
+        );
+        ask(&client, "second");
+    }
+}
+
+#[test]
 fn each_client_has_a_session_with_a_port_of_its_own() {
     let (origin, listen) = (echo(), local(free_port()));
     let gate = Gate::start(&passing(listen, &origin.addr.to_string(), ""));
