@@ -158,6 +158,7 @@ fn actions_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a ActionSpec
 fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<str>> {
     let proxied = actions_of(specs).filter_map(|action| match action {
         ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
+        ActionSpec::Tcp { upstream } => Some(upstream),
         ActionSpec::Files(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
     });
     proxied.chain(filters_of(specs).flat_map(FiltersSpec::upstreams))
@@ -177,7 +178,10 @@ fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
             RespondBody::File(path) => Some(path),
             RespondBody::Template(_) => None,
         },
-        ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
+        ActionSpec::Proxy(_)
+        | ActionSpec::Files(_)
+        | ActionSpec::Redirect(_)
+        | ActionSpec::Tcp { .. } => None,
     });
     let named = filters_of(specs).flat_map(FiltersSpec::files);
     answered.chain(pages).chain(named.map(|(path, _)| path))

@@ -186,6 +186,10 @@ pub enum ActionSpec {
     Files(FilesSpec),
     Respond(RespondSpec),
     Redirect(RedirectSpec),
+    /// A websocket that carries a stream to an upstream that the document holds.
+    Tcp {
+        upstream: Arc<str>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]

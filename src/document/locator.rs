@@ -157,7 +157,10 @@ impl Document {
                 RespondBody::File(path) => Some((path, "respond/file")),
                 RespondBody::Template(_) => None,
             },
-            ActionSpec::Proxy(_) | ActionSpec::Files(_) | ActionSpec::Redirect(_) => None,
+            ActionSpec::Proxy(_)
+            | ActionSpec::Files(_)
+            | ActionSpec::Redirect(_)
+            | ActionSpec::Tcp { .. } => None,
         });
         for (name, server) in &self.http {
             let pages = server.error_pages.files();
@@ -232,7 +235,10 @@ impl Document {
     pub fn folder_pointers(&self) -> Vec<(PathBuf, String)> {
         self.action_pointers(|action| match action {
             ActionSpec::Files(files) => Some((&files.root, "files/root")),
-            ActionSpec::Proxy(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
+            ActionSpec::Proxy(_)
+            | ActionSpec::Respond(_)
+            | ActionSpec::Redirect(_)
+            | ActionSpec::Tcp { .. } => None,
         })
     }
 

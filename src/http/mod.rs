@@ -3,6 +3,7 @@
 
 pub mod action;
 pub mod body;
+mod bridge;
 pub mod client;
 pub mod compressed;
 pub mod connection;

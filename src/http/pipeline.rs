@@ -16,8 +16,8 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
 
-use super::action::proxy::Inbound;
-use super::action::{Action, Kind};
+use super::action::proxy::{Answered, Inbound};
+use super::action::{Action, Kind, tcp};
 use super::body::{Answer, Exchange, ResponseBody};
 use super::connection::{Begun, HeadMarks};
 use super::error;
@@ -30,7 +30,7 @@ use super::progress;
 use super::record::Record;
 use super::record::id::X_REQUEST_ID;
 use super::request::{Expectation, RequestContext, expectation, last_forward};
-use super::switch::{Becomes, Switch};
+use super::switch::Switch;
 use super::vars::Vars;
 use super::{Entry, Face};
 use crate::generation::Serving;
@@ -377,8 +377,9 @@ async fn handle(
     if let Some(passed) = passed {
         filters.back(*passed, &mut handled.response);
     }
-    if let Some(Becomes::Websocket(tunnel)) = handled.switch.as_mut().map(|s| &mut s.becomes) {
-        tunnel.start = Start {
+    let switch = handled.switch.as_mut();
+    if let Some(start) = switch.and_then(|switch| switch.becomes.start()) {
+        *start = Start {
             client: context.client_address(),
             user: context.user.clone(),
             listener: Some(server.name.clone()),
@@ -462,21 +463,39 @@ async fn act(
             };
             answer(response, inbound)
         }
+        Kind::Tcp(tcp) => {
+            if let Err(refusal) = tcp::check(context, &inbound) {
+                return answer(*refusal, inbound);
+            }
+            let chosen = match tcp.choose(&place.vars(context, inbound.parts)) {
+                Ok(chosen) => chosen,
+                Err(error) => return Handled::failed(&error, false),
+            };
+            let progress = &exchange.progress;
+            let bridging = tcp.bridge(context, inbound, progress, action.definition, chosen);
+            // Boxed: every request's future would carry its state.
+            finished(Box::pin(bridging).await)
+        }
         Kind::Proxy(proxy) => {
             let chosen = match proxy.choose(&place.vars(context, inbound.parts)) {
                 Ok(chosen) => chosen,
                 Err(error) => return Handled::failed(&error, false),
             };
             let progress = &exchange.progress;
-            match proxy
-                .forward(context, inbound, progress, action.definition, chosen)
-                .await
-            {
-                Ok((response, Some(switch))) => Handled::switched(response, switch),
-                Ok((response, None)) => Handled::answered(response, false),
-                Err(error) => Handled::failed(&error, false),
-            }
+            finished(
+                proxy
+                    .forward(context, inbound, progress, action.definition, chosen)
+                    .await,
+            )
         }
+    }
+}
+
+fn finished(answered: Result<Answered, Error>) -> Handled {
+    match answered {
+        Ok((response, Some(switch))) => Handled::switched(response, switch),
+        Ok((response, None)) => Handled::answered(response, false),
+        Err(error) => Handled::failed(&error, false),
     }
 }
 

@@ -1,5 +1,6 @@
-//! What a connection, or one stream of it, becomes when it speaks HTTP no more: a websocket ([`super::tunnel`]), or the passage
-//! to wherever a client of a forward proxy wanted to go ([`super::passage`]).
+//! What a connection, or one stream of it, becomes when it speaks HTTP no more: a websocket ([`super::tunnel`]), a
+//! websocket that carries a stream ([`super::bridge`]), or the passage to wherever a client of a forward proxy wanted to
+//! go ([`super::passage`]).
 
 use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Face;
+use super::bridge::Bridge;
 use super::passage::Passage;
 use super::progress::Progress;
 use super::record::Record;
@@ -16,6 +18,7 @@ use crate::generation::Serving;
 use crate::metrics::WorkerContext;
 use crate::net::Sever;
 use crate::session::{Kind, Start};
+use crate::upstream::InFlight;
 
 /// What comes of a request, agreed on its way to the client's connection, which takes it when the answer is certain.
 #[derive(Debug)]
@@ -30,6 +33,7 @@ pub struct Switch {
 pub enum Becomes {
     Websocket(Box<Tunnel>),
     Passage(Box<Passage>),
+    Bridge(Box<Bridge>),
 }
 
 impl Becomes {
@@ -47,6 +51,7 @@ impl Becomes {
         match self {
             Becomes::Websocket(tunnel) => &tunnel.progress,
             Becomes::Passage(passage) => &passage.progress,
+            Becomes::Bridge(bridge) => &bridge.progress,
         }
     }
 
@@ -54,6 +59,16 @@ impl Becomes {
         match self {
             Becomes::Websocket(tunnel) => tunnel.on_change,
             Becomes::Passage(passage) => passage.on_change,
+            Becomes::Bridge(bridge) => bridge.on_change,
+        }
+    }
+
+    /// Where it is to be written who it is, of one that began with a route.
+    pub(super) fn start(&mut self) -> Option<&mut Start> {
+        match self {
+            Becomes::Websocket(tunnel) => Some(&mut tunnel.start),
+            Becomes::Passage(_) => None,
+            Becomes::Bridge(bridge) => Some(&mut bridge.start),
         }
     }
 
@@ -62,17 +77,19 @@ impl Becomes {
         match self {
             Becomes::Websocket(tunnel) => {
                 record.given_by(&tunnel.in_flight.target);
-                let (upstream, target) = tunnel.in_flight.target.key();
-                let start = Start {
-                    upstream: Some(upstream.clone()),
-                    destination: Some(target.to_string().into()),
-                    watch: Some(tunnel.progress.flight.watch()),
-                    ..std::mem::take(&mut tunnel.start)
-                };
+                let start = std::mem::take(&mut tunnel.start);
+                let start = reaching(start, &tunnel.in_flight, &tunnel.progress);
                 tunnel.session = Some(worker.sessions.open(Kind::Websocket, start));
                 tunnel.record = Some(record);
             }
             Becomes::Passage(passage) => passage.record = Some(record),
+            Becomes::Bridge(bridge) => {
+                record.given_by(&bridge.in_flight.target);
+                let start = std::mem::take(&mut bridge.start);
+                let start = reaching(start, &bridge.in_flight, &bridge.progress);
+                bridge.session = Some(worker.sessions.open(Kind::Bridge, start));
+                bridge.record = Some(record);
+            }
         }
     }
 
@@ -84,6 +101,18 @@ impl Becomes {
         match self {
             Becomes::Websocket(tunnel) => tunnel.run(client, early).await,
             Becomes::Passage(passage) => passage.run(client, early).await,
+            Becomes::Bridge(bridge) => bridge.run(client, early).await,
         }
+    }
+}
+
+/// With the target that it reached.
+fn reaching(start: Start, in_flight: &InFlight, progress: &Progress) -> Start {
+    let (upstream, target) = in_flight.target.key();
+    Start {
+        upstream: Some(upstream.clone()),
+        destination: Some(target.to_string().into()),
+        watch: Some(progress.flight.watch()),
+        ..start
     }
 }

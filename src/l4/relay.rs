@@ -17,7 +17,7 @@ use super::pace::Paced;
 use crate::generation::Flight;
 use crate::http::record::session::End as LineEnd;
 use crate::net::Sever;
-use crate::net::copy::{End, Pair, Tap, Way};
+use crate::net::copy::{Anywhere, End, Pair, Way};
 #[cfg(target_os = "linux")]
 use crate::net::splice::Spliced;
 use crate::session::Session;
@@ -67,18 +67,6 @@ pub struct Relayed {
     pub from_client: u64,
     pub to_client: u64,
     pub cause: Cause,
-}
-
-/// Every byte may be the last one.
-#[derive(Debug, Default)]
-struct Anywhere;
-
-impl Tap for Anywhere {
-    fn pass(&mut self, _: &[u8]) {}
-
-    fn rest(&self) -> usize {
-        0
-    }
 }
 
 /// Two that are joined.

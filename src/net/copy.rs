@@ -28,6 +28,18 @@ pub trait Tap {
     fn rest(&self) -> usize;
 }
 
+/// Every byte may be the last one.
+#[derive(Debug, Default)]
+pub struct Anywhere;
+
+impl Tap for Anywhere {
+    fn pass(&mut self, _: &[u8]) {}
+
+    fn rest(&self) -> usize {
+        0
+    }
+}
+
 /// One direction.
 #[derive(Debug)]
 pub struct Way<T> {
@@ -230,6 +242,19 @@ where
             return Poll::Pending;
         };
         idle.poll(cx, moved).map(|()| Ok(End::Idle))
+    }
+
+    /// One side gave a sign of life that is nothing to pass on.
+    pub fn stir(&mut self) {
+        if let Some(idle) = &mut self.idle {
+            idle.last = Instant::now();
+        }
+    }
+
+    /// From now on it is idle after `limit`, if it was not before. To be polled after this.
+    pub fn hurry(&mut self, limit: Duration) {
+        let before = self.idle.as_ref().map(|idle| idle.limit);
+        self.idle = Some(Idle::new(before.map_or(limit, |before| before.min(limit))));
     }
 
     /// Moves on until each direction has ended or is where it may be ended ([`Way::is_at_rest`]), and no further.

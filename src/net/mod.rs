@@ -18,6 +18,7 @@ mod sever;
 pub mod splice;
 #[cfg(unix)]
 pub mod unix;
+pub mod websocket;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

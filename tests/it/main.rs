@@ -13,6 +13,7 @@ mod admin;
 mod admin_tls;
 mod auth;
 mod balance;
+mod bridge;
 mod certificates;
 mod chains;
 mod cli;

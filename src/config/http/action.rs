@@ -1,5 +1,7 @@
 //! Actions from what is written to what is checked.
 
+use std::sync::Arc;
+
 use ::http::{HeaderName, HeaderValue, StatusCode};
 
 use super::super::check::{Checker, shorten};
@@ -18,6 +20,7 @@ pub(super) struct Actions<'r> {
     pub(super) files: Option<&'r Loc<Box<FilesRaw>>>,
     pub(super) respond: Option<&'r Loc<Box<RespondRaw>>>,
     pub(super) redirect: Option<&'r Loc<Box<RedirectRaw>>>,
+    pub(super) tcp: Option<&'r Loc<String>>,
 }
 
 /// Fields that describe the message itself; they follow from the body and the connection.
@@ -37,6 +40,7 @@ impl Actions<'_> {
             + usize::from(self.files.is_some())
             + usize::from(self.respond.is_some())
             + usize::from(self.redirect.is_some())
+            + usize::from(self.tcp.is_some())
     }
 
     /// Checks all that are given; more than one is an error, none is the caller's to judge.
@@ -52,6 +56,7 @@ impl Actions<'_> {
                 self.files.map(|f| ("files", f.at)),
                 self.respond.map(|r| ("respond", r.at)),
                 self.redirect.map(|r| ("redirect", r.at)),
+                self.tcp.map(|t| ("tcp", t.at)),
             ];
             let given: Vec<_> = given.into_iter().flatten().collect();
             for (key, at) in given.iter().skip(1) {
@@ -80,7 +85,11 @@ impl Actions<'_> {
             .redirect
             .and_then(|r| redirect(r, check))
             .map(ActionSpec::Redirect);
-        proxy.or(files).or(respond).or(redirect)
+        let tcp = self
+            .tcp
+            .and_then(|t| tcp(t, live, references, check))
+            .map(|upstream| ActionSpec::Tcp { upstream });
+        proxy.or(files).or(respond).or(redirect).or(tcp)
     }
 }
 
@@ -134,6 +143,24 @@ fn proxy(
         buffer: raw.buffer.as_ref().map_or(0, |b| b.0),
         on_change: raw.on_change.as_ref().map(|o| o.value),
     })
+}
+
+fn tcp(
+    text: &Loc<String>,
+    live: bool,
+    references: &mut References<'_>,
+    check: &mut Checker<'_>,
+) -> Option<Arc<str>> {
+    if text.contains("://") {
+        let message = "what messages carry is passed on as it is: a URL says too much";
+        check
+            .findings
+            .error(text.at, message)
+            .help("the name of an upstream, or `host:port`");
+        return None;
+    }
+    let reference = references.resolve(text, live, check)?;
+    Some(reference.upstream)
 }
 
 fn host_header(text: &Loc<String>, check: &mut Checker<'_>) -> Option<HostHeader> {

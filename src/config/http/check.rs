@@ -91,6 +91,7 @@ impl HttpRaw {
             files: self.files.as_ref(),
             respond: self.respond.as_ref(),
             redirect: self.redirect.as_ref(),
+            tcp: self.tcp.as_ref(),
         };
         let fallback = actions.spec(enabled, references, check);
         let used = sets.take(self.using.as_ref(), check);
@@ -466,16 +467,17 @@ fn route(
         files: raw.files.as_ref(),
         respond: raw.respond.as_ref(),
         redirect: raw.redirect.as_ref(),
+        tcp: raw.tcp.as_ref(),
     };
     let spoiled = raw
         .spoiled
         .iter()
-        .any(|key| matches!(*key, "proxy" | "files" | "respond" | "redirect"));
+        .any(|key| matches!(*key, "proxy" | "files" | "respond" | "redirect" | "tcp"));
     if actions.count() == 0 && !spoiled {
         check
             .findings
             .error(raw.at, "a route needs an action")
-            .help("one of `proxy`, `files`, `respond` and `redirect`");
+            .help("one of `proxy`, `files`, `respond`, `redirect` and `tcp`");
     }
     let action: Option<ActionSpec> = actions.spec(live, references, check);
     Some(RouteSpec {

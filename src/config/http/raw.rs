@@ -45,11 +45,14 @@ filtered! {
         respond: Box<RespondRaw>,
         /// For requests that no route takes: send the client elsewhere.
         redirect: Box<RedirectRaw>,
+        /// For requests that no route takes: a websocket that carries a TCP stream to a target; the name of an upstream, or
+        /// `host:port`.
+        tcp: String,
         /// Filters of `[filters]` for all its requests; of several that say the same thing the last counts.
         using as "use": List<String>,
     }
     one_of = ["proxy", "files", "respond", "redirect", "tcp"];
-    later = [LATER, &["tcp"]];
+    later = [LATER];
 }
 
 section! {
@@ -107,10 +110,12 @@ filtered! {
         respond: Box<RespondRaw>,
         /// Send the client elsewhere.
         redirect: Box<RedirectRaw>,
+        /// A websocket that carries a TCP stream to a target: the name of an upstream, or `host:port`.
+        tcp: String,
         /// Filters of `[filters]` for its requests; of several that say the same thing the last counts.
         using as "use": List<String>,
     }
-    later = [LATER, &["tcp", "on_change"]];
+    later = [LATER, &["on_change"]];
 }
 
 section! {

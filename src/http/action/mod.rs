@@ -3,6 +3,7 @@
 pub mod files;
 pub mod proxy;
 pub mod respond;
+pub mod tcp;
 mod upgrade;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ pub enum Kind {
     Files(files::StaticFiles),
     Respond(respond::Respond),
     Redirect(respond::Redirect),
+    Tcp(tcp::Tcp),
 }
 
 impl Action {
@@ -43,6 +45,7 @@ impl Action {
             ActionSpec::Files(spec) => Kind::Files(files::StaticFiles::build(spec)),
             ActionSpec::Respond(spec) => Kind::Respond(respond::Respond::build(spec, files)),
             ActionSpec::Redirect(spec) => Kind::Redirect(respond::Redirect::build(spec)),
+            ActionSpec::Tcp { upstream } => Kind::Tcp(tcp::Tcp::build(upstream, upstreams)),
         };
         Action {
             kind,
@@ -52,19 +55,23 @@ impl Action {
 
     /// Name of the upstream that it leads to.
     pub fn upstream(&self) -> Option<&Arc<str>> {
+        self.leads_to().map(|upstream| upstream.name())
+    }
+
+    fn leads_to(&self) -> Option<&Arc<Upstream>> {
         match &self.kind {
-            Kind::Proxy(proxy) => proxy.upstream.as_ref().map(|upstream| upstream.name()),
+            Kind::Proxy(proxy) => proxy.upstream.as_ref(),
+            Kind::Tcp(tcp) => tcp.upstream.as_ref(),
             Kind::Files(_) | Kind::Respond(_) | Kind::Redirect(_) => None,
         }
     }
 
     /// Every definition that a request can live by here (see `generation::Flight::define`).
     pub fn definitions(&self) -> impl Iterator<Item = u64> {
-        let upstream = match &self.kind {
-            Kind::Proxy(proxy) => proxy.upstream.as_ref(),
-            Kind::Files(_) | Kind::Respond(_) | Kind::Redirect(_) => None,
-        };
-        let targets = upstream.into_iter().flat_map(|upstream| upstream.leaves());
+        let targets = self
+            .leads_to()
+            .into_iter()
+            .flat_map(|upstream| upstream.leaves());
         std::iter::once(self.definition)
             .chain(targets.map(|target| with_target(self.definition, &target.key().1)))
     }

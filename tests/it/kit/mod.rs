@@ -19,6 +19,7 @@ pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod tls;
+pub(crate) mod websocket;
 
 pub(crate) use admin::{Answer, Call};
 pub(crate) use origin::Origin;

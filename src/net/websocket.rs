@@ -1,0 +1,531 @@
+//! A stream of bytes in the messages of a websocket (RFC 6455): [`Carrier`] reads what they carry and writes binary ones.
+//!
+//! It promises: a frame of any size passes in constant memory, since payload is handed on as it comes and no message is
+//! gathered; at most one frame waits to be written; a Ping is answered, the newest one if several wait (section 5.5.3). A
+//! Close of the other side is the end of what is read while writing goes on, as with a TCP stream: libraries, for which
+//! messages are the point, end both at once, so that none is used here. Text is carried like bytes; extensions are never
+//! agreed on, so a reserved bit is an error.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+
+/// Most of the payload of a frame that is written.
+const FRAME: usize = 16 * 1024;
+/// Reads in one poll that may bring nothing but headers and Pings, before others may run.
+const ROUNDS: usize = 16;
+/// How long last words may take to leave, and the other side to end then.
+const LAST_WRITE: Duration = Duration::from_secs(1);
+const LAST_READ: Duration = Duration::from_secs(1);
+
+/// Two bytes, the longest length, a mask.
+const HEADER: usize = 14;
+const FIN: u8 = 0x80;
+const MASKED: u8 = 0x80;
+const CONTINUATION: u8 = 0;
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+const CLOSE: u8 = 8;
+const PING: u8 = 9;
+const PONG: u8 = 10;
+
+/// Reasons to close (section 7.4.1).
+pub const NORMAL: u16 = 1000;
+pub const GOING_AWAY: u16 = 1001;
+pub const PROTOCOL_ERROR: u16 = 1002;
+pub const INTERNAL_ERROR: u16 = 1011;
+
+/// Finds in frames of a client what they carry.
+#[derive(Debug, Default)]
+struct Decoder {
+    header: [u8; HEADER],
+    /// Bytes of a header that have come.
+    have: usize,
+    /// Of the payload that is passing.
+    left: u64,
+    /// From the next byte on.
+    mask: [u8; 4],
+    /// What passes belongs to no message.
+    control: Option<(u8, Vec<u8>)>,
+    /// A message goes on in the next frame of data.
+    fragmented: bool,
+    /// To be answered.
+    ping: Option<Vec<u8>>,
+    closed: bool,
+}
+
+/// It is no websocket, or not one as was agreed.
+#[derive(Debug, PartialEq, Eq)]
+struct Violation(&'static str);
+
+impl Decoder {
+    /// Puts what `bytes` carry at their beginning; returns how much that is. Nothing counts after a Close.
+    fn decode(&mut self, bytes: &mut [u8]) -> Result<usize, Violation> {
+        let (mut from, mut to) = (0, 0);
+        while from < bytes.len() && !self.closed {
+            if self.left == 0 {
+                self.header[self.have] = bytes[from];
+                self.have += 1;
+                from += 1;
+                if self.have >= 2 && self.have == self.header_size() {
+                    self.have = 0;
+                    self.begin()?;
+                }
+                continue;
+            }
+            let rest = bytes.len() - from;
+            let size = usize::try_from(self.left).map_or(rest, |left| left.min(rest));
+            unmask(&mut bytes[from..from + size], self.mask);
+            self.mask.rotate_left(size % 4);
+            self.left -= size as u64;
+            if let Some((_, payload)) = &mut self.control {
+                payload.extend_from_slice(&bytes[from..from + size]);
+                if self.left == 0 {
+                    self.control()?;
+                }
+            } else {
+                bytes.copy_within(from..from + size, to);
+                to += size;
+            }
+            from += size;
+        }
+        Ok(to)
+    }
+
+    fn header_size(&self) -> usize {
+        let length = match self.header[1] & !MASKED {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let mask = if self.header[1] & MASKED == 0 { 0 } else { 4 };
+        2 + length + mask
+    }
+
+    /// The header is whole.
+    fn begin(&mut self) -> Result<(), Violation> {
+        let [first, second, rest @ ..] = self.header;
+        let (bytes, size) = match second & !MASKED {
+            126 => (2, 0),
+            127 => (8, 0),
+            short => (0, u64::from(short)),
+        };
+        let long = rest[..bytes].iter();
+        self.left = long.fold(size, |size, byte| size << 8 | u64::from(*byte));
+        if second & MASKED == 0 {
+            return Err(Violation("a frame of a client without a mask"));
+        }
+        self.mask.copy_from_slice(&rest[bytes..bytes + 4]);
+        if first & 0x70 != 0 {
+            return Err(Violation("a reserved bit"));
+        }
+        if self.left > u64::MAX / 2 {
+            return Err(Violation("a length beyond the longest"));
+        }
+        let last = first & FIN != 0;
+        match first & 0x0f {
+            CONTINUATION if !self.fragmented => Err(Violation("a continuation of nothing")),
+            TEXT | BINARY if self.fragmented => Err(Violation("a message within another")),
+            CONTINUATION | TEXT | BINARY => {
+                self.fragmented = !last;
+                self.control = None;
+                Ok(())
+            }
+            CLOSE | PING | PONG if !last || self.left > 125 => {
+                Err(Violation("a control frame that is too long, or in pieces"))
+            }
+            opcode @ (CLOSE | PING | PONG) => {
+                self.control = Some((opcode, Vec::new()));
+                if self.left == 0 {
+                    self.control()
+                } else {
+                    Ok(())
+                }
+            }
+            _ => Err(Violation("an unknown opcode")),
+        }
+    }
+
+    /// A control frame is whole.
+    fn control(&mut self) -> Result<(), Violation> {
+        match self.control.take() {
+            Some((CLOSE, reason)) if reason.len() == 1 => {
+                return Err(Violation("a Close with half a reason"));
+            }
+            Some((CLOSE, _)) => self.closed = true,
+            Some((PING, payload)) => self.ping = Some(payload),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
+    let [a, b, c, d] = mask;
+    let key = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let (wide, rest) = bytes.as_chunks_mut::<8>();
+    for eight in wide {
+        *eight = (u64::from_ne_bytes(*eight) ^ key).to_ne_bytes();
+    }
+    for (byte, key) in rest.iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= key;
+    }
+}
+
+/// A whole frame as a server writes it.
+fn put_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+    out.reserve(HEADER + payload.len());
+    out.push(FIN | opcode);
+    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+        (Ok(short @ 0..126), _) => out.push(short),
+        (_, Ok(middle)) => {
+            out.push(126);
+            out.extend(middle.to_be_bytes());
+        }
+        _ => {
+            out.push(127);
+            out.extend((payload.len() as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(payload);
+}
+
+/// The server's side of a websocket as the stream that it carries. Its reader's end is the client's Close, its shutdown a
+/// Close with [`NORMAL`].
+#[derive(Debug)]
+pub struct Carrier<S> {
+    inner: S,
+    /// Came before, and is read first.
+    early: Bytes,
+    decoder: Decoder,
+    /// Frames on their way out, of which `sent` bytes have left.
+    out: Vec<u8>,
+    sent: usize,
+    /// Our Close is among them, or has left.
+    closing: bool,
+    /// Something came since the last look, if only a Ping.
+    heard: bool,
+    fault: Option<Fault>,
+}
+
+/// What it is that cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection: there is nobody to say anything to.
+    Broken,
+    /// What comes is no websocket.
+    Violation,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
+    /// `early`: what has come behind the handshake.
+    pub fn new(inner: S, early: Bytes) -> Carrier<S> {
+        Carrier {
+            inner,
+            early,
+            decoder: Decoder::default(),
+            out: Vec::new(),
+            sent: 0,
+            closing: false,
+            heard: false,
+            fault: None,
+        }
+    }
+
+    /// Why reading or writing failed, if it was this side.
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
+    /// The client has sent its Close.
+    pub fn is_closed(&self) -> bool {
+        self.decoder.closed
+    }
+
+    /// We have said Close.
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Whether anything came since the last call.
+    pub fn heard(&mut self) -> bool {
+        std::mem::take(&mut self.heard)
+    }
+
+    fn say_close(&mut self, code: u16) {
+        if !std::mem::replace(&mut self.closing, true) {
+            put_frame(&mut self.out, CLOSE, &code.to_be_bytes());
+        }
+    }
+
+    /// Says Close, unless that was said, and ends the connection. Waits for the other side to end too, for closing with
+    /// unread bytes would be a reset, which may overtake the Close. Takes two seconds at most.
+    pub async fn finish(mut self, code: u16) {
+        self.say_close(code);
+        let write = async {
+            self.flush().await?;
+            self.inner.shutdown().await
+        };
+        if !matches!(tokio::time::timeout(LAST_WRITE, write).await, Ok(Ok(()))) {
+            return;
+        }
+        let read = async {
+            let mut buffer = vec![0; 4096];
+            while let Ok(1..) = self.inner.read(&mut buffer).await {}
+        };
+        let _ = tokio::time::timeout(LAST_READ, read).await;
+    }
+
+    /// Writes what waits.
+    fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            while self.sent < self.out.len() {
+                let written = Pin::new(&mut self.inner).poll_write(cx, &self.out[self.sent..]);
+                let size = ready!(self.unbroken(written))?;
+                if size == 0 {
+                    self.fault = Some(Fault::Broken);
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.sent += size;
+            }
+            self.out.clear();
+            self.sent = 0;
+            match self.decoder.ping.take() {
+                Some(ping) if !self.closing => put_frame(&mut self.out, PONG, &ping),
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// While nothing comes: sees to it that a Pong leaves. Never ready but with an error.
+    fn poll_pong(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.decoder.ping.is_some() || !self.out.is_empty() {
+            ready!(self.poll_out(cx))?;
+            let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+            ready!(self.unbroken(flushed))?;
+        }
+        Poll::Pending
+    }
+
+    fn unbroken<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(_)) = polled {
+            self.fault = Some(Fault::Broken);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Carrier<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        for _ in 0..ROUNDS {
+            if this.decoder.closed || buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            // What frames carry is never longer than they are: it has room where they came.
+            if this.early.is_empty() {
+                let read = Pin::new(&mut this.inner).poll_read(cx, buf);
+                if let Poll::Pending = this.unbroken(read)? {
+                    return this.poll_pong(cx);
+                }
+            } else {
+                let size = this.early.len().min(buf.remaining());
+                buf.put_slice(&this.early.split_to(size));
+            }
+            if buf.filled().len() == before {
+                if this.closing {
+                    // It has our Close and leaves without an answer.
+                    return Poll::Ready(Ok(()));
+                }
+                this.fault = Some(Fault::Broken);
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            this.heard = true;
+            let decoded = this.decoder.decode(&mut buf.filled_mut()[before..]);
+            buf.set_filled(before + decoded.as_ref().map_or(0, |size| *size));
+            if let Err(Violation(why)) = decoded {
+                this.fault = Some(Fault::Violation);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+            }
+            if buf.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Carrier<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_out(cx))?;
+        if this.closing {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let size = buf.len().min(FRAME);
+        if size > 0 {
+            put_frame(&mut this.out, BINARY, &buf[..size]);
+            let _ = this.poll_out(cx)?;
+        }
+        Poll::Ready(Ok(size))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_out(cx))?;
+        // Nothing is kept while it waits for more.
+        this.out = Vec::new();
+        let flushed = Pin::new(&mut this.inner).poll_flush(cx);
+        this.unbroken(flushed)
+    }
+
+    /// The connection stays: the other side may still send, and answers the Close.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.say_close(NORMAL);
+        self.poll_flush(cx)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    /// As a client writes it.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_frame(&mut out, 0, payload);
+        out[0] = first;
+        out[1] |= MASKED;
+        let at = out.len() - payload.len();
+        let key = [1, 2, 3, 4];
+        let masked = payload.iter().zip(key.iter().cycle()).map(|(b, k)| b ^ k);
+        let masked: Vec<u8> = masked.collect();
+        out.truncate(at);
+        out.extend(key);
+        out.extend(masked);
+        out
+    }
+
+    fn decoded(decoder: &mut Decoder, bytes: &[u8]) -> Result<Vec<u8>, Violation> {
+        let mut bytes = bytes.to_vec();
+        let size = decoder.decode(&mut bytes)?;
+        bytes.truncate(size);
+        Ok(bytes)
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_frames_carries_the_same(
+            pieces in proptest::collection::vec((0_usize..3, 0_usize..70_000), 1..5),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let (mut stream, mut carried) = (Vec::new(), Vec::new());
+            for (kind, size) in pieces {
+                let payload: Vec<u8> = (0..size).map(|n| (n ^ n >> 8) as u8).collect();
+                match kind {
+                    0 => stream.extend(frame(FIN | BINARY, &payload)),
+                    1 => {
+                        // With a Ping in the middle.
+                        stream.extend(frame(TEXT, &payload[..size / 2]));
+                        stream.extend(frame(FIN | PING, b"?"));
+                        stream.extend(frame(FIN | CONTINUATION, &payload[size / 2..]));
+                    }
+                    _ => {
+                        stream.extend(frame(FIN | PONG, &payload[..size.min(125)]));
+                        continue;
+                    }
+                }
+                carried.extend(payload);
+            }
+            stream.extend(frame(FIN | CLOSE, &[]));
+            stream.extend(b"whatever");
+            let mut places: Vec<usize> = cuts.iter().map(|c| c.index(stream.len())).collect();
+            places.push(stream.len());
+            places.sort_unstable();
+            let (mut decoder, mut got, mut at) = (Decoder::default(), Vec::new(), 0);
+            for place in places {
+                got.extend(decoded(&mut decoder, &stream[at..place]).unwrap());
+                at = place;
+            }
+            prop_assert!(got == carried && decoder.closed);
+        }
+
+        #[test]
+        fn no_bytes_make_it_fall_over(bytes: Vec<u8>) {
+            let _ = decoded(&mut Decoder::default(), &bytes);
+        }
+    }
+
+    #[test]
+    fn what_is_no_websocket_is_found_out() {
+        let long = vec![0; 126];
+        for bytes in [
+            vec![FIN | BINARY, 1, 0],
+            frame(FIN | 0x40 | BINARY, b"x"),
+            frame(FIN | 3, b"x"),
+            frame(FIN | CONTINUATION, b"x"),
+            [frame(BINARY, b"x"), frame(FIN | BINARY, b"x")].concat(),
+            frame(PING, b"x"),
+            frame(FIN | PING, &long),
+            frame(FIN | CLOSE, b"x"),
+            vec![FIN | BINARY, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        ] {
+            assert!(
+                decoded(&mut Decoder::default(), &bytes).is_err(),
+                "{bytes:?}"
+            );
+        }
+    }
+
+    /// The Pong finds no room at first, and nothing else is written that could take it along.
+    #[tokio::test]
+    async fn a_ping_is_answered_while_nothing_else_is_said() {
+        let (mut client, server) = duplex(4);
+        let early = frame(FIN | PING, b"are you there?");
+        let mut carrier = Carrier::new(server, Bytes::from(early));
+        let reading = tokio::spawn(async move { carrier.read_u8().await });
+        let mut answer = [0; 16];
+        client.read_exact(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&[FIN | PONG, 14]) && answer.ends_with(b"there?"));
+        client.write_all(&frame(FIN | BINARY, b"x")).await.unwrap();
+        assert_eq!(reading.await.unwrap().unwrap(), b'x');
+    }
+
+    #[tokio::test]
+    async fn each_end_comes_alone_and_one_without_a_close_is_an_error() {
+        let (mut client, server) = duplex(100);
+        let mut carrier = Carrier::new(server, Bytes::new());
+        client.write_all(&frame(FIN | CLOSE, &[])).await.unwrap();
+        assert_eq!(carrier.read(&mut [0]).await.unwrap(), 0);
+        carrier.write_all(b"more").await.unwrap();
+        carrier.shutdown().await.unwrap();
+        let mut got = [0; 10];
+        client.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, *b"\x82\x04more\x88\x02\x03\xe8");
+
+        let (client, server) = duplex(100);
+        let mut carrier = Carrier::new(server, Bytes::new());
+        drop(client);
+        let error = carrier.read(&mut [0]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(carrier.fault(), Some(Fault::Broken));
+    }
+}
