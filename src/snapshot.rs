@@ -123,7 +123,7 @@ impl Behind<'_> {
 
     /// Names of the upstreams that it uses.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
-        let tcp = self.tcp.iter().map(|spec| &spec.upstream);
+        let tcp = self.tcp.iter().flat_map(|spec| spec.to.upstreams());
         let udp = self.udp.iter().map(|spec| &spec.upstream);
         let forward = self.forward.iter().flat_map(|spec| spec.upstreams());
         upstreams_of(&self.http)
@@ -331,12 +331,8 @@ impl Snapshot {
                         return (key, Arc::new(Entry::of_forward(proxy, http)));
                     }
                     let tcp = behind.tcp.and_then(|spec| {
-                        let upstream = upstreams.get(&spec.upstream)?.clone();
-                        Some(Arc::new(Tcp::new(
-                            spec.clone(),
-                            upstream,
-                            access_log.clone(),
-                        )))
+                        let tcp = Tcp::new(spec.clone(), &upstreams, access_log.clone())?;
+                        Some(Arc::new(tcp))
                     });
                     if let Some(tcp) = tcp {
                         return (key, Arc::new(Entry::of_tcp(http(), tcp)));

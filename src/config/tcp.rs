@@ -1,17 +1,18 @@
 //! `[tcp.NAME]`: streams from clients to the targets of an upstream and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::check::Checker;
-use super::decode::{Limit, List, Loc, section};
+use super::decode::{Limit, List, Loc, Map, section};
 use super::http::addresses;
 use super::l4;
 use super::runtime::OnChange;
-use super::scalar::{ListenAddr, Span, Speed, cidr};
+use super::scalar::{HostPattern, ListenAddr, Span, Speed, Wrong, cidr};
 use super::tree::At;
 use super::upstream::{References, UpstreamSpec};
 
@@ -25,6 +26,10 @@ section! {
         /// Where connections go: the name of an upstream, or `host:port`. Its policy picks the target, its health checks
         /// and limits hold; with `tls` it is spoken to over TLS.
         upstream: String,
+        /// The same by the name that clients ask for in their TLS hello (SNI), which is read and passed on: TLS is ended by the
+        /// target. `a.example.com`, then the longest `*.example.com`, then `*`: all others, and hellos without a name. Without
+        /// `*` these get the alert `unrecognized_name`. What is no TLS is closed.
+        sni: Map<String>,
         /// Connections of `trusted_proxies` begin with a PROXY header, version 1 or 2, which says who the client is. From
         /// others none is read.
         proxy_protocol: bool = false,
@@ -42,7 +47,7 @@ section! {
         /// target); left out: as `[runtime]` says.
         on_change: OnChange,
     }
-    later = [&["sni", "tls", "websocket"]];
+    later = [&["tls", "websocket"]];
 }
 
 section! {
@@ -52,7 +57,7 @@ section! {
         connect: Span,
         /// Both sides may be silent so long.
         idle: Limit<Span> = "1h",
-        /// A PROXY header may take so long to come.
+        /// A PROXY header may take so long to come, and so may the hello that `sni` looks at.
         header: Limit<Span> = "10s",
     }
     later = [];
@@ -77,8 +82,7 @@ pub struct TcpSpec {
     pub name: Arc<str>,
     /// In the document's order, never empty.
     pub listen: Vec<ListenAddr>,
-    /// Name of an upstream that the document holds.
-    pub upstream: Arc<str>,
+    pub to: ToSpec,
     pub proxy_protocol: bool,
     pub trusted_proxies: Vec<IpNet>,
     /// Empty: everybody.
@@ -88,7 +92,7 @@ pub struct TcpSpec {
     pub connect: Option<Duration>,
     /// `None`: no limit.
     pub idle: Option<Duration>,
-    /// Of a PROXY header. `None`: no limit.
+    /// Of a PROXY header, and of a hello. `None`: no limit.
     pub header: Option<Duration>,
     /// Of an address, all workers together.
     pub connections: Option<usize>,
@@ -96,6 +100,33 @@ pub struct TcpSpec {
     /// Bytes a second in each direction.
     pub bandwidth: Option<u64>,
     pub on_change: OnChange,
+}
+
+/// Where connections go: names of upstreams that the document holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToSpec {
+    Upstream(Arc<str>),
+    Sni(SniSpec),
+}
+
+/// By the name in a TLS hello.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SniSpec {
+    /// Each name once, none a regular expression.
+    pub names: Vec<(HostPattern, Arc<str>)>,
+    /// For all others; `None`: they are refused.
+    pub rest: Option<Arc<str>>,
+}
+
+impl ToSpec {
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
+        let (one, sni) = match self {
+            ToSpec::Upstream(one) => (Some(one), None),
+            ToSpec::Sni(sni) => (sni.rest.as_ref(), Some(&sni.names)),
+        };
+        let named = sni.into_iter().flatten().map(|(_, upstream)| upstream);
+        named.chain(one)
+    }
 }
 
 /// A listener that has been checked for itself, with the places that checks across the document need.
@@ -122,7 +153,7 @@ impl TcpRaw {
     ) -> CheckedTcp {
         let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
         let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
-        let upstream = self.upstream(at, enabled, references, check);
+        let to = self.to(at, enabled, references, check);
         let proxy_protocol = self.proxy_protocol.as_ref().is_some_and(|p| p.value);
         let trusted = ranges(self.trusted_proxies.as_ref(), check);
         if let Some(key) = self.proxy_protocol.as_ref().filter(|_| proxy_protocol)
@@ -154,7 +185,7 @@ impl TcpRaw {
             spec: TcpSpec {
                 name: name.into(),
                 listen,
-                upstream,
+                to,
                 proxy_protocol,
                 trusted_proxies: trusted,
                 allow: ranges(self.allow.as_ref(), check),
@@ -172,7 +203,9 @@ impl TcpRaw {
             at,
             enabled,
             listen_at,
-            upstream_at: self.upstream.as_ref().map_or(at, |upstream| upstream.at),
+            upstream_at: (self.upstream.as_ref().map(|upstream| upstream.at))
+                .or(self.sni.as_ref().map(|sni| sni.at))
+                .unwrap_or(at),
         }
     }
 
@@ -193,34 +226,36 @@ impl TcpRaw {
         addresses(list, check)
     }
 
-    fn upstream(
+    fn to(
         &self,
         at: At,
         enabled: bool,
         references: &mut References<'_>,
         check: &mut Checker<'_>,
-    ) -> Arc<str> {
-        let Some(text) = &self.upstream else {
-            if !self.spoiled.contains(&"upstream") {
-                check
-                    .findings
-                    .error(at, "a TCP listener needs an `upstream`")
-                    .help("the name of an upstream, or `host:port`");
-            }
-            return "".into();
-        };
-        if text.contains("://") {
+    ) -> ToSpec {
+        if let (Some(sni), Some(_)) = (&self.sni, &self.upstream) {
             check
                 .findings
-                .error(
-                    text.at,
-                    "bytes are passed on as they are: a URL says too much",
-                )
-                .help("the name of an upstream, or `host:port`");
-            return "".into();
+                .error(sni.at, "`upstream` and `sni` exclude each other")
+                .help("in `sni`, `\"*\"` has the upstream for all other names");
         }
-        let found = references.resolve(text, enabled, check);
-        found.map_or("".into(), |found| found.upstream)
+        if let Some(sni) = &self.sni {
+            return ToSpec::Sni(by_name(sni, enabled, references, check));
+        }
+        let Some(text) = &self.upstream else {
+            if !["upstream", "sni"]
+                .iter()
+                .any(|key| self.spoiled.contains(key))
+            {
+                check
+                    .findings
+                    .error(at, "a TCP listener needs an `upstream`, or `sni`")
+                    .help("the name of an upstream, or `host:port`");
+            }
+            return ToSpec::Upstream("".into());
+        };
+        let found = upstream(text, enabled, references, check);
+        ToSpec::Upstream(found.unwrap_or_default())
     }
 }
 
@@ -231,9 +266,79 @@ pub fn check_upstreams(
     check: &mut Checker<'_>,
 ) {
     for listener in listeners {
-        let named = (&listener.spec.upstream, listener.upstream_at);
-        l4::check_upstream(named, upstreams, |u| l4::keyed(u, "a TCP"), check);
+        for upstream in listener.spec.to.upstreams() {
+            let named = (upstream, listener.upstream_at);
+            l4::check_upstream(named, upstreams, |u| l4::keyed(u, "a TCP"), check);
+        }
     }
+}
+
+/// What `sni` says. Each name is there once.
+fn by_name(
+    sni: &Loc<Map<String>>,
+    enabled: bool,
+    references: &mut References<'_>,
+    check: &mut Checker<'_>,
+) -> SniSpec {
+    let mut spec = SniSpec::default();
+    if sni.is_empty() && sni.spoiled.is_empty() {
+        check
+            .findings
+            .error(sni.at, "`sni` without a name lets nobody in")
+            .help("such as `sni = { \"a.example.com\" = \"UPSTREAM\" }`");
+    }
+    let mut seen = HashSet::new();
+    for (key, text) in sni.iter() {
+        let found = upstream(text, enabled, references, check);
+        if key == "*" {
+            spec.rest = found;
+            continue;
+        }
+        let Some(name) = check.take(text.at, asked_for(key)) else {
+            continue;
+        };
+        if !seen.insert(name.to_string()) {
+            let message = format!("`{name}` is there twice: names have no case");
+            check.findings.error(text.at, message);
+            continue;
+        }
+        spec.names.extend(found.map(|upstream| (name, upstream)));
+    }
+    spec
+}
+
+/// A name that a client may ask for.
+fn asked_for(text: &str) -> Result<HostPattern, Wrong> {
+    let bare = text.trim_matches(['[', ']']);
+    if bare.parse::<IpAddr>().is_ok() {
+        return Err(Wrong::new(format!("no client asks for `{text}`"))
+            .help("a hello has names alone (RFC 6066 section 3); who dials an address asks for none: `\"*\"`"));
+    }
+    match HostPattern::parse(text)? {
+        HostPattern::Regex(_) => Err(Wrong::new("`sni` takes no regular expressions")
+            .help("a name, `*.name`, or `\"*\"` for all others")),
+        name => Ok(name),
+    }
+}
+
+fn upstream(
+    text: &Loc<String>,
+    enabled: bool,
+    references: &mut References<'_>,
+    check: &mut Checker<'_>,
+) -> Option<Arc<str>> {
+    if text.contains("://") {
+        check
+            .findings
+            .error(
+                text.at,
+                "bytes are passed on as they are: a URL says too much",
+            )
+            .help("the name of an upstream, or `host:port`");
+        return None;
+    }
+    let found = references.resolve(text, enabled, check)?;
+    Some(found.upstream)
 }
 
 fn ranges(list: Option<&Loc<List<String>>>, check: &mut Checker<'_>) -> Vec<IpNet> {

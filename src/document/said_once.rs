@@ -135,7 +135,11 @@ fn defaults_lie_under_listeners_of_tcp_and_udp() {
     );
     let secs = |n| Some(std::time::Duration::from_secs(n));
     let (a, b) = (&document.tcp["a"], &document.tcp["b"]);
-    assert_eq!((&*a.upstream, &*b.upstream), ("127.0.0.1:1", "127.0.0.1:5"));
+    let only = |tcp: &crate::config::tcp::TcpSpec| {
+        let all: Vec<String> = tcp.to.upstreams().map(|u| u.to_string()).collect();
+        all.join(" ")
+    };
+    assert_eq!((&*only(a), &*only(b)), ("127.0.0.1:1", "127.0.0.1:5"));
     assert_eq!((a.idle, a.header), (secs(1), secs(2)));
     assert_eq!((b.idle, b.connections), (secs(9), Some(7)));
     // A list replaces.
@@ -271,8 +275,8 @@ fn an_error_in_defaults_is_said_once_and_where_it_is_written() {
         ["main:2:10 /defaults/http/listen expected a string, found an integer"]
     );
     assert_eq!(
-        wrong("[defaults.tcp]\nsni = {}"),
-        ["main:2:1 /defaults/tcp/sni `sni` is not supported yet"]
+        wrong("[defaults.tcp]\nwebsocket = 'ws://a'"),
+        ["main:2:1 /defaults/tcp/websocket `websocket` is not supported yet"]
     );
 }
 

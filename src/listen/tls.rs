@@ -91,7 +91,7 @@ where
 }
 
 /// Ends when the handshake must: its time is over, or its epoch has no more patience.
-async fn late(limit: Option<std::time::Duration>, guard: &EpochGuard) {
+pub(super) async fn late(limit: Option<std::time::Duration>, guard: &EpochGuard) {
     let limit = async {
         match limit {
             Some(limit) => tokio::time::sleep(limit).await,

@@ -10,6 +10,7 @@ mod choose;
 pub mod client;
 mod client_auth;
 mod counters;
+pub mod hello;
 mod local_ca;
 mod server;
 pub mod stamp;

@@ -50,6 +50,7 @@ mod said_once;
 mod samples;
 mod scale;
 mod sessions;
+mod sni;
 mod sockets;
 mod socks;
 mod socks_refused;

@@ -313,14 +313,14 @@ fn wrong_documents_are_refused_with_the_place() {
     let gate = Gate::start("");
     let listen = local(free_port());
     let wrong = format!(
-        "[tcp.a]\nlisten = \"{listen}\"\nupstream = \"nobody\"\nsni = {{ x = \"y\" }}\n\
+        "[tcp.a]\nlisten = \"{listen}\"\nupstream = \"nobody\"\nwebsocket = {{}}\n\
          [tcp.b]\nlisten = \"{listen}\"\nupstream = \"http://127.0.0.1:1\"\nproxy_protocol = true\n\
          [http.c]\nlisten = \"{listen}\"\nrespond = \"\"\n"
     );
     let text = gate.reload(&wrong).json().to_string();
     for told in [
         "/tcp/a/upstream",
-        "/tcp/a/sni",
+        "/tcp/a/websocket",
         "not supported yet",
         "/tcp/b/upstream",
         "/tcp/b/proxy_protocol",

@@ -87,6 +87,7 @@ impl Tcp {
         let asking = Connecting {
             key,
             client: context.client_and_local(),
+            within: None,
         };
         let worker = &context.connection.worker;
         let connecting = pin!(upstream.connect(worker, asking));
