@@ -34,7 +34,7 @@ fn at_rest(gate: &Gate) -> u64 {
     least
 }
 
-/// Done when 6. A leak of 1,200 bytes a swap fails it.
+/// Done when 6. A leak of 600 bytes a swap fails it.
 #[test]
 fn release_a_thousand_swaps_of_a_thousand_routes_keep_memory_flat() {
     let to = local(free_port());
@@ -65,8 +65,8 @@ fn release_a_thousand_swaps_of_a_thousand_routes_keep_memory_flat() {
         "memory: {first} after {early} swaps, {middle} after {swaps}, {last} after twice as many"
     );
     if !cfg!(debug_assertions) {
-        assert!(last as f64 <= middle as f64 * 1.1, "it grows: {memory:?}");
-        assert!(last as f64 <= first as f64 * 1.2, "it grows: {memory:?}");
+        assert!(last as f64 <= middle as f64 * 1.05, "it grows: {memory:?}");
+        assert!(last as f64 <= first as f64 * 1.15, "it grows: {memory:?}");
     }
 }
 
@@ -86,7 +86,7 @@ fn release_a_large_document_leaves_no_memory_behind() {
     println!("memory: {before}, {with} with {large} routes, {after} after them");
     if !cfg!(debug_assertions) && cfg!(all(target_os = "linux", target_env = "gnu")) {
         assert!(
-            after.saturating_sub(before) <= (with - before) / 4,
+            after.saturating_sub(before) <= (with - before) / 2,
             "{before} bytes before, {with} with {large} routes, {after} after them"
         );
     }
