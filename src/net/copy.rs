@@ -425,4 +425,17 @@ mod tests {
         assert!(end.is_err());
         drop(client);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_may_be_hurried_but_not_drawn_out_and_a_sign_of_life_counts() {
+        let (_client, _origin, mut pair) = pair(Some(Duration::from_secs(60)), "");
+        pair.hurry(Duration::from_secs(10));
+        pair.hurry(Duration::from_secs(90));
+        let start = Instant::now();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        pair.stir();
+        let end = poll_fn(|cx| pair.poll(cx)).await;
+        assert!(matches!(end, Ok(End::Idle)));
+        assert_eq!(start.elapsed().as_secs(), 14);
+    }
 }
