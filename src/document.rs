@@ -420,7 +420,10 @@ impl Document {
         let on_change = runtime.on_change;
         let mut tcp: Vec<_> = tcp_raw
             .iter()
-            .map(|(name, raw)| raw.spec(name, raw.at, on_change, &mut references, check))
+            .map(|(name, raw)| {
+                let running = running.and_then(|r| r.tcp.get(name.as_str()));
+                raw.spec(name, raw.at, on_change, running, &mut references, check)
+            })
             .collect();
         tcp.retain(|listener| listener.enabled);
         let udp_raw = root.udp.unwrap_or_default().value;

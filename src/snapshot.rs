@@ -24,7 +24,7 @@ use crate::net::Transport;
 use crate::tls;
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
-use crate::tls::store::{Material, forward_name, tunnel_name};
+use crate::tls::store::{Material, forward_name, tcp_name, tunnel_name};
 use crate::tunnel::agent::{Agent, Agents, Settings};
 use crate::tunnel::{Hub, Tunnel};
 use crate::upstream::via::Via;
@@ -67,9 +67,7 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Behind<'_>> {
         }
     }
     for spec in document.tcp.values() {
-        // No server has such a name.
-        let owner = format!("[tcp.{}]", spec.name).into();
-        for key in keys(Transport::Stream, &owner, &spec.listen) {
+        for key in keys(Transport::Stream, &tcp_name(&spec.name), &spec.listen) {
             map.entry(key).or_default().tcp = Some(spec);
         }
     }
@@ -137,7 +135,8 @@ impl Behind<'_> {
         let http = self.http.iter().map(|spec| spec.name.clone());
         let forward = self.forward.iter().map(|spec| forward_name(&spec.name));
         let tunnel = self.tunnel.iter().map(|spec| tunnel_name(&spec.name));
-        http.chain(forward).chain(tunnel)
+        let tcp = self.tcp.iter().map(|spec| tcp_name(&spec.name));
+        http.chain(forward).chain(tunnel).chain(tcp)
     }
 
     /// Paths of the files that it answers with, or goes by.
@@ -331,7 +330,9 @@ impl Snapshot {
                         return (key, Arc::new(Entry::of_forward(proxy, http)));
                     }
                     let tcp = behind.tcp.and_then(|spec| {
-                        let tcp = Tcp::new(spec.clone(), &upstreams, access_log.clone())?;
+                        let presented = presented_by_tcp(spec, &certificates, tls);
+                        let log = access_log.clone();
+                        let tcp = Tcp::new(spec.clone(), &upstreams, presented, log)?;
                         Some(Arc::new(tcp))
                     });
                     if let Some(tcp) = tcp {
@@ -395,7 +396,13 @@ impl Snapshot {
                             server.exchange(presented);
                         }
                     }
-                    Plane::Http | Plane::Tcp(_) | Plane::Udp(_) => {
+                    Plane::Tcp(tcp) => {
+                        let presented = presented_by_tcp(&tcp.spec, &certificates, tls);
+                        if let (Some(server), Some(presented)) = (&tcp.tls, presented) {
+                            server.exchange(presented);
+                        }
+                    }
+                    Plane::Http | Plane::Udp(_) => {
                         let presented = presented(&behind.http, &certificates, tls);
                         entry.http().present(presented);
                     }
@@ -616,20 +623,48 @@ fn presented_by(
     shared: &tls::Shared,
 ) -> Option<tls::Server> {
     spec.tls.as_ref()?;
-    let name = forward_name(&spec.name);
-    let presented = tls::Presented {
-        hosts: &[],
-        certificates: certificates.of(&name),
-        client_auth: certificates.client_auth(&name),
-    };
     // SOCKS has no name there; whoever offers something means HTTP.
     let alpn: &[Alpn] = match spec.http {
         true => &[Alpn::H2, Alpn::Http1],
         false => &[],
     };
-    let made = tls::Server::new(&[presented], spec.min_version, alpn, shared);
+    let oldest = spec.min_version;
+    presented_alone(
+        &forward_name(&spec.name),
+        oldest,
+        alpn,
+        certificates,
+        shared,
+    )
+}
+
+/// What a TCP listener presents; `None`: it does not end TLS. It takes any protocol: what is spoken is the target's matter.
+fn presented_by_tcp(
+    spec: &TcpSpec,
+    certificates: &Material,
+    shared: &tls::Shared,
+) -> Option<tls::Server> {
+    spec.tls.as_ref()?;
+    let oldest = spec.min_version;
+    presented_alone(&tcp_name(&spec.name), oldest, &[], certificates, shared)
+}
+
+/// What one that has its addresses to itself presents.
+fn presented_alone(
+    name: &str,
+    oldest: TlsVersion,
+    alpn: &[Alpn],
+    certificates: &Material,
+    shared: &tls::Shared,
+) -> Option<tls::Server> {
+    let presented = tls::Presented {
+        hosts: &[],
+        certificates: certificates.of(name),
+        client_auth: certificates.client_auth(name),
+    };
+    let made = tls::Server::new(&[presented], oldest, alpn, shared);
     // As in `presented`.
-    made.inspect_err(|error| tracing::error!(%error, "a forward proxy cannot present anything"))
+    made.inspect_err(|error| tracing::error!(%error, name, "a listener cannot present anything"))
         .ok()
 }
 

@@ -9,7 +9,8 @@ use ipnet::IpNet;
 
 use super::check::Checker;
 use super::decode::{Limit, List, Loc, Map, section};
-use super::http::addresses;
+use super::forward::ForwardTlsRaw;
+use super::http::{TlsSpec, TlsVersion, addresses};
 use super::l4;
 use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Span, Speed, Wrong, cidr};
@@ -30,6 +31,8 @@ section! {
         /// target. `a.example.com`, then the longest `*.example.com`, then `*`: all others, and hellos without a name. Without
         /// `*` these get the alert `unrecognized_name`. What is no TLS is closed.
         sni: Map<String>,
+        /// Ends TLS here: what the upstream gets is cleartext, or TLS of ours where it has `tls`.
+        tls: ForwardTlsRaw,
         /// Connections of `trusted_proxies` begin with a PROXY header, version 1 or 2, which says who the client is. From
         /// others none is read.
         proxy_protocol: bool = false,
@@ -47,7 +50,7 @@ section! {
         /// target); left out: as `[runtime]` says.
         on_change: OnChange,
     }
-    later = [&["tls", "websocket"]];
+    later = [&["websocket"]];
 }
 
 section! {
@@ -57,7 +60,7 @@ section! {
         connect: Span,
         /// Both sides may be silent so long.
         idle: Limit<Span> = "1h",
-        /// A PROXY header may take so long to come, and so may the hello that `sni` looks at.
+        /// A PROXY header may take so long to come, and so may the hello that `sni` looks at, or the handshake of `tls`.
         header: Limit<Span> = "10s",
     }
     later = [];
@@ -83,6 +86,9 @@ pub struct TcpSpec {
     /// In the document's order, never empty.
     pub listen: Vec<ListenAddr>,
     pub to: ToSpec,
+    /// `None`: what clients say is passed on as it is. Never with [`ToSpec::Sni`].
+    pub tls: Option<TlsSpec>,
+    pub min_version: TlsVersion,
     pub proxy_protocol: bool,
     pub trusted_proxies: Vec<IpNet>,
     /// Empty: everybody.
@@ -92,7 +98,7 @@ pub struct TcpSpec {
     pub connect: Option<Duration>,
     /// `None`: no limit.
     pub idle: Option<Duration>,
-    /// Of a PROXY header, and of a hello. `None`: no limit.
+    /// Of a PROXY header, a hello, and a handshake. `None`: no limit.
     pub header: Option<Duration>,
     /// Of an address, all workers together.
     pub connections: Option<usize>,
@@ -142,18 +148,30 @@ pub struct CheckedTcp {
 }
 
 impl TcpRaw {
-    /// Checks one listener, whose defaults are in; `at` is its place, `on_change` what `[runtime]` says.
+    /// Checks one listener, whose defaults are in; `at` is its place, `on_change` what `[runtime]` says, `running` the one of
+    /// that name that serves.
     pub fn spec(
         &self,
         name: &str,
         at: At,
         on_change: OnChange,
+        running: Option<&TcpSpec>,
         references: &mut References<'_>,
         check: &mut Checker<'_>,
     ) -> CheckedTcp {
         let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
         let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
         let to = self.to(at, enabled, references, check);
+        let tls = self.tls.as_ref().map(|tls| {
+            let running = running.and_then(|r| r.tls.as_ref());
+            tls.spec(tls.at, running, check)
+        });
+        if let (Some(tls), Some(_)) = (&self.tls, &self.sni) {
+            check
+                .findings
+                .error(tls.at, "`sni` passes TLS on unopened, and `tls` ends it")
+                .help("leave one of them out");
+        }
         let proxy_protocol = self.proxy_protocol.as_ref().is_some_and(|p| p.value);
         let trusted = ranges(self.trusted_proxies.as_ref(), check);
         if let Some(key) = self.proxy_protocol.as_ref().filter(|_| proxy_protocol)
@@ -186,6 +204,11 @@ impl TcpRaw {
                 name: name.into(),
                 listen,
                 to,
+                tls,
+                min_version: self
+                    .tls
+                    .as_ref()
+                    .map_or(TlsVersion::V12, |tls| tls.oldest()),
                 proxy_protocol,
                 trusted_proxies: trusted,
                 allow: ranges(self.allow.as_ref(), check),

@@ -325,7 +325,11 @@ impl Document {
             .tunnels
             .iter()
             .map(|(name, t)| (format!("/tunnels/{name}/tls"), &t.tls));
-        servers.chain(proxies).chain(tunnels)
+        let tcp = self
+            .tcp
+            .iter()
+            .filter_map(|(name, t)| Some((format!("/tcp/{name}/tls"), t.tls.as_ref()?)));
+        servers.chain(proxies).chain(tunnels).chain(tcp)
     }
 
     fn certificates(&self) -> impl Iterator<Item = (String, &CertificateSpec)> {

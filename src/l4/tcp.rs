@@ -10,6 +10,7 @@ use crate::config::tcp::{TcpSpec, ToSpec};
 use crate::generation::Flight;
 use crate::http::record::AccessLog;
 use crate::metrics::WorkerContext;
+use crate::tls::Server;
 use crate::upstream::error::Error;
 use crate::upstream::link::Link;
 use crate::upstream::stream::Connecting;
@@ -21,6 +22,8 @@ pub struct Tcp {
     pub spec: TcpSpec,
     /// Where sessions leave a line.
     pub log: Option<Arc<AccessLog>>,
+    /// What it presents; `None`: it does not end TLS.
+    pub tls: Option<Server>,
     to: To,
 }
 
@@ -49,10 +52,11 @@ impl Tcp {
     pub fn new(
         spec: TcpSpec,
         upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
+        tls: Option<Server>,
         log: Option<Arc<AccessLog>>,
     ) -> Option<Tcp> {
         let to = To::new(&spec.to, upstreams)?;
-        Some(Tcp { spec, log, to })
+        Some(Tcp { spec, log, tls, to })
     }
 
     /// Whether it must know which name a client asks for.

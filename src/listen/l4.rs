@@ -1,11 +1,15 @@
-//! Connections of `[tcp]`: let in, connected to a target, and passed on until they end.
+//! Connections of `[tcp]`: let in, connected to a target, and passed on until they end. Where it ends TLS, or goes by the name
+//! in a hello, that comes first, within `timeouts.header`.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::entry::{Entry, Plane};
 use super::http::Listener;
@@ -18,108 +22,206 @@ use crate::l4::tcp::{Client, Tcp};
 use crate::net::{Peer, Sever};
 use crate::session::{Kind, Start};
 use crate::tls::hello::{self, Hello};
+use crate::tls::{Failure, Handshake, Session};
 
 /// How long an alert may take to leave.
 const LAST_WRITE: Duration = Duration::from_secs(5);
+
+/// A connection on its way to a target.
+struct Coming {
+    peer: Peer,
+    local: Option<SocketAddr>,
+    listener: Arc<Listener>,
+    /// What the address did when it looked at the first byte.
+    accepted: Arc<Tcp>,
+    guard: EpochGuard,
+}
 
 /// Serves one accepted connection to its end. It is a long flow from the moment that it has a target: then it lives and ends by
 /// its own definition, not with the connections of its epoch.
 pub async fn serve<S>(
     mut stream: S,
     peer: Peer,
-    local: Option<std::net::SocketAddr>,
+    local: Option<SocketAddr>,
     listener: Arc<Listener>,
     accepted: Arc<Tcp>,
     guard: EpochGuard,
 ) where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
-    let worker = listener.worker.clone();
     // A swap may have come between.
-    let accepted = now(&listener.slot.pin(), &accepted);
+    let accepted = match &listener.slot.pin().entry.plane {
+        Plane::Tcp(tcp) => tcp.clone(),
+        _ => accepted,
+    };
     if !accepted.admits(peer.ip()) {
         tracing::debug!(%peer, listener = %accepted.spec.name, "not allowed");
         stream.sever();
         return;
     }
-    let mut hello = Hello::default();
-    if accepted.asks_for_sni() {
-        let read = tokio::select! {
+    let coming = Coming {
+        peer,
+        local,
+        listener,
+        accepted,
+        guard,
+    };
+    if coming.accepted.tls.is_some() {
+        // Boxed: the larger of them would be the size of all.
+        return Box::pin(coming.secure(stream)).await;
+    }
+    if !coming.accepted.asks_for_sni() {
+        return coming.pass(stream, None).await;
+    }
+    match coming.in_time(hello::read(&mut stream)).await {
+        Ok(hello) => coming.pass(stream, Some(hello)).await,
+        Err(error) => {
+            let listener = &coming.accepted.spec.name;
+            tracing::debug!(%peer, %listener, %error, "no TLS hello");
+        }
+    }
+}
+
+impl Coming {
+    /// What must be over before there is a target.
+    async fn in_time<T>(&self, what: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        tokio::select! {
             biased;
-            read = hello::read(&mut stream) => read,
-            () = late(accepted.spec.header, &guard) => Err(io::ErrorKind::TimedOut.into()),
-        };
-        match read {
-            Ok(read) => hello = read,
+            done = what => done,
+            () = late(self.accepted.spec.header, &self.guard) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    /// Ends TLS.
+    async fn secure<S>(self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
+    {
+        let counters = &self.listener.handshakes;
+        match self.in_time(self.handshake(stream)).await {
+            Ok((stream, session)) => {
+                counters.done(session.resumed);
+                self.pass(stream, None).await;
+            }
             Err(error) => {
-                tracing::debug!(%peer, listener = %accepted.spec.name, %error, "no TLS hello");
-                return;
+                counters.failed(match error.kind() {
+                    io::ErrorKind::TimedOut => Failure::Timeout,
+                    _ => Failure::of(&error),
+                });
+                tracing::debug!(peer = %self.peer, %error, "TLS handshake failed");
             }
         }
     }
-    let serving = listener.slot.pin();
-    let tcp = now(&serving, &accepted);
-    let flight = serving.generation.begin(listener.slot.binding);
-    // What it goes on with needs no other routes: a session must not keep those of an old generation in memory.
-    drop((serving, accepted));
-    let Some(upstream) = tcp.upstream(hello.sni.as_deref()).cloned() else {
-        tracing::debug!(%peer, listener = %tcp.spec.name, sni = ?hello.sni, "nobody has this name");
-        return refuse(stream).await;
-    };
-    let client = Client {
-        peer: peer.address(),
-        local,
-    };
-    let connecting = tcp.connect(&worker, client, &upstream, &flight);
-    let Some(connected) = guard.epoch.cut.run_until_cancelled(connecting).await else {
-        stream.sever();
-        return;
-    };
-    let (target, mut in_flight) = match connected {
-        Ok(connected) => connected,
-        Err(error) => {
-            tracing::debug!(%peer, listener = %tcp.spec.name, %error, "no target");
+
+    async fn handshake<S>(&self, stream: S) -> io::Result<(TlsStream<S>, Session)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let hello = LazyConfigAcceptor::new(Default::default(), stream).await?;
+        let now = self.now(&self.listener.slot.pin(), false);
+        let Some(server) = &now.tls else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let Handshake {
+            config,
+            client_auth,
+        } = server.handshake(hello.client_hello().server_name());
+        drop(now);
+        let stream = hello.into_stream(config).await?;
+        let session = Session::of(stream.get_ref().1, client_auth)?;
+        Ok((stream, session))
+    }
+
+    /// What serves now. An address that is another thing by now, or treats the first bytes in another way, goes on as it was
+    /// accepted. `read`: the hello was.
+    fn now(&self, serving: &Serving<Entry>, read: bool) -> Arc<Tcp> {
+        let accepted = &self.accepted;
+        match &serving.entry.plane {
+            Plane::Tcp(tcp)
+                if tcp.tls.is_some() == accepted.tls.is_some() && (read || !tcp.asks_for_sni()) =>
+            {
+                tcp.clone()
+            }
+            _ => accepted.clone(),
+        }
+    }
+
+    /// Joins it with a target. `hello`: what was read of it.
+    async fn pass<S>(self, stream: S, hello: Option<Hello>)
+    where
+        S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
+    {
+        let serving = self.listener.slot.pin();
+        let tcp = self.now(&serving, hello.is_some());
+        let flight = serving.generation.begin(self.listener.slot.binding);
+        // What it goes on with needs no other routes: a session must not keep those of an old generation in memory.
+        drop(serving);
+        let Coming {
+            peer,
+            local,
+            listener,
+            accepted,
+            guard,
+        } = self;
+        drop(accepted);
+        let worker = listener.worker.clone();
+        if !tcp.admits(peer.ip()) {
+            tracing::debug!(%peer, listener = %tcp.spec.name, "not allowed any more");
             stream.sever();
             return;
         }
-    };
-    let newest = listener.slot.pin();
-    flight.settle(&newest.generation, |definition| {
-        newest.entry.holds(definition)
-    });
-    drop((newest, listener, guard));
-    let session = worker.sessions.open(
-        Kind::Tcp,
-        Start {
-            client: client.peer,
-            listener: Some(tcp.spec.name.clone()),
-            upstream: Some(upstream.name().clone()),
-            destination: Some(in_flight.target.key().1.to_string().into()),
-            watch: Some(flight.watch()),
-            ..Start::default()
-        },
-    );
-    let line = SessionLine::new(tcp.log.clone(), worker.index, &session);
-    let (idle, bandwidth) = (tcp.spec.idle, tcp.spec.bandwidth);
-    drop((tcp, upstream));
-    let terms = Terms {
-        idle,
-        bandwidth,
-        flight: &flight,
-        in_flight: Some(&mut in_flight),
-        session: Some(&session),
-    };
-    let relayed = relay(stream, target, hello.bytes, terms).await;
-    in_flight.end_session(relayed.to_client);
-    line.end((&relayed.cause).into());
-    tracing::debug!(%peer, ?relayed, "session ended");
-}
-
-/// What serves now; an address that is another thing by now goes on as it was accepted.
-fn now(serving: &Serving<Entry>, accepted: &Arc<Tcp>) -> Arc<Tcp> {
-    match &serving.entry.plane {
-        Plane::Tcp(tcp) => tcp.clone(),
-        _ => accepted.clone(),
+        let Hello { sni, bytes } = hello.unwrap_or_default();
+        let Some(upstream) = tcp.upstream(sni.as_deref()).cloned() else {
+            tracing::debug!(%peer, listener = %tcp.spec.name, ?sni, "nobody has this name");
+            return refuse(stream).await;
+        };
+        let client = Client {
+            peer: peer.address(),
+            local,
+        };
+        let connecting = tcp.connect(&worker, client, &upstream, &flight);
+        let Some(connected) = guard.epoch.cut.run_until_cancelled(connecting).await else {
+            stream.sever();
+            return;
+        };
+        let (target, mut in_flight) = match connected {
+            Ok(connected) => connected,
+            Err(error) => {
+                tracing::debug!(%peer, listener = %tcp.spec.name, %error, "no target");
+                stream.sever();
+                return;
+            }
+        };
+        let newest = listener.slot.pin();
+        flight.settle(&newest.generation, |definition| {
+            newest.entry.holds(definition)
+        });
+        drop((newest, listener, guard));
+        let session = worker.sessions.open(
+            Kind::Tcp,
+            Start {
+                client: client.peer,
+                listener: Some(tcp.spec.name.clone()),
+                upstream: Some(upstream.name().clone()),
+                destination: Some(in_flight.target.key().1.to_string().into()),
+                watch: Some(flight.watch()),
+                ..Start::default()
+            },
+        );
+        let line = SessionLine::new(tcp.log.clone(), worker.index, &session);
+        let (idle, bandwidth) = (tcp.spec.idle, tcp.spec.bandwidth);
+        drop((tcp, upstream));
+        let terms = Terms {
+            idle,
+            bandwidth,
+            flight: &flight,
+            in_flight: Some(&mut in_flight),
+            session: Some(&session),
+        };
+        let relayed = relay(stream, target, bytes, terms).await;
+        in_flight.end_session(relayed.to_client);
+        line.end((&relayed.cause).into());
+        tracing::debug!(%peer, ?relayed, "session ended");
     }
 }
 

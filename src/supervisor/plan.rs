@@ -6,8 +6,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::forward::ForwardSpec;
-use crate::config::http::{ClientAuthSpec, ConnectionSpec, HttpSpec};
+use crate::config::http::{ClientAuthSpec, ConnectionSpec, HttpSpec, TlsSpec};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::UpstreamSpec;
 use crate::document::Document;
@@ -166,12 +165,12 @@ fn is_refreshed(was: &Behind<'_>, is: &Behind<'_>) -> bool {
     proves(was) != proves(is)
         || connection(&was.http) != connection(&is.http)
         || asks_otherwise(&was.http, &is.http)
-        || was.forward.map(proved) != is.forward.map(proved)
+        || was.forward.map(|f| proved(f.tls.as_ref())) != is.forward.map(|f| proved(f.tls.as_ref()))
+        || was.tcp.map(|t| proved(t.tls.as_ref())) != is.tcp.map(|t| proved(t.tls.as_ref()))
 }
 
-/// What a forward proxy's clients have proved by their connection.
-fn proved(spec: &ForwardSpec) -> (bool, Option<Arc<ClientAuthSpec>>) {
-    let tls = spec.tls.as_ref();
+/// What the clients of a forward proxy or a TCP listener have proved by their connection.
+fn proved(tls: Option<&TlsSpec>) -> (bool, Option<Arc<ClientAuthSpec>>) {
     (tls.is_some(), tls.and_then(|tls| tls.client_auth.clone()))
 }
 

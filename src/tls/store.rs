@@ -163,6 +163,11 @@ pub fn forward_name(name: &str) -> Arc<str> {
     format!("[forward.{name}]").into()
 }
 
+/// What a TCP listener is called among the servers. No server can have this name.
+pub fn tcp_name(name: &str) -> Arc<str> {
+    format!("[tcp.{name}]").into()
+}
+
 /// What a tunnel is called among the servers. No server can have this name.
 pub fn tunnel_name(name: &str) -> Arc<str> {
     format!("[tunnels.{name}]").into()
@@ -174,6 +179,7 @@ impl Wanted<'_> {
         Wanted::http(document)
             .chain(Wanted::forward(document))
             .chain(Wanted::tunnels(document))
+            .chain(Wanted::tcp(document))
             .chain(document.admin.tls.as_ref().map(|tls| Wanted {
                 name: ADMIN.clone(),
                 pointer: "/admin/tls".to_owned(),
@@ -205,6 +211,18 @@ impl Wanted<'_> {
                 name: forward_name(&proxy.name),
                 pointer: format!("/forward/{}/tls", proxy.name),
                 tls: proxy.tls.as_ref()?,
+                flat: false,
+            })
+        })
+    }
+
+    /// What the TCP listeners of a document want.
+    fn tcp(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
+        document.tcp.values().filter_map(|tcp| {
+            Some(Wanted {
+                name: tcp_name(&tcp.name),
+                pointer: format!("/tcp/{}/tls", tcp.name),
+                tls: tcp.tls.as_ref()?,
                 flat: false,
             })
         })

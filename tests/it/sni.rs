@@ -9,9 +9,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::json;
 
+use crate::kit::process::Setup;
 use crate::kit::raw::Conn;
-use crate::kit::tls::{Client, Pair, Tls};
-use crate::kit::{Call, Gate, PATIENCE, free_port};
+use crate::kit::tls::{Authority, Client, Pair, Tls};
+use crate::kit::{Call, Gate, PATIENCE, free_port, until};
 use crate::tcp::{echo, open};
 
 fn local(port: u16) -> SocketAddr {
@@ -155,7 +156,7 @@ fn a_hello_may_come_in_pieces_but_not_for_ever() {
         there.set_nodelay(true).unwrap();
         let (mut back, mut to) = (there.try_clone().unwrap(), client.try_clone().unwrap());
         let backward = std::thread::spawn(move || io::copy(&mut back, &mut to));
-        for byte in client.bytes().map_while(Result::ok) {
+        for byte in io::BufReader::new(client).bytes().map_while(Result::ok) {
             if there.write_all(&[byte]).is_err() {
                 break;
             }
@@ -231,5 +232,124 @@ fn wrong_names_are_refused_with_the_place() {
         "/tcp/c/sni/y.test",
     ] {
         assert!(text.contains(told), "{told}: {text}");
+    }
+}
+
+/// A listener that ends TLS before `upstream`.
+fn ending(listen: SocketAddr, upstream: &str, tls: &str) -> String {
+    format!(
+        "[tcp.ends]\nlisten = \"{listen}\"\nupstream = \"{upstream}\"\n\
+         tls = {{ certificates = {{ cert = \"site.crt\", key = \"site.key\" }}{tls} }}\n"
+    )
+}
+
+fn with_files(pair: &Pair) -> Setup {
+    Gate::setup()
+        .file("site.crt", pair.cert.clone())
+        .file("site.key", pair.key.clone())
+}
+
+#[test]
+fn tls_ends_here_and_the_upstream_gets_cleartext_or_tls_of_ours() {
+    let (plain, secure) = (echo(), site("o.test"));
+    let (pair, listen) = (Pair::new(&["a.test"]), local(free_port()));
+    let to_plain = ending(listen, &plain.addr.to_string(), "");
+    let gate = with_files(&pair)
+        .file("o.pem", secure.pair.cert.clone())
+        .start(&to_plain);
+    let mut session = Client::new().open(listen, "a.test").unwrap();
+    assert!(session.certificate() == pair.der);
+    exchange(&mut session, "hello");
+    // What is no TLS gets nowhere.
+    let mut other = open(listen);
+    other.write_all(b"hello, are you there?").unwrap();
+    gate.wait_status("a failed handshake to be counted", |s| {
+        s["handshakes"]["failed"]["protocol"] == 1
+    });
+    gate.reload_ok(
+        &(ending(listen, "o", "")
+            + &format!(
+                "[upstreams.o]\ntargets = \"{}\"\ntls = {{ ca = \"o.pem\", server_name = \"o.test\" }}\n",
+                secure.addr
+            )),
+    );
+    assert!(given(listen, "a.test") == pair.der);
+    // Another swap takes TLS away: what has begun goes on.
+    let mut kept = Client::new().open(listen, "a.test").unwrap();
+    exchange(&mut kept, "one");
+    gate.reload_ok(&format!(
+        "[tcp.ends]\nlisten = \"{listen}\"\nupstream = \"o\"\n[upstreams.o]\ntargets = \"{}\"\n\
+         tls = {{ ca = \"o.pem\", server_name = \"o.test\" }}\n",
+        secure.addr
+    ));
+    exchange(&mut kept, "two");
+    let mut bare = open(listen);
+    bare.write_all(b"bare").unwrap();
+    let mut back = [0; 4];
+    bare.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"bare");
+}
+
+#[test]
+fn certificates_are_renewed_by_swap_and_by_file_and_sessions_go_on() {
+    let (origin, listen) = (echo(), local(free_port()));
+    let pair = Pair::new(&["a.test"]);
+    let text = ending(listen, &origin.addr.to_string(), "");
+    let gate = with_files(&pair).start(&text);
+    let mut session = Client::new().open(listen, "a.test").unwrap();
+    exchange(&mut session, "one");
+    let put = |pair: &Pair| {
+        let folder = gate.dir.path();
+        std::fs::write(folder.join("site.crt"), &pair.cert).unwrap();
+        std::fs::write(folder.join("site.key"), &pair.key).unwrap();
+    };
+    let by_file = Pair::new(&["a.test"]);
+    put(&by_file);
+    until("the new certificate", || {
+        (given(listen, "a.test") == by_file.der).then_some(())
+    });
+    let by_swap = Pair::new(&["a.test"]);
+    put(&by_swap);
+    gate.reload_ok(&(text + "limits.connections = 100\n"));
+    assert!(given(listen, "a.test") == by_swap.der);
+    exchange(&mut session, "two");
+    let list = gate.call(Call::get("/certificates")).expect(200);
+    assert_eq!(list["certificates"][0]["servers"], json!(["[tcp.ends]"]));
+}
+
+#[test]
+fn who_must_show_a_certificate_and_has_none_reaches_nobody() {
+    let (origin, listen) = (echo(), local(free_port()));
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let target = origin.addr.to_string();
+    let gate = with_files(&Pair::new(&["a.test"]))
+        .file("ca.pem", ours.cert.clone())
+        .start(&ending(listen, &target, ", client_auth = \"ca.pem\""));
+    let alice = Client::new().showing(&ours.client("alice"));
+    exchange(&mut alice.open(listen, "a.test").unwrap(), "alice");
+    let stranger = Client::new().showing(&theirs.client("alice"));
+    for client in [Client::new(), stranger] {
+        // In TLS 1.3 a client hears of it after its handshake.
+        let answer = client.open(listen, "a.test").and_then(|mut conn| {
+            conn.stream.write_all(b"hello")?;
+            conn.stream.read_exact(&mut [0])
+        });
+        answer.unwrap_err();
+    }
+    gate.wait_status("two refusals to be counted", |s| {
+        s["handshakes"]["failed"]["client_certificate"] == 2
+    });
+    let wrong = format!(
+        "[tcp.a]\nlisten = \"{listen}\"\nsni = {{ \"*\" = \"{target}\" }}\ntls = {{ self_signed = \"a.test\" }}\n\
+         [tcp.b]\nlisten = \"127.0.0.1:0\"\nupstream = \"{target}\"\ntls = {{}}\n"
+    );
+    let told = gate.reload(&wrong).json().to_string();
+    for part in [
+        "/tcp/a/tls",
+        "unopened",
+        "/tcp/b/tls",
+        "needs a certificate",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
     }
 }

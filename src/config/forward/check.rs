@@ -8,15 +8,15 @@ use std::sync::Arc;
 use super::super::admin::AdminSpec;
 use super::super::check::{Checker, shorten};
 use super::super::decode::{List, Loc};
-use super::super::http::{TlsRaw, TlsVersion, addresses};
+use super::super::http::{TlsRaw, TlsSpec, TlsVersion, addresses};
 use super::super::runtime::OnChange;
 use super::super::scalar::{ListenAddr, Wrong, cidr};
 use super::super::tree::At;
 use super::super::upstream::{References, UpstreamSpec};
 use super::super::via::{self, HopRaw, ViaSpec};
 use super::{
-    Decision, ForwardRaw, ForwardSpec, LimitsSpec, Pattern, Protocol, RuleRaw, RuleSpec,
-    TimeoutsSpec, UdpSpec, Way,
+    Decision, ForwardRaw, ForwardSpec, ForwardTlsRaw, LimitsSpec, Pattern, Protocol, RuleRaw,
+    RuleSpec, TimeoutsSpec, UdpSpec, Way,
 };
 
 /// A forward proxy that has been checked for itself, with the places that checks across listeners need.
@@ -92,14 +92,8 @@ impl ForwardRaw {
                 .help("leave `socks4` out");
         }
         let tls = self.tls.as_ref().map(|tls| {
-            let raw = TlsRaw {
-                certificates: tls.certificates.clone(),
-                self_signed: tls.self_signed.clone(),
-                client_auth: tls.client_auth.clone(),
-                spoiled: tls.spoiled.clone(),
-                ..TlsRaw::default()
-            };
-            raw.spec(tls.at, running.and_then(|r| r.tls.as_ref()), check)
+            let running = running.and_then(|r| r.tls.as_ref());
+            tls.spec(tls.at, running, check)
         });
         let clients = self.clients.as_ref().map(|list| {
             if list.is_empty() && !list.spoiled {
@@ -151,8 +145,7 @@ impl ForwardRaw {
             min_version: self
                 .tls
                 .as_ref()
-                .and_then(|tls| tls.min_version.as_ref())
-                .map_or(TlsVersion::V12, |v| v.value),
+                .map_or(TlsVersion::V12, |tls| tls.oldest()),
             tls,
             clients,
             rules,
@@ -267,6 +260,30 @@ impl ForwardRaw {
             connect: check.duration(raw.and_then(|t| t.connect.as_ref())),
             idle: check.limit(raw.and_then(|t| t.idle.as_ref())),
         }
+    }
+}
+
+impl ForwardTlsRaw {
+    /// `running`: as in [`TlsRaw::spec`].
+    pub(in crate::config) fn spec(
+        &self,
+        at: At,
+        running: Option<&TlsSpec>,
+        check: &mut Checker<'_>,
+    ) -> TlsSpec {
+        let raw = TlsRaw {
+            certificates: self.certificates.clone(),
+            self_signed: self.self_signed.clone(),
+            client_auth: self.client_auth.clone(),
+            spoiled: self.spoiled.clone(),
+            ..TlsRaw::default()
+        };
+        raw.spec(at, running, check)
+    }
+
+    pub(in crate::config) fn oldest(&self) -> TlsVersion {
+        let written = self.min_version.as_ref();
+        written.map_or(TlsVersion::V12, |version| version.value)
     }
 }
 
