@@ -213,7 +213,10 @@ fn destination(uri: &Uri, connects: bool) -> Result<Destination, (StatusCode, &'
         let text = "only http is spoken for clients here: use CONNECT";
         return Err((StatusCode::NOT_IMPLEMENTED, text));
     }
-    Destination::new(authority.host(), port).ok_or((BAD, "no host or port that could be reached"))
+    Destination::new(authority.host(), port).ok_or((
+        BAD,
+        "not a name or a whole IP address, with a port from 1 to 65535",
+    ))
 }
 
 /// Sends a request on, and has the answer.

@@ -13,7 +13,7 @@ use crate::forward::{Forward, Reached};
 use crate::l4::relay::{Terms, relay};
 use crate::metrics::WorkerContext;
 use crate::net::Sever;
-use crate::session::{Kind, Start};
+use crate::session::{Kind, Session, Start};
 
 /// A way that is open, until the client's side is free to be joined with it.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Passage {
             worker,
             start,
             progress,
-            mut record,
+            record,
             on_change: _,
         } = self;
         let Reached { link, place, .. } = reached;
@@ -50,21 +50,38 @@ impl Passage {
             watch: Some(flight.watch()),
             ..start
         };
-        let session = worker.sessions.open(Kind::Connect, start);
+        let counted = Counted {
+            session: worker.sessions.open(Kind::Connect, start),
+            record,
+        };
         let terms = Terms {
             idle: proxy.spec.timeouts.idle,
             bandwidth: proxy.spec.limits.bandwidth,
             flight,
             in_flight: None,
-            session: Some(&session),
+            session: Some(&counted.session),
         };
         // What it has to know is in hand: neither rules nor users are kept for it.
         drop(proxy);
         let relayed = relay(client, link, early, terms).await;
         tracing::debug!(?relayed, "CONNECT ended");
-        if let Some(record) = &mut record {
-            record.tunnelled(relayed.from_client, relayed.to_client);
-        }
+        let session = &counted.session;
+        session.passed(relayed.from_client, relayed.to_client);
         drop(place);
+    }
+}
+
+/// What passed, told to the record however it ends: also by the end of the connection that it is a stream of.
+struct Counted {
+    session: Session,
+    record: Option<Record>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(record) = &mut self.record {
+            let info = self.session.info();
+            record.tunnelled(info.received, info.sent);
+        }
     }
 }

@@ -39,7 +39,8 @@ impl<S: Sever> Sever for tokio_rustls::server::TlsStream<S> {
     }
 }
 
-/// A stream of HTTP/2: one that is dropped before its end is reset.
+/// A stream of HTTP/2. Nothing is done: hyper ends it cleanly when it is dropped, so that here, too, a cut end looks like any
+/// other (RFC 9113 section 8.5 wants a reset).
 impl Sever for hyper_util::rt::TokioIo<hyper::upgrade::Upgraded> {
     fn sever(&self) {}
 }
