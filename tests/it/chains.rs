@@ -458,27 +458,3 @@ fn what_cannot_be_is_refused_at_its_place() {
         );
     }
 }
-
-/// A name with two addresses, one of which may be reached straight: the other must not be, whatever their order.
-#[test]
-fn each_address_of_a_name_goes_its_own_way() {
-    let (six, four) = (
-        TcpListener::bind("[::1]:0").unwrap(),
-        TcpListener::bind("127.0.0.1:0").unwrap(),
-    );
-    for (straight, origin) in [("::1/128", &four), ("127.0.0.0/8", &six)] {
-        let to = format!("localhost:{}", origin.local_addr().unwrap().port());
-        // The hop is dead, and looks no names up.
-        let (listen, hop) = (local(free_port()), free_port());
-        let _gate = Gate::start(&format!(
-            "[forward.f]\nlisten = \"{listen}\"\nvia = \"socks5://127.0.0.1:{hop}\"\n\
-             destinations.allow = [\"127.0.0.0/8\", \"::1/128\"]\n\
-             rules = [{{ match = {{ to = \"{straight}\" }}, via = \"direct\" }}]\n"
-        ));
-        let mut conn = Conn::open(listen).unwrap();
-        conn.send(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n"))
-            .unwrap();
-        let head = conn.head().unwrap().unwrap();
-        assert!(head.line.contains(" 502 "), "{straight}: {}", head.line);
-    }
-}
