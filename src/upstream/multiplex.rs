@@ -7,13 +7,12 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -53,6 +52,7 @@ type Http = http2::Connection<TokioIo<Wire>, Outgoing, Tasks>;
 pub(super) struct Parts {
     sender: http2::SendRequest<Outgoing>,
     http: Http,
+    wire: Driving,
     tasks: Owner,
     signs: Arc<Signs>,
     withdrawn: Option<CancellationToken>,
@@ -66,7 +66,7 @@ pub(super) async fn open(socket: Socket, slot: Slot, address: &TargetAddr) -> Re
     socket.watch_peer();
     let withdrawn = socket.withdrawn();
     let signs = Arc::new(Signs::default());
-    let tasks = Owner::new(slot, signs.clone());
+    let tasks = Owner::default();
     let wire = Wire {
         socket,
         signs: signs.clone(),
@@ -83,13 +83,19 @@ pub(super) async fn open(socket: Socket, slot: Slot, address: &TargetAddr) -> Re
         .handshake(TokioIo::new(wire))
         .await
         .map_err(|e| Error::exchange(&e, address).unsent())?;
+    let driving = tasks.tasks.shared.first.lock().take();
+    let driving = driving.ok_or_else(|| {
+        let detail = format!("{address}: nothing drives the connection");
+        Error::us(Kind::ProxyInternalError, detail).unsent()
+    })?;
+    let mut wire: Driving = Box::pin(drive(driving, slot, signs.clone()));
     poll_fn(|cx| {
-        signs.waker.register(cx.waker());
         let ended = match Pin::new(&mut http).poll(cx) {
             Poll::Ready(Err(error)) => Error::exchange(&error, address),
             Poll::Ready(Ok(())) => over(&signs, address),
-            Poll::Pending if signs.over.load(Ordering::Acquire) => over(&signs, address),
-            Poll::Pending if signs.settled.load(Ordering::Acquire) => return Poll::Ready(Ok(())),
+            Poll::Pending if wire.as_mut().poll(cx).is_ready() => over(&signs, address),
+            // What a target says first is its settings (RFC 9113 section 3.4), and what was read has now been looked at.
+            Poll::Pending if signs.heard.load(Ordering::Relaxed) > 0 => return Poll::Ready(Ok(())),
             Poll::Pending => return Poll::Pending,
         };
         // h2 keeps of an error only what kind of I/O it was.
@@ -100,6 +106,7 @@ pub(super) async fn open(socket: Socket, slot: Slot, address: &TargetAddr) -> Re
     Ok(Parts {
         sender,
         http,
+        wire,
         tasks,
         signs,
         withdrawn,
@@ -121,9 +128,7 @@ fn over(signs: &Signs, address: &TargetAddr) -> Error {
 struct Signs {
     /// Reads that brought something.
     heard: AtomicU64,
-    settled: AtomicBool,
     over: AtomicBool,
-    waker: AtomicWaker,
     /// What went wrong in TLS.
     tls: OnceLock<Kind>,
 }
@@ -154,28 +159,28 @@ impl std::fmt::Debug for Multiplexed {
 }
 
 impl Multiplexed {
-    /// Starts the connection's tasks on the current worker.
+    /// Starts the connection's task on the current worker. What sends requests and what reads the socket are one task:
+    /// were they two, on two threads, a GOAWAY could come between a request's being sent and hyper's last look, and a
+    /// request that is on its way would be taken for one that never was.
     pub(super) fn new(parts: Parts, peer: TargetAddr) -> Arc<Multiplexed> {
         let http = Arc::new(Mutex::new(Some(parts.http)));
         let driven = http.clone();
-        let driver = tokio::spawn(async move {
-            poll_fn(|cx| {
+        let mut wire = parts.wire;
+        let driver = tokio::spawn(poll_fn(move |cx| {
+            {
                 let mut http = driven.lock();
-                let Some(connection) = http.as_mut() else {
-                    return Poll::Ready(());
-                };
-                let Poll::Ready(ended) = Pin::new(connection).poll(cx) else {
-                    return Poll::Pending;
-                };
-                // The streams that are under way go on in a task of their own.
-                *http = None;
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "upstream connection takes no more streams");
+                if let Some(connection) = http.as_mut()
+                    && let Poll::Ready(ended) = Pin::new(connection).poll(cx)
+                {
+                    // The streams that are under way go on.
+                    *http = None;
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "upstream connection takes no more streams");
+                    }
                 }
-                Poll::Ready(())
-            })
-            .await;
-        });
+            }
+            wire.as_mut().poll(cx)
+        }));
         Arc::new(Multiplexed {
             sender: parts.sender,
             http,
@@ -341,38 +346,27 @@ impl Dial {
     }
 }
 
-/// hyper's executor for one connection: its own task comes first, then those of its streams.
-#[derive(Clone)]
+/// What reads and writes a connection's socket.
+type Driving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// hyper's executor for one connection. Its own task comes first, and is not started here; then those of its streams.
+#[derive(Clone, Default)]
 pub(super) struct Tasks {
     shared: Arc<Shared>,
 }
 
+#[derive(Default)]
 struct Shared {
+    begun: AtomicBool,
+    first: Mutex<Option<Driving>>,
     running: Mutex<JoinSet<()>>,
-    /// For the connection's own task, which has the socket.
-    first: Mutex<Option<Slot>>,
-    signs: Arc<Signs>,
 }
 
-/// The hold on a connection's tasks: dropping it aborts them. (The tasks hold clones of the executor, so no count of
-/// clones would ever end them.)
+/// The hold on the tasks of a connection's streams: dropping it aborts them. (The tasks hold clones of the executor, so no
+/// count of clones would ever end them.)
+#[derive(Default)]
 struct Owner {
     tasks: Tasks,
-}
-
-impl Owner {
-    fn new(slot: Slot, signs: Arc<Signs>) -> Owner {
-        let shared = Shared {
-            running: Mutex::new(JoinSet::new()),
-            first: Mutex::new(Some(slot)),
-            signs,
-        };
-        Owner {
-            tasks: Tasks {
-                shared: Arc::new(shared),
-            },
-        }
-    }
 }
 
 impl Drop for Owner {
@@ -386,32 +380,21 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        let first = self.shared.first.lock().take();
+        if !self.shared.begun.swap(true, Ordering::Relaxed) {
+            *self.shared.first.lock() = Some(Box::pin(future));
+            return;
+        }
         let mut running = self.shared.running.lock();
         // Those that have ended; no more than began since the last look.
         while running.try_join_next().is_some() {}
-        match first {
-            Some(slot) => drop(running.spawn(own(future, slot, self.shared.signs.clone()))),
-            None => drop(running.spawn(future)),
-        }
+        running.spawn(future);
     }
 }
 
-/// The task that reads and writes the socket.
-async fn own(future: impl Future<Output = ()>, slot: Slot, signs: Arc<Signs>) {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
-        let polled = future.as_mut().poll(cx);
-        // What a target says first is its settings (RFC 9113 section 3.4), and what was read has now been looked at.
-        if !signs.settled.load(Ordering::Relaxed) && signs.heard.load(Ordering::Relaxed) > 0 {
-            signs.settled.store(true, Ordering::Release);
-            signs.waker.wake();
-        }
-        polled
-    })
-    .await;
+/// Reads and writes the socket until the connection's end.
+async fn drive(wire: Driving, slot: Slot, signs: Arc<Signs>) {
+    wire.await;
     signs.over.store(true, Ordering::Release);
-    signs.waker.wake();
     drop(slot);
 }
 

@@ -298,6 +298,8 @@ fn no_line_is_lost_while_files_are_moved_away_under_load() {
         }
         until("the file to be made again", || path.exists().then_some(()));
     }
+    // Each file has its share of them, the last one too.
+    load.wait_more(200);
     let answers = load.finish().answers as usize;
     until("every line", || {
         (count(&gate, &names) >= answers).then_some(())
