@@ -22,6 +22,7 @@ mod compress;
 mod contract;
 mod drain;
 mod edits;
+mod ends;
 mod examples;
 mod examples_more;
 mod files;
