@@ -487,6 +487,7 @@ impl Member {
             worker,
             client,
             within,
+            speaks: tls::client::Offer::Nothing,
         }
     }
 
