@@ -221,7 +221,14 @@ impl Hub {
         let agent = agent.ok_or_else(|| absent(format!("agent {name} is not connected")))?;
         let mut tried = Vec::new();
         loop {
-            let (session, grant) = agent.choose(&ask, &tried)?;
+            let chosen = agent.choose(&ask, &tried);
+            // What nobody will mend but by the configuration of either side is told there.
+            if let Err(refusal) = &chosen
+                && refusal.reason == Reason::Unreachable
+            {
+                agent.note(service, &refusal.detail);
+            }
+            let (session, grant) = chosen?;
             let limit = grant.and_then(|grant| grant.flows);
             let of = (&agent.counts, &agent.allowance);
             let Some(counted) = Counted::take(of, &session.counts, limit, &session.ended) else {
@@ -377,8 +384,13 @@ impl Agent {
         }
         let datagrams = kind == Some(ServiceKind::Udp);
         if datagrams != ask.datagrams {
-            let what = if datagrams { "UDP" } else { "no UDP" };
-            let detail = format!("service {service} of agent {name} is a {what} service");
+            let kind = kind.map_or("", |kind| kind.word());
+            let asked = match ask.datagrams {
+                true => "datagrams go",
+                false => "stream goes",
+            };
+            let detail =
+                format!("service {service} of agent {name} is a {kind} service: no {asked} there");
             return Err(Refusal::new(Reason::Unreachable, detail));
         }
         Ok((best.clone(), grant))
