@@ -4,6 +4,7 @@ Each peer is started for one kind of work: one listener (`h1`, `tls` or `h2c`) a
 or `answer`; without HTTP `tcp`, `udp`, `connect` and `socks5`), tuned as its manual advises and without an access log. All show the same certificate."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ ANSWER = "y" * 100
 # Idle connections to the origin that a server may keep: more than any work has requests in flight.
 POOL = 1024
 FOREVER = 1_000_000_000
+PORTS = iter(random.sample(range(20_000, 32_000), 4_000))
 NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -28,9 +30,16 @@ def program(name):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Below those that the kernel gives to clients, or one of the thousands of connections of a case has it meanwhile;
+    each once."""
+    for port in PORTS:
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise Broken("no free port below 32768")
 
 
 def pinned(core, command):
