@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::net::Sever;
 use crate::net::copy::CHUNK;
 use crate::upstream::dial::Stream;
 
@@ -38,10 +39,6 @@ impl<S> Paced<S> {
         }
     }
 
-    pub(super) fn get_ref(&self) -> &S {
-        &self.stream
-    }
-
     /// How long so many bytes take.
     fn time_of(&self, bytes: u64) -> Duration {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate);
@@ -52,6 +49,12 @@ impl<S> Paced<S> {
 }
 
 impl<S: Stream> Stream for Paced<S> {}
+
+impl<S: Sever> Sever for Paced<S> {
+    fn sever(&self) {
+        self.stream.sever();
+    }
+}
 
 impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     fn poll_read(

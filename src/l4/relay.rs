@@ -70,7 +70,7 @@ pub struct Relayed {
 }
 
 /// Two that are joined.
-trait Joined {
+pub(super) trait Joined {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<End>>;
 
     /// Bytes of the client, and to it.
@@ -112,7 +112,7 @@ where
         let (client, target) = (Paced::new(client, rate), Paced::new(target, rate));
         let mut pair = pair(client, target, early, terms.idle);
         let relayed = run(&mut pair, terms).await;
-        relayed.sever(pair.a.get_ref(), pair.b.get_ref());
+        relayed.sever(&pair.a, &pair.b);
         return relayed;
     }
     #[cfg(target_os = "linux")]
@@ -136,7 +136,8 @@ where
     Pair::new(a, b, forth, back, idle)
 }
 
-async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
+/// Moves what can be moved until the end; nobody is told of it here.
+pub(super) async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
     let mut told = false;
     let mut ended = poll_fn(|cx| {
         let polled = joined.poll(cx);
@@ -166,6 +167,9 @@ async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
         .await;
     }
     let (from_client, to_client) = joined.passed();
+    if let Some(session) = terms.session {
+        session.passed(from_client, to_client);
+    }
     Relayed {
         from_client,
         to_client,
@@ -180,12 +184,9 @@ async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
 
 impl Relayed {
     /// Both sides learn that something is missing, where it is.
-    fn sever(&self, client: &impl Sever, target: &Link) {
-        if matches!(self.cause, Cause::Closed) {
-            return;
-        }
-        client.sever();
-        if let Some(target) = target.plain_tcp() {
+    fn sever(&self, client: &impl Sever, target: &impl Sever) {
+        if !matches!(self.cause, Cause::Closed) {
+            client.sever();
             target.sever();
         }
     }

@@ -41,6 +41,7 @@ impl Udp {
         Life {
             kind: "udp",
             name: &self.spec.name,
+            path: None,
             upstream: &self.upstream,
         }
     }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::Slot;
 use super::dial::Stream;
 use super::wire::Socket;
+use crate::net::Sever;
 
 /// Any stream of bytes both ways.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -48,9 +49,17 @@ impl Link {
             _slot: slot,
         }
     }
+}
 
-    /// The socket itself, if its bytes are what the other end sent: nothing is encrypted, nothing waits in a buffer.
-    pub fn plain_tcp(&self) -> Option<&TcpStream> {
+/// What is no socket of its own ends as it does: TLS without a `close_notify`, a stream within a connection by its end.
+impl Sever for Link {
+    fn sever(&self) {
+        if let Some(socket) = self.plain_tcp() {
+            socket.sever();
+        }
+    }
+
+    fn plain_tcp(&self) -> Option<&TcpStream> {
         match &self.inner {
             Inner::Socket(Socket::Tcp(stream)) => Some(stream),
             _ => None,
