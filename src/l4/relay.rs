@@ -69,7 +69,7 @@ pub struct Relayed {
 }
 
 /// Two that are joined.
-trait Joined {
+pub(super) trait Joined {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<End>>;
 
     /// Bytes of the client, and to it.
@@ -136,7 +136,8 @@ where
     Pair::new(a, b, forth, back, idle)
 }
 
-async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
+/// Moves what can be moved until the end; nobody is told of it here.
+pub(super) async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
     let mut told = false;
     let mut ended = poll_fn(|cx| {
         let polled = joined.poll(cx);
@@ -166,6 +167,9 @@ async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
         .await;
     }
     let (from_client, to_client) = joined.passed();
+    if let Some(session) = terms.session {
+        session.passed(from_client, to_client);
+    }
     Relayed {
         from_client,
         to_client,

@@ -8,15 +8,11 @@ use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::auth;
-/// A connection, in cleartext or over TLS.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
+use crate::upstream::link::Duplex;
 
 /// Those that are out.
 #[derive(Debug, Default)]

@@ -9,6 +9,8 @@
 //! proxy it was and what that said, and nothing of what was to be sent has been sent then.
 
 mod connect;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod socks5;
 #[cfg(test)]
 mod tests;
