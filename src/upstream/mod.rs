@@ -488,6 +488,7 @@ impl Member {
             worker,
             client,
             within,
+            speaks: tls::client::Offer::Nothing,
         }
     }
 

@@ -15,6 +15,7 @@ mod auth;
 mod balance;
 mod bridge;
 mod certificates;
+mod chain_of_three;
 mod chains;
 mod cli;
 mod client_certs;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ::http::{Response, StatusCode};
@@ -190,6 +190,7 @@ async fn another(
                     since: Timestamp::now(),
                     round_trip: RoundTrip::default(),
                     flows: AtomicUsize::new(0),
+                    dropped: AtomicU64::new(0),
                 });
                 return (settings, carrier, running);
             }
@@ -287,11 +288,17 @@ async fn serve(
                     wire::FLOW => {
                         let settings = shared.settings.borrow().clone();
                         let counted = Counted::new(&running, &control);
+                        let shared = shared.clone();
                         tasks.spawn(async move {
-                            let _counted = counted;
-                            if let Some(settings) = settings {
-                                local::serve(request, respond, &settings).await;
-                            }
+                            // All of it, until the flow is over.
+                            let counted = counted;
+                            let Some(settings) = &settings else { return };
+                            let serving = local::Serving {
+                                settings,
+                                shared: &shared,
+                                dropped: &counted.0.dropped,
+                            };
+                            local::serve(request, respond, serving).await;
                         });
                     }
                     _ => {

@@ -121,7 +121,7 @@ impl Via {
     }
 
     /// The digest of all that tells connections through it from others: proxies, TLS with them, and who we are there.
-    pub(super) fn identity(&self) -> &[u8; 32] {
+    pub fn identity(&self) -> &[u8; 32] {
         &self.identity
     }
 

@@ -7,8 +7,17 @@ use serde_json::Value;
 
 use crate::kit::{Call, Gate, Origin, Response, free_port, get, until};
 
+mod datagrams;
+mod dedicated;
+mod https;
 mod lives;
+mod many;
+mod pace;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod path;
 mod streams;
+mod swaps;
+mod ways;
 mod withdrawn;
 
 const TOKEN: &str = "correct-horse-battery-staple";
@@ -114,6 +123,20 @@ impl Pair {
 
     fn home(&self) -> String {
         home(self.agents, self.blog.addr, &self.lines, "")
+    }
+
+    /// The agent's document with more services.
+    fn with_services(&self, services: &str) -> String {
+        self.home()
+            .replace("services.blog", &format!("{services}\nservices.blog"))
+    }
+
+    /// Waits until the edge knows so many services.
+    fn wait_services(&self, count: usize) {
+        until("the services to be known", || {
+            let services = self.published()["services"].clone();
+            (services.as_array()?.len() == count).then_some(())
+        });
     }
 
     /// Of requests on connections of their own, so that every worker has some.
