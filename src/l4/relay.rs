@@ -74,15 +74,24 @@ pub(super) trait Joined {
 
     /// Bytes of the client, and to it.
     fn passed(&self) -> (u64, u64);
+
+    /// As [`Sever::poll_severed`] of the client has it.
+    fn poll_severed(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
 }
 
 impl<A, B> Joined for Pair<A, B, Anywhere>
 where
-    A: AsyncRead + AsyncWrite + Unpin,
+    A: AsyncRead + AsyncWrite + Sever + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<End>> {
         Pair::poll(self, cx)
+    }
+
+    fn poll_severed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.a.poll_severed(cx)
     }
 
     fn passed(&self) -> (u64, u64) {
@@ -147,6 +156,9 @@ pub(super) async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relay
         }
         if let Poll::Ready(end) = polled {
             return Poll::Ready(Some(end));
+        }
+        if joined.poll_severed(cx).is_ready() {
+            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())));
         }
         let down = terms.in_flight.as_mut();
         told = down.is_some_and(|target| target.poll_cut(cx).is_ready())
