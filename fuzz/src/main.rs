@@ -17,6 +17,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("framing", fuzzing::framing),
     ("websocket", fuzzing::websocket),
     ("socks", fuzzing::socks),
+    ("hello", fuzzing::hello),
     ("place", fuzzing::files::place),
     ("range", fuzzing::files::range),
     ("conditional", fuzzing::files::conditional),

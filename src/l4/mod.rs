@@ -1,6 +1,7 @@
 //! Layer 4: streams and datagrams passed on as they come.
 
 pub mod flows;
+pub mod names;
 pub(crate) mod pace;
 pub mod relay;
 pub mod tcp;

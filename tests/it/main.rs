@@ -51,6 +51,7 @@ mod samples;
 mod scale;
 mod sessions;
 mod sni;
+mod sni_shared;
 mod sockets;
 mod socks;
 mod socks_refused;
