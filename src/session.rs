@@ -7,6 +7,7 @@
 //!
 //! A [`Session`] is a guard: dropping it takes it off the table and keeps its bytes in the totals.
 
+mod end;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 use crate::generation::Watch;
 use table::Table;
 
+pub use end::End;
 pub use table::Name;
 
 /// Entries that are looked at under one lock.

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::progress::Progress;
 use super::record::Record;
 use crate::config::runtime::OnChange;
-use crate::net::Sever as _;
+use crate::net::SeverOnDrop;
 use crate::net::copy::{Anywhere, End, Pair, Way};
 use crate::net::websocket::{Carrier, Fault, GOING_AWAY, INTERNAL_ERROR, NORMAL, PROTOCOL_ERROR};
 use crate::session::{Session, Start};
@@ -46,6 +46,8 @@ pub struct Bridge {
     pub idle: Option<Duration>,
     pub on_change: OnChange,
 }
+
+type Joined<S> = Pair<Carrier<S>, SeverOnDrop<Link>, Anywhere>;
 
 /// What is to be said of it, however it ends: also by the end of the connection that it is a stream of.
 struct Counted {
@@ -82,6 +84,7 @@ impl Bridge {
         } = self;
         let flight = &progress.flight;
         let way = || Way::new(Anywhere, Bytes::new());
+        let target = SeverOnDrop::new(target);
         let mut pair = Pair::new(Carrier::new(client, early), target, way(), way(), idle);
         let mut counted = Counted {
             passed: (0, 0),
@@ -89,7 +92,7 @@ impl Bridge {
             in_flight,
         };
         let mut hurried = false;
-        let mut poll = |pair: &mut Pair<Carrier<S>, Link, Anywhere>, cx: &mut Context<'_>| {
+        let mut poll = |pair: &mut Joined<S>, cx: &mut Context<'_>| {
             let mut polled = pair.poll(cx);
             if polled.is_pending() && !hurried && (pair.a.is_closed() || pair.a.is_closing()) {
                 hurried = true;
@@ -132,17 +135,14 @@ impl Bridge {
         drop(counted);
         let Pair {
             a: client,
-            b: target,
+            b: mut target,
             ..
         } = pair;
         let whole = matches!(ended, Some(Ok(End::Closed)));
         // A target that has said all and is not answered got all that came.
         let answerless = matches!(ended, Some(Ok(End::Idle))) && client.is_closing();
-        if !whole
-            && !answerless
-            && let Some(socket) = target.plain_tcp()
-        {
-            socket.sever();
+        if whole || answerless {
+            target.spare();
         }
         drop(target);
         let code = match (ended, client.fault()) {

@@ -510,7 +510,7 @@ async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<B
                 client: peer.ip(),
                 destination,
             };
-            let reached = proxy.reach(&client.listener.worker, ask).await;
+            let reached = proxy.reach(&client.listener.worker, ask, None).await;
             Ok(Begun::Connected(Box::new(reached.map_err(refused)?)))
         }
         What::Associate => {
@@ -522,6 +522,7 @@ async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<B
                 return Err(Reply::NoSuchCommand);
             };
             let place = proxy.place(user).map_err(refused)?;
+            proxy.room().map_err(refused)?;
             let who = associate::Who {
                 ip,
                 local: local.ip().to_canonical(),

@@ -2,6 +2,7 @@
 
 use super::flow::Flow;
 use super::hub::{Ask, Hub, Reason, Refusal};
+use crate::net::Sever;
 use crate::upstream::dial::{Dial, Dialing, ServiceAt, Stream};
 use crate::upstream::error::{Error, Kind};
 use tokio::time::Instant;
@@ -23,6 +24,11 @@ impl Dial for Hub {
             }
         })
     }
+}
+
+/// Dropping it before both sides have ended resets it, and its agent the connection to the service.
+impl Sever for Flow {
+    fn sever(&self) {}
 }
 
 impl Stream for Flow {

@@ -13,7 +13,9 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::http2;
+use ::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -47,6 +49,7 @@ const PING_EVERY: Duration = Duration::from_secs(310);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 type Http = http2::Connection<TokioIo<Wire>, Outgoing, Tasks>;
+type Sent = Result<Response<Incoming>, TrySendError<Request<Outgoing>>>;
 
 /// A new connection, before it is known who drives it.
 pub(super) struct Parts {
@@ -90,10 +93,12 @@ pub(super) async fn open(socket: Socket, slot: Slot, address: &TargetAddr) -> Re
     })?;
     let mut wire: Driving = Box::pin(drive(driving, slot, signs.clone()));
     poll_fn(|cx| {
+        // The socket's end first: then it can be said why.
+        let closed = wire.as_mut().poll(cx).is_ready();
         let ended = match Pin::new(&mut http).poll(cx) {
             Poll::Ready(Err(error)) => Error::exchange(&error, address),
             Poll::Ready(Ok(())) => over(&signs, address),
-            Poll::Pending if wire.as_mut().poll(cx).is_ready() => over(&signs, address),
+            Poll::Pending if closed => over(&signs, address),
             // What a target says first is its settings (RFC 9113 section 3.4), and what was read has now been looked at.
             Poll::Pending if signs.heard.load(Ordering::Relaxed) > 0 => return Poll::Ready(Ok(())),
             Poll::Pending => return Poll::Pending,
@@ -167,19 +172,23 @@ impl Multiplexed {
         let driven = http.clone();
         let mut wire = parts.wire;
         let driver = tokio::spawn(poll_fn(move |cx| {
+            let mut http = driven.lock();
+            if let Some(connection) = http.as_mut()
+                && let Poll::Ready(ended) = Pin::new(connection).poll(cx)
             {
-                let mut http = driven.lock();
-                if let Some(connection) = http.as_mut()
-                    && let Poll::Ready(ended) = Pin::new(connection).poll(cx)
-                {
-                    // The streams that are under way go on.
-                    *http = None;
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "upstream connection takes no more streams");
-                    }
+                // The streams that are under way go on.
+                *http = None;
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "upstream connection takes no more streams");
                 }
             }
-            wire.as_mut().poll(cx)
+            drop(http);
+            let over = wire.as_mut().poll(cx);
+            if over.is_ready() {
+                // Requests that were handed over and not taken come back.
+                *driven.lock() = None;
+            }
+            over
         }));
         Arc::new(Multiplexed {
             sender: parts.sender,
@@ -194,8 +203,13 @@ impl Multiplexed {
         })
     }
 
-    pub(super) fn sender(&self) -> http2::SendRequest<Outgoing> {
-        self.sender.clone()
+    /// Hands `request` over; what is not taken any more comes back with the error. Nobody may let go of the other end
+    /// meanwhile: what is handed over in that moment, from another thread, would neither be taken nor come back.
+    pub(super) fn send(&self, request: Request<Outgoing>) -> impl Future<Output = Sent> + use<> {
+        let taken = self.http.lock();
+        let answer = self.sender.clone().try_send_request(request);
+        drop(taken);
+        answer
     }
 
     pub(super) fn peer(&self) -> &TargetAddr {

@@ -200,8 +200,7 @@ async fn exchange(
     ticket.body = loan;
     let heard = ticket.connection.heard();
     let outcome = {
-        let mut sender = ticket.connection.sender();
-        let mut answer = pin!(sender.try_send_request(sending));
+        let mut answer = pin!(ticket.connection.send(sending));
         let sent = plan.sent.as_deref();
         let mut due = None;
         let deadline = &mut ticket.deadline;

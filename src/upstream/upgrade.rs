@@ -172,9 +172,8 @@ impl Upstream {
             .insert(hyper::ext::Protocol::from_static("websocket"));
         let sending = as_h2(parts, member.transport.scheme())?;
         let outcome = {
-            let mut sender = ticket.connection.sender();
             let sending = Request::from_parts(sending, Outgoing::empty());
-            let mut answer = pin!(sender.try_send_request(sending));
+            let mut answer = pin!(ticket.connection.send(sending));
             let due = limit.map(|limit| Instant::now() + limit);
             let deadline = &mut ticket.deadline;
             poll_fn(|cx| {

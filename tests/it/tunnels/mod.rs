@@ -8,7 +8,11 @@ use serde_json::Value;
 use crate::kit::{Call, Gate, Origin, Response, free_port, get, until};
 
 mod lives;
+mod many;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod path;
 mod streams;
+mod swaps;
 mod withdrawn;
 
 const TOKEN: &str = "correct-horse-battery-staple";
