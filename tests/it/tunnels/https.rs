@@ -58,8 +58,8 @@ fn the_agent_speaks_tls_for_requests_and_passes_on_what_is_tls_already() {
 
     // What it trusts is part of the service: connections from before are not used any more.
     for (ca, name, what) in [
-        (&Authority::new(), "shop.test", "UnknownIssuer"),
-        (&ca, "other.test", "not valid for name"),
+        (&Authority::new(), "shop.test", "invalid peer certificate"),
+        (&ca, "other.test", "other.test"),
     ] {
         pair.home.reload_ok(&home(&service(at, ca, name)));
         let error = until("the service to be distrusted", || {
