@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use ::http::{HeaderMap, Request, Response, StatusCode};
 use bytes::{Bytes, BytesMut};
@@ -17,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::agent::{Connection, Settings, Shared, dedicated};
+use super::agent::{Connection, Running, Settings, Shared, dedicated};
 use super::carrier::{broken, send_all};
 use super::datagram;
 use super::hub::{Reason, Refusal};
@@ -43,8 +42,7 @@ enum Local {
 pub(super) struct Serving<'a> {
     pub(super) settings: Arc<Settings>,
     pub(super) shared: Arc<Shared>,
-    /// Counts datagrams that had no room.
-    pub(super) dropped: &'a AtomicU64,
+    pub(super) running: &'a Running,
 }
 
 /// Serves one flow to its end.
@@ -60,7 +58,7 @@ pub(super) async fn serve(
         Err(refusal) => return refuse(respond, &refusal, &serving.settings, name),
     };
     // A flow may outlive them by long.
-    let dropped = serving.dropped;
+    let dropped = &serving.running.dropped;
     drop((serving, head));
     let Ok(mut send) = respond.send_response(Response::new(()), false) else {
         return;
@@ -106,7 +104,12 @@ async fn begin(
 
 /// A connection to the server for this flow alone.
 async fn own(serving: &Serving<'_>, ticket: &str) -> Result<Connection, Refusal> {
-    let made = dedicated(&serving.settings, &serving.shared, ticket).await;
+    let Serving {
+        settings,
+        shared,
+        running,
+    } = serving;
+    let made = dedicated(settings, shared, running, ticket).await;
     made.map_err(|failed| {
         let detail = format!("a connection of its own: {}", failed.why);
         Refusal::new(Reason::Unreachable, detail)

@@ -8,6 +8,7 @@ mod slot;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -204,6 +205,8 @@ pub struct Running {
     /// As the server calls it.
     pub session: String,
     pub server: String,
+    /// Which of its addresses; `None`: a proxy knows.
+    pub peer: Option<SocketAddr>,
     pub since: Timestamp,
     pub round_trip: RoundTrip,
     pub flows: AtomicUsize,

@@ -184,10 +184,11 @@ async fn another(
             *state.lock() = State::Connecting;
         }
         let Failed { trouble, why } = match connect(&settings, shared).await {
-            Ok((carrier, session)) => {
+            Ok((carrier, session, peer)) => {
                 let running = Arc::new(Running {
                     session,
                     server: settings.spec.server.to_string(),
+                    peer,
                     since: Timestamp::now(),
                     round_trip: RoundTrip::default(),
                     flows: AtomicUsize::new(0),
@@ -297,7 +298,7 @@ async fn serve(
                             let serving = local::Serving {
                                 settings,
                                 shared,
-                                dropped: &counted.0.dropped,
+                                running: &counted.0,
                             };
                             local::serve(request, respond, serving).await;
                         });

@@ -65,11 +65,11 @@ fn the_agent_speaks_tls_for_requests_and_passes_on_what_is_tls_already() {
             h2["targets"][0]["health"] == wanted
         });
     };
-    health("healthy");
+    health("up");
     shop.freeze();
-    health("unhealthy");
+    health("down");
     shop.thaw();
-    health("healthy");
+    health("up");
 
     // What it trusts is part of the service: connections from before are not used any more.
     for (ca, name, what) in [
