@@ -180,13 +180,38 @@ class Load:
                            work.connections, "--size", work.size, "--seconds", seconds)
 
     def streams(self, server, work, seconds):
-        return self.report(seconds, self.streamload, "load", f"127.0.0.1:{server.port}", "--through", work.site,
+        return self.report(seconds, self.streamload, "load", f"127.0.0.1:{server.port}", "--through",
+                           "tcp" if work.site == "tunnel" else work.site,
                            "--origin", f"127.0.0.1:{server.origin}", "--connections", work.connections,
                            "--size", work.size, "--seconds", seconds, "--fresh", "yes" if work.fresh else "no")
 
+    def held(self, server, work, seconds):
+        """Connections that have each had an answer and then stay, and the memory that both ends have for them."""
+        streams = []
+        try:
+            for _ in range(work.connections):
+                stream = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+                streams.append(stream)
+                stream.sendall(work.size.to_bytes(8, "big"))
+                left = work.size
+                while left:
+                    came = len(stream.recv(left))
+                    if not came:
+                        raise Broken(f"{server.name} closes a connection")
+                    left -= came
+            # More than with none at the start: what an allocator has kept of an earlier round is no part of that.
+            each = (server.memory() - server.idle) / work.connections
+        except OSError as error:
+            raise Broken(f"{server.name}: {error}") from error
+        finally:
+            for stream in streams:
+                stream.close()
+        return {"requests": work.connections, "seconds": 1, "bytes": work.connections * work.size, "errors": 0, "note": "",
+                "each": each}
+
     def check(self, server, work):
         """One request, looked at as wrk and s_time do not: status and whole body."""
-        if work.listener == "h2c" or work.tool in ("websockets", "streams"):
+        if work.listener == "h2c" or work.tool in ("websockets", "streams", "held"):
             # h2load and our own look themselves.
             return
         try:
@@ -217,7 +242,7 @@ class Load:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if not result[work.counted]:
             raise Broken(f"{server.name}: no success at all; {result['note']}")
-        result["cpu"] = used[0] / result[work.counted] * work.per
+        result["cpu"] = used[0] / result[work.counted] * work.per if work.tool != "held" else result.pop("each")
         result["rate"] = result["requests"] / result["seconds"]
         result["busy_server"] = used[0] / wall * 100
         result["busy_load"] = (after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime) / wall * 100

@@ -1,7 +1,8 @@
 """The servers that `scripts/bench` compares, and the origins behind them.
 
 Each peer is started for one kind of work: one listener (`h1`, `tls` or `h2c`) and one site (`proxy`, `websocket`, `files`
-or `answer`; without HTTP `tcp`, `udp`, `connect` and `socks5`), tuned as its manual advises and without an access log. All show the same certificate."""
+or `answer`; without HTTP `tcp`, `udp`, `connect`, `socks5` and, with a process on either side, `tunnel`), tuned as its
+manual advises and without an access log. All show the same certificate."""
 
 import os
 import random
@@ -18,6 +19,8 @@ ANSWER = "y" * 100
 POOL = 1024
 FOREVER = 1_000_000_000
 PORTS = iter(random.sample(range(20_000, 32_000), 4_000))
+# What no package has is built here.
+TOOLS = Path(__file__).resolve().parent.parent / "target/bench/tools"
 NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -26,7 +29,8 @@ class Broken(Exception):
 
 
 def program(name):
-    return shutil.which(name) or next((p for p in (f"/usr/sbin/{name}", f"/sbin/{name}") if Path(p).exists()), None)
+    places = (f"/usr/sbin/{name}", f"/sbin/{name}", f"{TOOLS}/bin/{name.removesuffix('-plain')}")
+    return shutil.which(name) or next((p for p in places if Path(p).exists()), None)
 
 
 def free_port():
@@ -100,6 +104,10 @@ class Server:
             ticks += sum(int(f) for f in fields[11:15])
         return ticks / TICKS
 
+    def memory(self):
+        """Kilobytes of the tree that are its own."""
+        return sum(memory_of(pid) for pid in self.tree())
+
     def stop(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -109,6 +117,55 @@ class Server:
             self.process.kill()
             self.process.wait()
         self.log.close()
+
+
+def memory_of(pid):
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+class Tunnel:
+    """The two ends of a tunnel, which are measured as one: `make` each in turn. Ready when an answer has come through."""
+
+    def __init__(self, name, port, *make):
+        self.name, self.port, self.origin, self.ends = name, port, port, []
+        self.pace, self.answer = 0, 0
+        try:
+            for one in make:
+                self.ends.append(one())
+            self.wait()
+        except (Broken, OSError):
+            self.stop()
+            raise
+        self.idle = self.memory()
+
+    def wait(self):
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=5) as stream:
+                    # In the words of `examples/streamload.rs`: one byte, please.
+                    stream.sendall((1).to_bytes(8, "big"))
+                    if stream.recv(1):
+                        return
+            except OSError:
+                pass
+            if time.monotonic() > deadline:
+                raise Broken(f"{self.name}: nothing comes through")
+            time.sleep(0.05)
+
+    def cpu(self):
+        return sum(end.cpu() for end in self.ends)
+
+    def memory(self):
+        return sum(end.memory() for end in self.ends)
+
+    def stop(self):
+        for end in reversed(self.ends):
+            end.stop()
 
 
 class Place:
@@ -133,6 +190,28 @@ class Place:
         if made.returncode != 0:
             raise Broken(f"no certificate: {made.stderr.strip()}")
         self.both.write_bytes(self.cert.read_bytes() + self.key.read_bytes())
+
+    def make_authority(self):
+        """A CA and what it has signed, for those that do not take a certificate that signs itself. Returns CA, certificate,
+        key, and certificate and key as PKCS #12 without a strong cipher, which rathole's reader does not know."""
+        ca, cert, key, p12 = (self.folder / name for name in ("ca.pem", "leaf.pem", "leaf.key", "leaf.p12"))
+        if p12.exists():
+            return ca, cert, key, p12
+        ca_key, request, more = (self.folder / name for name in ("ca.key", "leaf.csr", "leaf.ext"))
+        more.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        old = ["-certpbe", "PBE-SHA1-3DES", "-keypbe", "PBE-SHA1-3DES", "-macalg", "sha1"]
+        for command in (
+            ["req", "-x509", *curve, "-keyout", ca_key, "-out", ca, "-days", "30", "-subj", "/CN=bench"],
+            ["req", *curve, "-keyout", key, "-out", request, "-subj", "/CN=localhost"],
+            ["x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-out", cert, "-days", "30",
+             "-extfile", more],
+            ["pkcs12", "-export", "-out", p12, "-inkey", key, "-in", cert, "-certfile", ca, "-passout", "pass:bench", *old],
+        ):
+            made = subprocess.run(["openssl", *command], capture_output=True, text=True)
+            if made.returncode != 0:
+                raise Broken(f"no certificate: {made.stderr.strip()}")
+        return ca, cert, key, p12
 
     def sub(self, name):
         path = self.folder / name
@@ -194,7 +273,7 @@ def stream_origin(streamload, place, core):
 
 def nginx(place, listener, site, target, workers, core, name="nginx"):
     port = free_port()
-    if site in ("connect", "socks5"):
+    if site in ("connect", "socks5", "tunnel"):
         return None
     if site in ("tcp", "udp"):
         if not NGINX_STREAM.exists():
@@ -243,7 +322,7 @@ def nginx(place, listener, site, target, workers, core, name="nginx"):
 
 
 def haproxy(place, listener, site, target, workers, core):
-    if site in ("files", "connect", "socks5", "udp"):
+    if site in ("files", "connect", "socks5", "udp", "tunnel"):
         return None
     port = free_port()
     path = place.sub("haproxy")
@@ -357,7 +436,7 @@ socks pass {{ from: 127.0.0.0/8 to: 0.0.0.0/0 }}
 
 
 def caddy(place, listener, site, target, workers, core):
-    if site in ("tcp", "udp", "connect", "socks5"):
+    if site in ("tcp", "udp", "connect", "socks5", "tunnel"):
         return None
     port = free_port()
     path = place.sub("caddy")
@@ -394,7 +473,86 @@ def caddy(place, listener, site, target, workers, core):
                   core, environment)
 
 
+def rathole_with(transport):
+    """rathole over TLS, as ours is, or without any encryption, for what that costs."""
+    name = "rathole" if transport == "tls" else "rathole-plain"
+
+    def start(place, listener, site, target, workers, core):
+        if site != "tunnel":
+            return None
+        port, between = free_port(), free_port()
+        ca, _, _, p12 = place.make_authority()
+        path = place.sub(name)
+        ends = {
+            "server": (f'bind_addr = "127.0.0.1:{between}"', f'pkcs12 = "{p12}"\npkcs12_password = "bench"',
+                       f'bind_addr = "127.0.0.1:{port}"'),
+            "client": (f'remote_addr = "127.0.0.1:{between}"', f'trusted_root = "{ca}"\nhostname = "localhost"',
+                       f'local_addr = "127.0.0.1:{target}"'),
+        }
+
+        def end(side, wait):
+            where, tls, service = ends[side]
+            tls = f"[{side}.transport.tls]\n{tls}" if transport == "tls" else ""
+            config = path / f"{side}.toml"
+            config.write_text(f'''
+[{side}]
+default_token = "bench"
+{where}
+[{side}.transport]
+type = "{transport}"
+{tls}
+[{side}.services.bench]
+{service}
+''')
+            return lambda: Server(f"{name}-{side}", [program("rathole"), f"--{side}", config], wait, place.folder, core,
+                                  {"RUST_LOG": "error"})
+
+        # The public port is there once the client is.
+        return Tunnel(name, port, end("server", between), end("client", port))
+
+    return start
+
+
+def evergate_tunnel(binary, place, target, workers, core):
+    port, between = free_port(), free_port()
+    ca, cert, key, _ = place.make_authority()
+    token = "correct-horse-battery-staple"
+    edge = f'''
+[tunnels.bench]
+listen = "127.0.0.1:{between}"
+tls = {{ certificates = [{{ cert = "{cert}", key = "{key}" }}] }}
+tokens = {{ home = "{token}" }}
+[tcp.bench]
+listen = "127.0.0.1:{port}"
+upstream = "tunnel:home/bench"
+'''
+    home = f'''
+[agents.home]
+server = "127.0.0.1:{between}"
+token = "{token}"
+tls = {{ server_name = "localhost", ca = "{ca}" }}
+services = {{ bench = "tcp://127.0.0.1:{target}" }}
+'''
+
+    def end(name, text, wait):
+        path, admin = place.sub(name), free_port()
+        config = path / "evergate.toml"
+        config.write_text(f'''
+[admin]
+listen = "127.0.0.1:{admin}"
+
+[runtime]
+workers = {workers}
+state_dir = "{path}/state"
+{text}''')
+        return lambda: Server(name, [binary, "run", "-c", config], wait or admin, place.folder, core)
+
+    return Tunnel("evergate", port, end("evergate-edge", edge, port), end("evergate-home", home, None))
+
+
 def evergate(binary, place, listener, site, target, workers, core):
+    if site == "tunnel":
+        return evergate_tunnel(binary, place, target, workers, core)
     port = free_port()
     path = place.sub("evergate")
     what = {"files": f'files = "{place.data}"', "answer": f'respond = "{ANSWER}"'}.get(site, 'proxy = "origin"')
@@ -435,4 +593,5 @@ state_dir = "{path}/state"
     return Server("evergate", [binary, "run", "-c", config], port, place.folder, core)
 
 
-PEERS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy, "squid": squid, "tinyproxy": tinyproxy, "danted": danted}
+PEERS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy, "squid": squid, "tinyproxy": tinyproxy, "danted": danted,
+         "rathole": rathole_with("tls"), "rathole-plain": rathole_with("tcp")}

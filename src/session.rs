@@ -7,6 +7,7 @@
 //!
 //! A [`Session`] is a guard: dropping it takes it off the table and keeps its bytes in the totals.
 
+mod end;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 use crate::generation::Watch;
 use table::Table;
 
+pub use end::End;
 pub use table::Name;
 
 /// Entries that are looked at under one lock.
@@ -415,6 +417,12 @@ impl Session {
             shared.sent.store(sent, Ordering::Relaxed);
             self.moved();
         }
+    }
+
+    /// Bytes from the client and to it.
+    pub fn so_far(&self) -> (u64, u64) {
+        let passed = self.shared.passed();
+        (passed.received, passed.sent)
     }
 
     fn count(&self, counter: &AtomicU64, bytes: u64) {

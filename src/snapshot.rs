@@ -486,7 +486,7 @@ fn agents_of(
             spec: spec.clone(),
             client,
             services: spec.services.keys().filter_map(of).collect(),
-            via: spec.via.as_ref().and_then(|via| Via::build(via, upstreams)),
+            via: spec.via.as_ref().map(|via| Via::build(via, upstreams)),
         };
         let kept = before.and_then(|(_, snapshot)| snapshot.agents.get(name));
         let same = |(_, old): &&(Arc<Agent>, Arc<Settings>)| {
@@ -567,7 +567,7 @@ fn add_upstream(
     for hop in spec.via.iter().flat_map(|via| &via.hops) {
         add_upstream(&hop.upstream, of, shared, before, all)?;
     }
-    let via = spec.via.as_ref().and_then(|via| Via::build(via, all));
+    let via = spec.via.as_ref().map(|via| Via::build(via, all));
     let kept = before.and_then(|(old, snapshot)| {
         let kept = snapshot.upstreams.get(name)?;
         // Its spec names the members; they may have changed themselves.

@@ -1,5 +1,7 @@
 //! `[tcp.NAME]`: streams from clients to the targets of an upstream and back.
 
+mod websocket;
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,6 +18,8 @@ use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Span, Speed, Wrong, cidr};
 use super::tree::At;
 use super::upstream::{References, UpstreamSpec};
+pub use websocket::WebsocketSpec;
+use websocket::Written;
 
 section! {
     /// Passes connections on, byte for byte: each to one target of an upstream, the next one where it cannot be had.
@@ -31,6 +35,10 @@ section! {
         /// target. `a.example.com`, then the longest `*.example.com`, then `*`: all others, and hellos without a name. Without
         /// `*` these get the alert `unrecognized_name`. What is no TLS is closed.
         sni: Map<String>,
+        /// Each connection goes on in a websocket, as binary messages: a URL, `ws://host[:port]/path` or `wss://` (TLS, checked
+        /// against the system's CAs), instead of `upstream`; or, beside an `upstream` (or `sni`), the path alone: its targets
+        /// speak websocket then, with its policy, checks, limits, `tls` and `via`.
+        websocket: String,
         /// Ends TLS here: what the upstream gets is cleartext, or TLS of ours where it has `tls`.
         tls: ForwardTlsRaw,
         /// Connections of `trusted_proxies` begin with a PROXY header, version 1 or 2, which says who the client is. From
@@ -50,7 +58,7 @@ section! {
         /// target); left out: as `[runtime]` says.
         on_change: OnChange,
     }
-    later = [&["websocket"]];
+    later = [];
 }
 
 section! {
@@ -86,6 +94,8 @@ pub struct TcpSpec {
     /// In the document's order, never empty.
     pub listen: Vec<ListenAddr>,
     pub to: ToSpec,
+    /// `None`: targets get the bytes as they are.
+    pub websocket: Option<WebsocketSpec>,
     /// `None`: what clients say is passed on as it is. Never with [`ToSpec::Sni`].
     pub tls: Option<TlsSpec>,
     pub min_version: TlsVersion,
@@ -161,7 +171,10 @@ impl TcpRaw {
     ) -> CheckedTcp {
         let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
         let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
-        let to = self.to(at, enabled, references, check);
+        let websocket = self.websocket.as_ref();
+        let websocket = websocket.and_then(|w| check.take(w.at, Written::parse(w)));
+        let url = websocket.as_ref().and_then(|w| w.url.as_deref());
+        let to = self.to(at, url, enabled, references, check);
         let tls = self.tls.as_ref().map(|tls| {
             let running = running.and_then(|r| r.tls.as_ref());
             tls.spec(tls.at, running, check)
@@ -204,6 +217,7 @@ impl TcpRaw {
                 name: name.into(),
                 listen,
                 to,
+                websocket: websocket.map(|written| written.spec),
                 tls,
                 min_version: self
                     .tls
@@ -228,6 +242,7 @@ impl TcpRaw {
             listen_at,
             upstream_at: (self.upstream.as_ref().map(|upstream| upstream.at))
                 .or(self.sni.as_ref().map(|sni| sni.at))
+                .or(self.websocket.as_ref().map(|websocket| websocket.at))
                 .unwrap_or(at),
         }
     }
@@ -249,13 +264,32 @@ impl TcpRaw {
         addresses(list, check)
     }
 
+    /// `url`: of `websocket`, if it has one.
     fn to(
         &self,
         at: At,
+        url: Option<&str>,
         enabled: bool,
         references: &mut References<'_>,
         check: &mut Checker<'_>,
     ) -> ToSpec {
+        if let (Some(url), Some(websocket)) = (url, &self.websocket) {
+            if self.has("upstream") || self.has("sni") {
+                check
+                    .findings
+                    .error(
+                        websocket.at,
+                        "the URL of `websocket` stands instead of an upstream",
+                    )
+                    .help("leave one of them out, or write the path alone");
+            }
+            let text = Loc {
+                value: url.to_owned(),
+                at: websocket.at,
+            };
+            let found = references.resolve(&text, enabled, check);
+            return ToSpec::Upstream(found.map(|found| found.upstream).unwrap_or_default());
+        }
         if let (Some(sni), Some(_)) = (&self.sni, &self.upstream) {
             check
                 .findings
@@ -266,10 +300,10 @@ impl TcpRaw {
             return ToSpec::Sni(by_name(sni, enabled, references, check));
         }
         let Some(text) = &self.upstream else {
-            if !["upstream", "sni"]
-                .iter()
-                .any(|key| self.spoiled.contains(key))
-            {
+            // A URL that is wrong has been told.
+            let path = self.websocket.as_ref().is_none_or(|w| w.starts_with('/'));
+            let keys = ["upstream", "sni", "websocket"];
+            if path && !keys.iter().any(|key| self.spoiled.contains(key)) {
                 check
                     .findings
                     .error(at, "a TCP listener needs an `upstream`, or `sni`")

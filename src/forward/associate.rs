@@ -23,8 +23,7 @@ use super::socks::v5::To;
 use super::target::Destination;
 use super::{Ask, Forward, Place};
 use crate::generation::Flight;
-use crate::http::record::session::End;
-use crate::session::Session;
+use crate::session::{End, Session};
 
 /// Bytes of the largest datagram.
 const DATAGRAM: usize = 65_535;

@@ -20,12 +20,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use crate::config::forward::{ForwardSpec, Way};
 use crate::config::scalar::TargetAddr;
 use crate::http::record::AccessLog;
 use crate::metrics::WorkerContext;
+#[cfg(unix)]
+use crate::net::Ceiling;
 use crate::password::{self, Passwords};
 use crate::tls;
 use crate::upstream;
@@ -51,6 +54,8 @@ const WRONG_PASSWORD: Duration = Duration::from_millis(500);
 pub struct Shared {
     users: crate::registry::Registry<Arc<str>, Users>,
     lookups: Arc<Lookups>,
+    #[cfg(unix)]
+    ceiling: Ceiling,
 }
 
 impl Shared {
@@ -58,6 +63,8 @@ impl Shared {
         Shared {
             users: crate::registry::Registry::default(),
             lookups: Arc::new(Lookups::of(upstreams)),
+            #[cfg(unix)]
+            ceiling: Ceiling::of_process(),
         }
     }
 }
@@ -77,6 +84,8 @@ pub struct Forward {
     rules: Rules,
     users: Arc<Users>,
     lookups: Arc<Lookups>,
+    #[cfg(unix)]
+    ceiling: Ceiling,
     /// For what no rule sends another way; `None`: direct.
     via: Option<Arc<Via>>,
     /// By rule; `None`: it says no way through proxies.
@@ -122,7 +131,7 @@ impl Forward {
             Passwords::new(users.all(file), passwords)
         });
         let ways = spec.rules.iter().map(|rule| match &rule.way {
-            Way::Via(via) => Via::build(via, upstreams),
+            Way::Via(via) => Some(Via::build(via, upstreams)),
             Way::Usual | Way::Direct => None,
         });
         Forward {
@@ -134,7 +143,9 @@ impl Forward {
             rules: Rules::new(spec),
             users: shared.users.lease(&spec.name, Users::default),
             lookups: shared.lookups.clone(),
-            via: spec.via.as_ref().and_then(|via| Via::build(via, upstreams)),
+            #[cfg(unix)]
+            ceiling: shared.ceiling,
+            via: spec.via.as_ref().map(|via| Via::build(via, upstreams)),
             ways: ways.collect(),
             spec: spec.clone(),
         }
@@ -188,7 +199,8 @@ impl Forward {
         known
     }
 
-    /// Judges where somebody wants to go, and goes there, within `timeouts.connect`.
+    /// Judges where somebody wants to go, and goes there, within `timeouts.connect`. `passed`: `Via` of the request for it, us
+    /// included, which proxies on the way are told; `None`: it came by SOCKS.
     ///
     /// # Errors
     /// That it is not allowed, not there, or that the user has all the sessions that he may have.
@@ -196,6 +208,7 @@ impl Forward {
         &self,
         worker: &Arc<WorkerContext>,
         ask: Ask<'_>,
+        passed: Option<&HeaderValue>,
     ) -> Result<Reached, Refused> {
         let place = self.place(ask.user)?;
         let deadline = Instant::now() + self.spec.timeouts.connect;
@@ -207,8 +220,9 @@ impl Forward {
             if verdict != Verdict::Allowed {
                 return Err(Refused::denied(ask.destination, None));
             }
+            self.room()?;
             let to = TargetAddr::Name(Arc::from(&**name), *port);
-            let link = via.connect(worker.index, &to, deadline).await?;
+            let link = via.connect(worker.index, &to, deadline, passed).await?;
             return Ok(Reached {
                 link,
                 local: None,
@@ -217,11 +231,12 @@ impl Forward {
             });
         }
         let addresses = self.resolve(ask, deadline).await?;
+        self.room()?;
         let first = addresses.first().copied();
         let rule = first.and_then(|first| self.rules.first(&ask, ask.destination.name(), first));
         if let (Some(via), Some(first)) = (self.way(rule), first) {
             let to = TargetAddr::Ip(first);
-            let link = via.connect(worker.index, &to, deadline).await?;
+            let link = via.connect(worker.index, &to, deadline, passed).await?;
             return Ok(Reached {
                 link,
                 local: None,
@@ -256,6 +271,21 @@ impl Forward {
     /// Whether some destinations are reached through other proxies: datagrams would pass those by.
     pub fn has_ways(&self) -> bool {
         self.spec.ways().next().is_some()
+    }
+
+    /// Whether there is a descriptor for another connection: the last ones are not for clients, and a client of HTTP/2 takes
+    /// none by asking.
+    ///
+    /// # Errors
+    /// That there is none.
+    pub fn room(&self) -> Result<(), Refused> {
+        #[cfg(unix)]
+        if self.ceiling.is_reached() {
+            let detail = "there is no descriptor for another connection";
+            let error = Error::us(Kind::ConnectionLimitReached, detail);
+            return Err(error.unsent().into());
+        }
+        Ok(())
     }
 
     /// One more session of a user.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RETRY_AFTER, TE,
-    TRANSFER_ENCODING,
+    TRANSFER_ENCODING, VIA,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -110,6 +110,11 @@ pub(super) async fn handle(
         Ok(to) => to,
         Err((status, text)) => return answer(error::say(status, text), body),
     };
+    // What is sent on, and what proxies on the way are told: a loop ends.
+    if let Err(error) = headers::set_via(&mut parts.headers, context.version) {
+        return answer(error::answer(&error), body);
+    }
+    let passed = parts.headers.get(VIA).cloned();
     let connection = &exchange.connection;
     let ask = Ask {
         user: context.user.as_ref(),
@@ -117,7 +122,7 @@ pub(super) async fn handle(
         destination: &to,
     };
     let worker = &connection.worker;
-    let reaching = pin!(async { Ok(proxy.reach(worker, ask).await) });
+    let reaching = pin!(async { Ok(proxy.reach(worker, ask, passed.as_ref()).await) });
     let reached = match until_cut(reaching, flight).await {
         Ok(Ok(reached)) => reached,
         Ok(Err(refused)) => {
@@ -230,7 +235,6 @@ async fn send(
 ) -> Result<Response<ResponseBody>, Error> {
     let fields = &mut parts.headers;
     let wishes = headers::strip_proxied(fields);
-    headers::set_via(fields, context.version)?;
     if context.version == Version::HTTP_2 {
         headers::join_cookies(fields);
     }
@@ -279,7 +283,7 @@ async fn send(
     let silence = proxy.spec.timeouts.idle;
     let response = match proxy.spec.limits.bandwidth {
         None => alone::send(link, peer, request, silence).await,
-        Some(rate) => alone::send(Paced::new(link, rate), peer, request, silence).await,
+        Some(rate) => alone::send(Paced::both_ways(link, rate), peer, request, silence).await,
     };
     let response = inbound_response(response?);
     Ok(response.map(|body| ResponseBody::new(Content::Upstream(body))))

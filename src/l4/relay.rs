@@ -15,12 +15,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::pace::Paced;
 use crate::generation::Flight;
-use crate::http::record::session::End as LineEnd;
-use crate::net::Sever;
 use crate::net::copy::{Anywhere, End, Pair, Way};
 #[cfg(target_os = "linux")]
 use crate::net::splice::Spliced;
-use crate::session::Session;
+use crate::net::{Sever, SeverOnDrop};
+use crate::session::{self, Session};
 use crate::upstream::InFlight;
 use crate::upstream::link::Link;
 
@@ -50,13 +49,13 @@ pub enum Cause {
     Broken(io::Error),
 }
 
-impl From<&Cause> for LineEnd {
-    fn from(cause: &Cause) -> LineEnd {
+impl From<&Cause> for session::End {
+    fn from(cause: &Cause) -> session::End {
         match cause {
-            Cause::Closed => LineEnd::Closed,
-            Cause::Idle => LineEnd::Idle,
-            Cause::Cut => LineEnd::Cut,
-            Cause::Broken(_) => LineEnd::Broken,
+            Cause::Closed => session::End::Closed,
+            Cause::Idle => session::End::Idle,
+            Cause::Cut => session::End::Cut,
+            Cause::Broken(_) => session::End::Broken,
         }
     }
 }
@@ -70,20 +69,29 @@ pub struct Relayed {
 }
 
 /// Two that are joined.
-trait Joined {
+pub(super) trait Joined {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<End>>;
 
     /// Bytes of the client, and to it.
     fn passed(&self) -> (u64, u64);
+
+    /// As [`Sever::poll_severed`] of the client has it.
+    fn poll_severed(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
 }
 
 impl<A, B> Joined for Pair<A, B, Anywhere>
 where
-    A: AsyncRead + AsyncWrite + Unpin,
+    A: AsyncRead + AsyncWrite + Sever + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<End>> {
         Pair::poll(self, cx)
+    }
+
+    fn poll_severed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.a.poll_severed(cx)
     }
 
     fn passed(&self) -> (u64, u64) {
@@ -103,27 +111,28 @@ impl Joined for Spliced<'_> {
 }
 
 /// Joins `client` and `target` until the end. `early`: what the client has sent already. What is broken or cut ends with a
-/// reset, so that neither side takes the end for that of its data.
+/// reset, so that neither side takes the end for that of its data; and so does what is dropped.
 pub async fn relay<S>(client: S, target: Link, early: Bytes, terms: Terms<'_>) -> Relayed
 where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send,
 {
+    let (mut client, mut target) = (SeverOnDrop::new(client), SeverOnDrop::new(target));
     if let Some(rate) = terms.bandwidth {
         let (client, target) = (Paced::new(client, rate), Paced::new(target, rate));
         let mut pair = pair(client, target, early, terms.idle);
         let relayed = run(&mut pair, terms).await;
-        relayed.sever(pair.a.get_ref(), pair.b.get_ref());
+        relayed.spare(pair.a.get_mut(), pair.b.get_mut());
         return relayed;
     }
     #[cfg(target_os = "linux")]
     if let (Some(a), Some(b)) = (client.plain_tcp(), target.plain_tcp()) {
         let relayed = run(&mut Spliced::new((a, b), early, terms.idle), terms).await;
-        relayed.sever(&client, &target);
+        relayed.spare(&mut client, &mut target);
         return relayed;
     }
     let mut pair = pair(client, target, early, terms.idle);
     let relayed = run(&mut pair, terms).await;
-    relayed.sever(&pair.a, &pair.b);
+    relayed.spare(&mut pair.a, &mut pair.b);
     relayed
 }
 
@@ -136,7 +145,8 @@ where
     Pair::new(a, b, forth, back, idle)
 }
 
-async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
+/// Moves what can be moved until the end; nobody is told of it here.
+pub(super) async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
     let mut told = false;
     let mut ended = poll_fn(|cx| {
         let polled = joined.poll(cx);
@@ -146,6 +156,9 @@ async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
         }
         if let Poll::Ready(end) = polled {
             return Poll::Ready(Some(end));
+        }
+        if joined.poll_severed(cx).is_ready() {
+            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())));
         }
         let down = terms.in_flight.as_mut();
         told = down.is_some_and(|target| target.poll_cut(cx).is_ready())
@@ -166,6 +179,9 @@ async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
         .await;
     }
     let (from_client, to_client) = joined.passed();
+    if let Some(session) = terms.session {
+        session.passed(from_client, to_client);
+    }
     Relayed {
         from_client,
         to_client,
@@ -179,14 +195,11 @@ async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
 }
 
 impl Relayed {
-    /// Both sides learn that something is missing, where it is.
-    fn sever(&self, client: &impl Sever, target: &Link) {
+    /// Nothing is missing on either side, if both have ended.
+    fn spare(&self, client: &mut SeverOnDrop<impl Sever>, target: &mut SeverOnDrop<Link>) {
         if matches!(self.cause, Cause::Closed) {
-            return;
-        }
-        client.sever();
-        if let Some(target) = target.plain_tcp() {
-            target.sever();
+            client.spare();
+            target.spare();
         }
     }
 }
@@ -237,7 +250,7 @@ mod tests {
             let relaying = tokio::spawn(async move {
                 let target = match plain {
                     true => Link::of_tcp(b),
-                    false => Link::boxed(b),
+                    false => Link::within(Box::new(Link::of_tcp(b))),
                 };
                 relay(a, target, Bytes::from_static(b"first "), terms(&flight)).await
             });
@@ -314,6 +327,35 @@ mod tests {
         for side in [&mut client, &mut origin] {
             let error = side.read_u8().await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+    }
+
+    /// As with the connection that a client's stream is one of.
+    #[tokio::test]
+    async fn what_is_dropped_ends_with_a_reset_however_it_is_joined() {
+        for (plain, bandwidth) in [(true, None), (false, None), (true, Some(1 << 20))] {
+            let (mut client, a) = connected().await;
+            let (b, mut origin) = connected().await;
+            let generation = Generation::new(1);
+            let flight = long(&generation);
+            let relaying = tokio::spawn(async move {
+                let target = match plain {
+                    true => Link::of_tcp(b),
+                    false => Link::within(Box::new(Link::of_tcp(b))),
+                };
+                let given = Terms {
+                    bandwidth,
+                    ..terms(&flight)
+                };
+                relay(a, target, Bytes::new(), given).await
+            });
+            client.write_all(b"x").await.unwrap();
+            assert_eq!(origin.read_u8().await.unwrap(), b'x');
+            relaying.abort();
+            for side in [&mut client, &mut origin] {
+                let error = side.read_u8().await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{plain}");
+            }
         }
     }
 

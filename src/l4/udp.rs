@@ -42,6 +42,7 @@ impl Udp {
         Life {
             kind: "udp",
             name: &self.spec.name,
+            path: None,
             upstream: &self.upstream,
         }
     }

@@ -31,7 +31,7 @@ use crate::http::progress::Progress;
 use crate::http::switch::Becomes;
 use crate::http::{Face as _, pipeline};
 use crate::metrics::WorkerContext;
-use crate::net::{Peer, Sever};
+use crate::net::{H2Stream, Peer, Sever};
 use crate::tls;
 
 /// One bound address on one worker: what its connections share.
@@ -530,11 +530,13 @@ fn join_streams(listener: &Arc<Listener>, connection: &Arc<Connection>, streams:
             connection: connection.clone(),
         };
         let driver = connection.clone();
+        let (tasks, progress) = (streams.clone(), exchange.progress.clone());
         let run = async move {
             let _exchange = exchange;
             // Fails when the client was gone before our answer.
             if let Ok(stream) = stream.await {
-                becomes.run(TokioIo::new(stream), Bytes::new()).await;
+                let stream = H2Stream::new(stream, tasks.sending(&progress).await);
+                becomes.run(stream, Bytes::new()).await;
             }
         };
         streams.run_tunnel(run, move || driver.wake_by_ref());

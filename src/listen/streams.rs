@@ -2,8 +2,9 @@
 //! requests they hold at origins. Each also ends, with a reset, when its client takes nothing for `timeouts.write`:
 //! a closed stream window stalls no socket, so the connection's own timer can't see it.
 
+use std::cell::Cell;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -11,12 +12,19 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 
 use super::resets::Resets;
 use crate::http::progress::Progress;
 use crate::metrics::{WorkerContext, WorkerCounters};
+use crate::net::Sending;
+
+thread_local! {
+    /// What hyper wants run beside the stream whose task is being polled, since it was taken over in that poll.
+    static TAKEN_OVER: Cell<Option<Sending>> = const { Cell::new(None) };
+}
 
 /// hyper's executor for one connection; the clones are one.
 #[derive(Debug, Clone)]
@@ -46,7 +54,24 @@ struct Shared {
     worker: Arc<WorkerContext>,
     /// Streams that are no requests any more.
     tunnels: AtomicUsize,
+    /// What sends on those that have not begun yet.
+    sending: Mutex<Vec<(Arc<Progress>, Sending)>>,
+    /// There is one more.
+    filed: Notify,
     resets: Resets,
+}
+
+impl Shared {
+    fn file(&self, of: &Arc<Progress>, sending: Sending) {
+        self.sending.lock().push((of.clone(), sending));
+        self.filed.notify_waiters();
+    }
+
+    fn take(&self, of: &Arc<Progress>) -> Option<Sending> {
+        let mut all = self.sending.lock();
+        let index = all.iter().position(|(other, _)| Arc::ptr_eq(other, of))?;
+        Some(all.swap_remove(index).1)
+    }
 }
 
 impl Owner {
@@ -58,6 +83,8 @@ impl Owner {
             write_timeout,
             worker,
             tunnels: AtomicUsize::new(0),
+            sending: Mutex::new(Vec::new()),
+            filed: Notify::new(),
             resets: Resets::default(),
         };
         Owner {
@@ -72,6 +99,19 @@ impl Streams {
     /// A stream begins; the next future spawned is its.
     pub fn announce(&self, progress: Arc<Progress>) {
         *self.shared.next.lock() = Some(progress);
+    }
+
+    /// What sends on the stream of a request that hyper has agreed to give away. There in the very poll in which it does, which
+    /// may be on another thread.
+    pub async fn sending(&self, of: &Arc<Progress>) -> Sending {
+        loop {
+            let mut filed = pin!(self.shared.filed.notified());
+            filed.as_mut().enable();
+            if let Some(sending) = self.shared.take(of) {
+                return sending;
+            }
+            filed.await;
+        }
     }
 
     /// Runs what streams have become. `ended` is called after each.
@@ -133,7 +173,12 @@ where
                 timer: None,
                 shared: Arc::downgrade(&self.shared),
             }),
-            None => tasks.spawn(stream),
+            None => {
+                let sending = Sending::new(stream);
+                let run = tasks.spawn(sending.run());
+                TAKEN_OVER.set(Some(sending));
+                run
+            }
         };
     }
 }
@@ -158,9 +203,13 @@ impl<F: Future<Output = ()>> Future for UntilStalled<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        if this.stream.poll(cx).is_pending()
-            && poll_stall(this.progress, *this.limit, this.timer, cx).is_pending()
-        {
+        if this.stream.poll(cx).is_ready() {
+            if let Some(sending) = TAKEN_OVER.take()
+                && let Some(shared) = this.shared.upgrade()
+            {
+                shared.file(this.progress, sending);
+            }
+        } else if poll_stall(this.progress, *this.limit, this.timer, cx).is_pending() {
             return Poll::Pending;
         }
         if !this.progress.is_answered()

@@ -9,6 +9,7 @@ pub mod copy;
 pub mod datagram;
 #[cfg(unix)]
 mod descriptors;
+mod h2_stream;
 mod listening;
 mod owned;
 pub mod proxy_protocol;
@@ -30,10 +31,11 @@ use crate::config::scalar::ListenAddr;
 
 #[cfg(unix)]
 pub use descriptors::Ceiling;
+pub use h2_stream::{H2Stream, Sending};
 pub use listening::{Listener, Listening, Opened, Peer, Registered, Reservation, Stream};
 pub use owned::Owned;
 pub use retire::{Shutter, accept_queued};
-pub use sever::Sever;
+pub use sever::{Sever, SeverOnDrop};
 
 /// What a socket carries: the same address may be bound for each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

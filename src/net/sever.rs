@@ -1,12 +1,23 @@
 //! Closing a connection in the middle of what it carries. A close is the end of some messages (an HTTP/1.0 answer without a
 //! length), so that one which has been cut must end in another way.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream that can be closed so that its reader knows that something is missing.
 pub trait Sever {
     /// Makes the close that follows a reset. A unix socket has none: there a cut end looks like any other.
     fn sever(&self);
+
+    /// Ready when the other end has severed it. Only for those whose reads cannot tell once they have come to their end, and
+    /// only what a read of them does not tell.
+    fn poll_severed(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
 
     /// The socket itself, if its bytes are what the other end sent: nothing is encrypted, nothing waits in a buffer.
     fn plain_tcp(&self) -> Option<&tokio::net::TcpStream> {
@@ -39,10 +50,76 @@ impl<S: Sever> Sever for tokio_rustls::server::TlsStream<S> {
     }
 }
 
-/// A stream of HTTP/2. Nothing is done: hyper ends it cleanly when it is dropped, so that here, too, a cut end looks like any
-/// other (RFC 9113 section 8.5 wants a reset).
-impl Sever for hyper_util::rt::TokioIo<hyper::upgrade::Upgraded> {
-    fn sever(&self) {}
+/// A stream that is severed when it is dropped, unless it is spared: also with the task that has it, as streams of an HTTP/2
+/// connection that dies are.
+#[derive(Debug)]
+pub struct SeverOnDrop<S: Sever> {
+    stream: S,
+    spared: bool,
+}
+
+impl<S: Sever> SeverOnDrop<S> {
+    pub fn new(stream: S) -> SeverOnDrop<S> {
+        SeverOnDrop {
+            stream,
+            spared: false,
+        }
+    }
+
+    /// Nothing is missing: it is closed as it is.
+    pub fn spare(&mut self) {
+        self.spared = true;
+    }
+}
+
+impl<S: Sever> Drop for SeverOnDrop<S> {
+    fn drop(&mut self) {
+        if !self.spared {
+            self.stream.sever();
+        }
+    }
+}
+
+impl<S: Sever> Sever for SeverOnDrop<S> {
+    fn sever(&self) {
+        self.stream.sever();
+    }
+
+    fn poll_severed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_severed(cx)
+    }
+
+    fn plain_tcp(&self) -> Option<&tokio::net::TcpStream> {
+        self.stream.plain_tcp()
+    }
+}
+
+impl<S: AsyncRead + Sever + Unpin> AsyncRead for SeverOnDrop<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Sever + Unpin> AsyncWrite for SeverOnDrop<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 #[cfg(test)]

@@ -270,13 +270,25 @@ async fn dial(
     Ok(Local::Stream(stream))
 }
 
+/// The public side has reset the flow.
+fn given_up(reset: Result<H2Reason, h2::Error>) -> io::Error {
+    match reset {
+        Ok(reason) => io::Error::new(io::ErrorKind::ConnectionReset, reason.description()),
+        Err(error) => broken(error),
+    }
+}
+
 /// Passes on what comes, both ways, until both have ended. A failure on one side is a reset on the other.
 async fn relay(mut stream: TcpStream, mut receive: RecvStream, mut send: SendStream<Bytes>) {
     let (from, mut to) = stream.split();
     let up = async {
         let mut buffer = BytesMut::new();
         loop {
-            from.readable().await?;
+            tokio::select! {
+                readable = from.readable() => readable?,
+                // Also where nothing is to be sent: who had asked is gone.
+                reset = poll_fn(|cx| send.poll_reset(cx)) => return Err(given_up(reset)),
+            }
             // Memory only for what is there.
             buffer.reserve(CHUNK);
             match from.try_read_buf(&mut buffer) {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ::http::HeaderValue;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
@@ -20,7 +21,7 @@ use super::link::Link;
 use super::multiplex;
 use super::resolve::Names;
 use super::transport::{Tls, Transport};
-use super::via::{self, Hop};
+use super::via::{self, Hop, Way};
 use super::wire::{Socket, Wire};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::Protocol;
@@ -53,8 +54,10 @@ pub(super) struct To<'a> {
     pub(super) client: Option<(SocketAddr, SocketAddr)>,
     /// Where it is dialled from: see [`WorkerContext::index`](crate::metrics::WorkerContext).
     pub(super) worker: usize,
-    /// The proxies on the way; empty: direct.
-    pub(super) hops: &'a [Hop],
+    /// The proxies on the way; `None`: direct.
+    pub(super) hops: Option<&'a [Hop]>,
+    /// What they are told of those passed before; see [`via::Way`].
+    pub(super) passed: Option<&'a HeaderValue>,
     /// As in [`ServiceAt`].
     pub(super) speaks: Offer,
     /// For all of it.
@@ -136,16 +139,21 @@ async fn introduced(
 }
 
 /// Through the proxies on the way. Where the last one takes no names, some addresses of a name are tried.
-async fn through(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
+async fn through(to: To<'_>, hops: &[Hop], deadline: Instant) -> Result<Socket, Error> {
+    let way = Way {
+        hops,
+        worker: to.worker,
+        passed: to.passed,
+    };
     let open = async {
-        let names = to.names.filter(|_| !via::takes_names(to.hops));
+        let names = to.names.filter(|_| !via::takes_names(hops));
         let (TargetAddr::Name(..), Some(names)) = (to.address, names) else {
-            return via::open(to.hops, to.worker, to.address, deadline).await;
+            return via::open(way, to.address, deadline).await;
         };
         let mut last = names.error();
         for address in names.rotated().into_iter().take(ADDRESSES) {
             let address = TargetAddr::Ip(address);
-            match via::open(to.hops, to.worker, &address, deadline).await {
+            match via::open(way, &address, deadline).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
@@ -159,9 +167,9 @@ async fn through(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
 }
 
 async fn connected(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
-    if !to.hops.is_empty() {
+    if let Some(hops) = to.hops {
         // Boxed: of many dials few come here.
-        return Box::pin(through(to, deadline)).await;
+        return Box::pin(through(to, hops, deadline)).await;
     }
     let address = to.address;
     let late = |_| late(address, "connecting", to.within);

@@ -14,10 +14,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
+use crate::net::Sever;
 use crate::tls::client::Offer;
 
 /// A stream that somebody else has made.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug {
+pub trait Stream: AsyncRead + AsyncWrite + Sever + Unpin + Send + fmt::Debug {
     /// Cancelled when what it leads to is not to be had any more: what is under way on it may go on, and nothing else
     /// begins. `None`: that ends with the stream.
     fn withdrawn(&self) -> Option<CancellationToken> {

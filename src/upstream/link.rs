@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::Slot;
 use super::dial::Stream;
 use super::wire::Socket;
+use crate::net::Sever;
 
 /// Any stream of bytes both ways.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -18,23 +19,16 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
 
 /// A stream to a target. Dropping it closes it, and frees its place among the target's connections.
+#[derive(Debug)]
 pub struct Link {
-    inner: Inner,
+    socket: Socket,
     _slot: Option<Slot>,
 }
 
-enum Inner {
-    Socket(Socket),
-    Boxed(Box<dyn Duplex>),
-}
-
 impl Link {
-    /// Something that is no socket of ours: a stream within another connection.
-    pub fn boxed(stream: impl Duplex + 'static) -> Link {
-        Link {
-            inner: Inner::Boxed(Box::new(stream)),
-            _slot: None,
-        }
+    /// A stream within another connection.
+    pub fn within(stream: Box<dyn Stream>) -> Link {
+        Link::socket(Socket::Within(stream), None)
     }
 
     /// A connected socket.
@@ -44,44 +38,25 @@ impl Link {
 
     pub(super) fn socket(socket: Socket, slot: Option<Slot>) -> Link {
         Link {
-            inner: Inner::Socket(socket),
+            socket,
             _slot: slot,
         }
     }
-
-    /// The socket itself, if its bytes are what the other end sent: nothing is encrypted, nothing waits in a buffer.
-    pub fn plain_tcp(&self) -> Option<&TcpStream> {
-        match &self.inner {
-            Inner::Socket(Socket::Tcp(stream)) => Some(stream),
-            _ => None,
-        }
-    }
 }
 
-impl std::fmt::Debug for Link {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.inner {
-            Inner::Socket(socket) => f.debug_tuple("Link").field(socket).finish(),
-            Inner::Boxed(_) => f.write_str("Link(boxed)"),
-        }
+impl Sever for Link {
+    fn sever(&self) {
+        self.socket.sever();
     }
-}
 
-macro_rules! either {
-    ($this:expr, $stream:ident => $call:expr) => {
-        match &mut $this.inner {
-            Inner::Socket($stream) => $call,
-            Inner::Boxed($stream) => $call,
-        }
-    };
+    fn plain_tcp(&self) -> Option<&TcpStream> {
+        self.socket.plain_tcp()
+    }
 }
 
 impl Stream for Link {
     fn withdrawn(&self) -> Option<CancellationToken> {
-        match &self.inner {
-            Inner::Socket(socket) => socket.withdrawn(),
-            Inner::Boxed(_) => None,
-        }
+        self.socket.withdrawn()
     }
 }
 
@@ -91,7 +66,7 @@ impl AsyncRead for Link {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }
 
@@ -101,7 +76,7 @@ impl AsyncWrite for Link {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        either!(self, stream => Pin::new(stream).poll_write(cx, buf))
+        Pin::new(&mut self.socket).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -109,21 +84,18 @@ impl AsyncWrite for Link {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        either!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.inner {
-            Inner::Socket(stream) => stream.is_write_vectored(),
-            Inner::Boxed(stream) => stream.is_write_vectored(),
-        }
+        self.socket.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_flush(cx))
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_shutdown(cx))
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }

@@ -46,6 +46,7 @@ mod timer;
 mod transport;
 pub mod upgrade;
 pub mod via;
+pub mod websocket;
 mod wire;
 
 use std::fmt;
@@ -483,7 +484,8 @@ impl Member {
             address: self.target.address(),
             names: self.lookup.as_ref().map(|lookup| &*lookup.names),
             transport: &self.transport,
-            hops: self.transport.via.as_ref().map_or(&[], |via| via.hops()),
+            hops: self.transport.via.as_ref().map(|via| via.hops()),
+            passed: None,
             worker,
             client,
             within,

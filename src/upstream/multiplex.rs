@@ -93,10 +93,12 @@ pub(super) async fn open(socket: Socket, slot: Slot, address: &TargetAddr) -> Re
     })?;
     let mut wire: Driving = Box::pin(drive(driving, slot, signs.clone()));
     poll_fn(|cx| {
+        // The socket's end first: then it can be said why.
+        let closed = wire.as_mut().poll(cx).is_ready();
         let ended = match Pin::new(&mut http).poll(cx) {
             Poll::Ready(Err(error)) => Error::exchange(&error, address),
             Poll::Ready(Ok(())) => over(&signs, address),
-            Poll::Pending if wire.as_mut().poll(cx).is_ready() => over(&signs, address),
+            Poll::Pending if closed => over(&signs, address),
             // What a target says first is its settings (RFC 9113 section 3.4), and what was read has now been looked at.
             Poll::Pending if signs.heard.load(Ordering::Relaxed) > 0 => return Poll::Ready(Ok(())),
             Poll::Pending => return Poll::Pending,

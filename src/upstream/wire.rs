@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::Stream;
 use super::interim::{Awaited, Interim};
-use crate::net;
+use crate::net::{self, Sever};
 
 /// A connected socket, in cleartext or after its TLS handshake.
 #[derive(Debug)]
@@ -51,6 +51,26 @@ impl Socket {
         };
         if let Err(error) = net::watch_peer(tcp) {
             tracing::debug!(%error, "an upstream connection is not watched");
+        }
+    }
+}
+
+/// Down to the innermost one: a reset under TLS, or of what it is a stream of, is one for whoever is at the other end.
+impl Sever for Socket {
+    fn sever(&self) {
+        match self {
+            Socket::Tcp(tcp) => tcp.sever(),
+            #[cfg(unix)]
+            Socket::Unix(unix) => unix.sever(),
+            Socket::Tls(tls) => tls.get_ref().0.sever(),
+            Socket::Within(stream) => stream.sever(),
+        }
+    }
+
+    fn plain_tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Socket::Tcp(tcp) => Some(tcp),
+            _ => None,
         }
     }
 }

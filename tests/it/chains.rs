@@ -392,6 +392,71 @@ fn a_forward_proxy_sends_on_what_its_rules_do_not_keep() {
 }
 
 #[test]
+fn two_that_lead_to_each_other_find_out() {
+    let (a, b) = (local(free_port()), local(free_port()));
+    let one = |name: &str, listen: SocketAddr, via: SocketAddr| {
+        format!(
+            "[forward.{name}]\nlisten = \"{listen}\"\nvia = \"http://{via}\"\ntimeouts.connect = \"90s\"\n"
+        )
+    };
+    let gate = Gate::start(&(one("a", a, b) + &one("b", b, a)));
+    let mut conn = Conn::open(a).unwrap();
+    let answer = conn.exchange("CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n");
+    assert_eq!(answer.unwrap().status, 502);
+    // Each time round it is one more; the last one says what it is.
+    let via = "1.1 evergate, ".repeat(16);
+    let mut conn = Conn::open(a).unwrap();
+    let answer = conn.exchange(format!(
+        "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\nVia: {via}1.0 x\r\n\r\n"
+    ));
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 502);
+    let why = answer.header("proxy-status").unwrap();
+    assert!(why.ends_with("error=proxy_loop_detected"), "{why}");
+    assert_eq!(gate.status()["panics"], 0);
+}
+
+#[test]
+fn a_proxy_that_waits_for_a_destination_is_not_to_blame_for_it() {
+    let (origin, listen) = (Origin::start("o"), local(free_port()));
+    let start = || {
+        ConnectProxy::start(Ways {
+            test: Some(origin.addr),
+            silent_on: Some("silent.test:80"),
+            ..Ways::default()
+        })
+    };
+    let (one, other) = (start(), start());
+    let gate = Gate::start(&format!(
+        "[forward.office]\nlisten = \"{listen}\"\ntimeouts.connect = \"400ms\"\n\
+         via = {{ upstream = \"parents\", protocol = \"http\" }}\n\
+         [upstreams.parents]\ntargets = [\"{}\", \"{}\"]\npassive = {{ failures = 1, eject = \"1h\" }}\n",
+        one.addr, other.addr
+    ));
+    let (_stream, reply) = socks(listen, "silent.test", 80);
+    assert_ne!(reply, 0);
+    assert_eq!((one.asked().len(), other.asked().len()), (1, 1));
+    let healths = || -> Vec<Value> {
+        let status = gate.status();
+        let upstreams = status["upstreams"].as_array().unwrap();
+        let parents = upstreams.iter().find(|u| u["name"] == "parents").unwrap();
+        let targets = parents["targets"].as_array().unwrap();
+        targets.iter().map(|t| t["health"].clone()).collect()
+    };
+    assert_eq!(healths(), ["up", "up"]);
+    // One that is not there is.
+    let gone = one.addr;
+    drop(one);
+    until("it to be refused", || {
+        TcpStream::connect(gone).is_err().then_some(())
+    });
+    until("it to be ejected", || {
+        assert_eq!(socks(listen, "site.test", 80).1, 0);
+        (healths() == ["ejected", "up"]).then_some(())
+    });
+}
+
+#[test]
 fn what_cannot_be_is_refused_at_its_place() {
     let gate = Gate::start("");
     let upstream = |via: &str| {

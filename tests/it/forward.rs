@@ -161,6 +161,30 @@ fn whole_urls_go_to_their_own_origins_on_one_connection() {
 }
 
 #[test]
+fn a_body_for_a_whole_url_goes_no_faster_than_the_bandwidth_either_way() {
+    let (origin, listen) = (Origin::start("a"), local(free_port()));
+    let _gate = Gate::start(&proxy(listen, "limits.bandwidth = \"200kB/s\""));
+    let url = format!("http://{}/hash", origin.addr);
+    let mut conn = Conn::open(listen).unwrap();
+    let body = vec![7; 164_000];
+    let begun = std::time::Instant::now();
+    let head = format!("POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: 164000\r\n\r\n");
+    let answer = conn.exchange([head.as_bytes(), &body].concat()).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // What is beyond the burst takes its time.
+    let took = begun.elapsed().as_millis();
+    assert!(took >= 450, "{took} ms");
+    let begun = std::time::Instant::now();
+    let url = format!("http://{}/download?bytes=164000", origin.addr);
+    let answer = conn
+        .exchange(format!("GET {url} HTTP/1.1\r\nHost: x\r\n\r\n"))
+        .unwrap();
+    assert_eq!(answer.body.len(), 164_000);
+    let took = begun.elapsed().as_millis();
+    assert!(took >= 450, "{took} ms");
+}
+
+#[test]
 fn users_are_asked_each_time_and_nothing_is_dialled_before() {
     let (origin, listen) = (Origin::start("a"), local(free_port()));
     let _gate = Gate::start(&proxy(listen, "users = { alice = \"sesame\" }"));

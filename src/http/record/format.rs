@@ -416,7 +416,7 @@ mod tests {
                 sent: 5,
                 closing: false,
             },
-            end: crate::http::record::session::End::Idle,
+            end: crate::session::End::Idle,
         }
     }
 

@@ -140,7 +140,7 @@ async fn introduced(
 async fn through(via: &Via, server: &TargetAddr) -> Result<Link, String> {
     let deadline = Instant::now() + THROUGH;
     let (TargetAddr::Name(name, port), false) = (server, via.takes_names()) else {
-        let opened = via.connect(WORKER, server, deadline).await;
+        let opened = via.connect(WORKER, server, deadline, None).await;
         return opened.map_err(|error| error.detail);
     };
     let found = timeout_at(deadline, tokio::net::lookup_host((&**name, *port))).await;
@@ -149,7 +149,10 @@ async fn through(via: &Via, server: &TargetAddr) -> Result<Link, String> {
     let mut last = "it has no address".to_owned();
     for (tried, address) in found.iter().enumerate() {
         let until = Instant::now() + share(deadline, found.len() - tried);
-        match via.connect(WORKER, &TargetAddr::Ip(*address), until).await {
+        match via
+            .connect(WORKER, &TargetAddr::Ip(*address), until, None)
+            .await
+        {
             Ok(link) => return Ok(link),
             Err(error) => last = error.detail,
         }

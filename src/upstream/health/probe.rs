@@ -23,7 +23,7 @@ use super::super::dial::ServiceAt;
 use super::super::error::chain;
 use super::super::resolve::Names;
 use super::super::transport::{Tls, Transport};
-use super::super::via::{self, Via};
+use super::super::via::{self, Via, Way};
 use super::super::wire::Socket;
 use super::{grpc, h2};
 use crate::config::scalar::TargetAddr;
@@ -209,8 +209,13 @@ impl Probe {
             (other, _) => other.clone(),
         };
         let deadline = Instant::now() + self.spec.timeout;
-        // Checks belong to no worker; the first one's place in a round is as good as any.
-        let opened = via::open(via.hops(), 0, &to, deadline).await;
+        let way = Way {
+            hops: via.hops(),
+            // Checks belong to no worker; the first one's place in a round is as good as any.
+            worker: 0,
+            passed: None,
+        };
+        let opened = via::open(way, &to, deadline).await;
         opened.map(Socket::Within).map_err(|error| error.detail)
     }
 

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use super::Fault;
+use super::{Fault, Question};
 use crate::config::scalar::TargetAddr;
 use crate::config::via::LoginSpec;
 use crate::upstream::error::{Error, Kind, Side};
@@ -17,15 +17,19 @@ use crate::upstream::error::{Error, Kind, Side};
 /// Bytes of the answer's head, interim ones with it.
 pub(super) const MOST: usize = 16 * 1024;
 
-/// Asks the proxy `hop` for a tunnel to `to`. Returns what came after its answer.
+/// `Via` of what begins here (RFC 9110 section 7.6.3).
+const FIRST: &[u8] = b"1.1 evergate";
+
+/// Asks a proxy for a tunnel. Returns what came after its answer.
 pub(super) async fn ask(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    hop: &str,
-    to: &TargetAddr,
-    login: Option<&LoginSpec>,
+    question: Question<'_>,
+    asked: &mut bool,
 ) -> Result<Bytes, Fault> {
-    stream.write_all(request(to, login).as_bytes()).await?;
+    let Question { hop, to, login, .. } = question;
+    stream.write_all(&request(question)).await?;
     stream.flush().await?;
+    *asked = true;
     let mut read = BytesMut::with_capacity(1024);
     let mut looked = 0;
     loop {
@@ -55,14 +59,17 @@ pub(super) async fn ask(
     }
 }
 
-fn request(to: &TargetAddr, login: Option<&LoginSpec>) -> String {
+fn request(question: Question<'_>) -> Vec<u8> {
+    let Question { to, login, .. } = question;
     let mut head = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n");
     if let Some(LoginSpec { user, password }) = login {
         let pair = STANDARD.encode(format!("{user}:{}", password.expose()));
         head.push_str(&format!("Proxy-Authorization: Basic {pair}\r\n"));
     }
-    head.push_str("\r\n");
-    head
+    // A proxy that leads back to itself counts how often it was passed.
+    head.push_str("Via: ");
+    let passed = question.passed.map_or(FIRST, |passed| passed.as_bytes());
+    [head.as_bytes(), passed, b"\r\n\r\n"].concat()
 }
 
 /// The status of `HTTP/1.x NNN …`.

@@ -9,6 +9,8 @@
 //! proxy it was and what that said, and nothing of what was to be sent has been sent then.
 
 mod connect;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod socks5;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use ::http::HeaderValue;
 use bytes::{Buf as _, Bytes};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -33,16 +36,27 @@ use super::error::{Error, Kind, Side};
 use super::link::Link;
 use super::pool::InFlight;
 use super::select::{Picked, Tries};
-use super::wire::Socket;
 use super::{Member, SendOptions, Upstream};
 use crate::config::scalar::TargetAddr;
 use crate::config::via::{HopProtocol, LoginSpec, ViaSpec};
+use crate::net::Sever;
 
 /// The proxies through which something is reached.
 pub struct Via {
-    /// The nearest first; never empty.
+    /// The nearest first. Empty: nothing is reached.
     hops: Box<[Hop]>,
     identity: [u8; 32],
+}
+
+/// A way through proxies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way<'a> {
+    /// The nearest first.
+    pub(super) hops: &'a [Hop],
+    /// Where it is dialled from.
+    pub(super) worker: usize,
+    /// What is said in `Via` of those that the request has passed, us included; `None`: it begins here.
+    pub(super) passed: Option<&'a HeaderValue>,
 }
 
 /// One of them.
@@ -50,6 +64,16 @@ pub(super) struct Hop {
     upstream: Arc<Upstream>,
     protocol: HopProtocol,
     login: Option<LoginSpec>,
+}
+
+/// What a proxy is asked.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    /// What the proxy is called in errors.
+    hop: &'a str,
+    to: &'a TargetAddr,
+    login: Option<&'a LoginSpec>,
+    passed: Option<&'a HeaderValue>,
 }
 
 /// Why there is no stream through a proxy.
@@ -79,11 +103,9 @@ impl From<io::Error> for Fault {
 }
 
 impl Via {
-    /// Every upstream that it names is in `upstreams` (the document's checks see to it). `None`: it has no hop.
-    pub fn build(
-        spec: &ViaSpec,
-        upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
-    ) -> Option<Arc<Via>> {
+    /// Every upstream that it names is in `upstreams` (the document's checks see to it). Were one missing, nothing would be
+    /// reached: certainly not past the proxies.
+    pub fn build(spec: &ViaSpec, upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>) -> Arc<Via> {
         let hops = spec.hops.iter().map(|hop| {
             Some(Hop {
                 upstream: upstreams.get(&hop.upstream)?.clone(),
@@ -91,14 +113,12 @@ impl Via {
                 login: hop.login.clone(),
             })
         });
-        let hops: Box<[Hop]> = hops.collect::<Option<_>>()?;
+        let hops: Box<[Hop]> = hops.collect::<Option<_>>().unwrap_or_default();
         let mut digest = Digest(Sha256::new());
         hops.iter().for_each(|hop| hop.digest(&mut digest));
-        (!hops.is_empty()).then(|| {
-            Arc::new(Via {
-                hops,
-                identity: digest.0.finalize().into(),
-            })
+        Arc::new(Via {
+            hops,
+            identity: digest.0.finalize().into(),
         })
     }
 
@@ -121,7 +141,8 @@ impl Via {
         takes_names(&self.hops)
     }
 
-    /// A stream to `to`, which is an address, or a name where it [takes them](Via::takes_names).
+    /// A stream to `to`, which is an address, or a name where it [takes them](Via::takes_names). `passed`: `Via` of the request
+    /// that it is for, us included; `None`: there is none.
     ///
     /// # Errors
     /// All of them unsent, with the proxy that failed.
@@ -130,14 +151,20 @@ impl Via {
         worker: usize,
         to: &TargetAddr,
         deadline: Instant,
+        passed: Option<&HeaderValue>,
     ) -> Result<Link, Error> {
+        let way = Way {
+            hops: &self.hops,
+            worker,
+            passed,
+        };
         // Also a wait for a proxy with room is in it.
-        let opened = timeout_at(deadline, open(&self.hops, worker, to, deadline)).await;
+        let opened = timeout_at(deadline, open(way, to, deadline)).await;
         let stream = opened.map_err(|_| {
             let detail = format!("{to}: not reached through proxies in time");
             Error::upstream(Kind::ConnectionTimeout, detail).unsent()
         })??;
-        Ok(Link::socket(Socket::Within(stream), None))
+        Ok(Link::within(stream))
     }
 }
 
@@ -145,16 +172,11 @@ pub(super) fn takes_names(hops: &[Hop]) -> bool {
     hops.last().is_none_or(|last| last.protocol.takes_names())
 }
 
-/// A stream through `hops`. Boxed: a hop may be reached through others.
-pub(super) fn open<'a>(
-    hops: &'a [Hop],
-    worker: usize,
-    to: &'a TargetAddr,
-    deadline: Instant,
-) -> Dialing<'a> {
+/// A stream through proxies. Boxed: a hop may be reached through others.
+pub(super) fn open<'a>(way: Way<'a>, to: &'a TargetAddr, deadline: Instant) -> Dialing<'a> {
     Box::pin(async move {
-        match hops.split_last() {
-            Some((last, before)) => last.open(before, worker, to, deadline).await,
+        match way.hops.split_last() {
+            Some((last, hops)) => last.open(Way { hops, ..way }, to, deadline).await,
             None => {
                 Err(Error::us(Kind::ProxyConfigurationError, "a chain without a proxy").unsent())
             }
@@ -167,16 +189,16 @@ fn broken(error: Error) -> Fault {
 }
 
 impl Hop {
+    /// `before`: the way to it.
     async fn open(
         &self,
-        before: &[Hop],
-        worker: usize,
+        before: Way<'_>,
         to: &TargetAddr,
         deadline: Instant,
     ) -> Result<Box<dyn Stream>, Error> {
         let upstream = self.upstream.lead(|_| None, false).upstream;
         let options = SendOptions::default();
-        let mut tries = Tries::new(upstream, worker, &options);
+        let mut tries = Tries::new(upstream, before.worker, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
             // One that is silent leaves time for the next.
             let left = deadline.saturating_duration_since(Instant::now());
@@ -186,12 +208,12 @@ impl Hop {
                 left
             };
             let until = Instant::now() + share;
-            let fault = match timeout_at(
-                until,
-                self.attempt(upstream, member, before, worker, to, until),
-            )
-            .await
-            {
+            let mut asked = false;
+            let attempt = self.attempt(upstream, member, before, to, until, &mut asked);
+            let tried = timeout_at(until, attempt).await;
+            // It may be waiting for the destination.
+            let blameless = tried.is_err() && asked;
+            let fault = match tried {
                 Ok(Ok((link, first))) => {
                     return Ok(Box::new(Through {
                         link,
@@ -210,7 +232,9 @@ impl Hop {
                 Fault::Broken(kind, why) => {
                     let detail = format!("via {}: {why}", self.at(member));
                     let error = Error::upstream(kind, detail).unsent();
-                    upstream.note_error(member, &error);
+                    if !blameless {
+                        upstream.note_error(member, &error);
+                    }
                     tries.failed(member, error)?;
                 }
             }
@@ -231,15 +255,15 @@ impl Hop {
     }
 
     /// One proxy: connects, with TLS where the upstream has that, and asks it for `to`. With the stream come bytes that followed the
-    /// answer.
+    /// answer. `asked` is set once the answer is its only to give.
     async fn attempt(
         &self,
         upstream: &Upstream,
         member: &Member,
-        before: &[Hop],
-        worker: usize,
+        before: Way<'_>,
         to: &TargetAddr,
         until: Instant,
+        asked: &mut bool,
     ) -> Result<(Link, Bytes), Fault> {
         let slot = member.target.slot(upstream.most_connections());
         let slot = slot.ok_or_else(|| broken(member.no_slot()))?;
@@ -247,19 +271,30 @@ impl Hop {
             .timeouts
             .connect
             .min(until.saturating_duration_since(Instant::now()));
-        let dial = member.to(None, worker, within);
-        let dial = match before {
+        let dial = To {
+            passed: before.passed,
+            ..member.to(None, before.worker, within)
+        };
+        let dial = match before.hops {
             [] => dial,
-            hops => To { hops, ..dial },
+            hops => To {
+                hops: Some(hops),
+                ..dial
+            },
         };
         let mut link = link(dial, slot).await.map_err(broken)?;
-        let hop = self.at(member);
+        let question = Question {
+            hop: &self.at(member),
+            to,
+            login: self.login.as_ref(),
+            passed: before.passed,
+        };
         let first = match self.protocol {
             HopProtocol::Http | HopProtocol::Https => {
-                connect::ask(&mut link, &hop, to, self.login.as_ref()).await?
+                connect::ask(&mut link, question, asked).await?
             }
             HopProtocol::Socks5 | HopProtocol::Socks5h => {
-                socks5::ask(&mut link, &hop, to, self.login.as_ref()).await?;
+                socks5::ask(&mut link, question, asked).await?;
                 Bytes::new()
             }
         };
@@ -325,6 +360,12 @@ struct Through {
     link: Link,
     first: Bytes,
     flight: InFlight,
+}
+
+impl Sever for Through {
+    fn sever(&self) {
+        self.link.sever();
+    }
 }
 
 impl Stream for Through {

@@ -3,7 +3,7 @@
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use super::Fault;
+use super::{Fault, Question};
 use crate::config::scalar::TargetAddr;
 use crate::config::via::LoginSpec;
 use crate::upstream::error::{Error, Kind};
@@ -13,13 +13,13 @@ const NO_LOGIN: u8 = 0;
 const PASSWORD: u8 = 2;
 const NONE_TAKEN: u8 = 0xff;
 
-/// Asks the proxy `hop` for a connection to `to`.
+/// Asks a proxy for a connection.
 pub(super) async fn ask(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    hop: &str,
-    to: &TargetAddr,
-    login: Option<&LoginSpec>,
+    question: Question<'_>,
+    asked: &mut bool,
 ) -> Result<(), Fault> {
+    let Question { hop, to, login, .. } = question;
     let answered = |kind, what: String| {
         Fault::Answered(Error::upstream(kind, format!("via {hop}: {what}")).unsent())
     };
@@ -60,6 +60,7 @@ pub(super) async fn ask(
         _ => return Err(Fault::not_understood("it does not answer in SOCKS5")),
     }
     send(stream, &request).await?;
+    *asked = true;
     let mut head = [0; 4];
     stream.read_exact(&mut head).await?;
     if head[0] != VERSION {

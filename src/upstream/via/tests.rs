@@ -31,12 +31,18 @@ async fn asked(
         theirs.shutdown().await.unwrap();
     };
     let asking = async {
-        let login = login.as_ref();
+        let question = Question {
+            hop: "hop",
+            to: &to,
+            login: login.as_ref(),
+            passed: None,
+        };
+        let mut asked = false;
         let done = match protocol {
             HopProtocol::Http | HopProtocol::Https => {
-                connect::ask(&mut ours, "hop", &to, login).await
+                connect::ask(&mut ours, question, &mut asked).await
             }
-            _ => socks5::ask(&mut ours, "hop", &to, login)
+            _ => socks5::ask(&mut ours, question, &mut asked)
                 .await
                 .map(|()| Bytes::new()),
         };
@@ -64,11 +70,12 @@ async fn connect_says_who_it_is_and_reads_no_further_than_the_answer() {
         let answer = b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\nvia: 1.1 x\r\n\r\nSSH-2.0\r\n\r\n";
         let (done, said) = asked(HopProtocol::Http, "a.test:22", Some(login()), answer, size).await;
         assert_eq!(done.unwrap(), "SSH-2.0\r\n\r\n");
-        let head = "CONNECT a.test:22 HTTP/1.1\r\nHost: a.test:22\r\nProxy-Authorization: Basic bWU6cGE6c3M=\r\n\r\n";
+        let head = "CONNECT a.test:22 HTTP/1.1\r\nHost: a.test:22\r\nProxy-Authorization: Basic bWU6cGE6c3M=\r\nVia: 1.1 evergate\r\n\r\n";
         assert_eq!(String::from_utf8(said).unwrap(), head);
     }
     let (_, said) = asked(HopProtocol::Http, "[::1]:80", None, b"", 1).await;
-    assert_eq!(said, b"CONNECT [::1]:80 HTTP/1.1\r\nHost: [::1]:80\r\n\r\n");
+    let head = "CONNECT [::1]:80 HTTP/1.1\r\nHost: [::1]:80\r\nVia: 1.1 evergate\r\n\r\n";
+    assert_eq!(String::from_utf8(said).unwrap(), head);
 }
 
 #[tokio::test]
@@ -190,4 +197,49 @@ async fn what_a_socks_proxy_answers_is_told() {
         .await;
         assert_eq!(done.unwrap_err(), told);
     }
+}
+
+#[tokio::test]
+async fn a_chain_that_lacks_a_proxy_leads_nowhere_and_certainly_not_past_it() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = TargetAddr::Ip(listener.local_addr().unwrap());
+    let spec = ViaSpec {
+        hops: vec![crate::config::via::HopSpec {
+            upstream: "gone".into(),
+            protocol: HopProtocol::Http,
+            login: None,
+        }],
+    };
+    let via = Via::build(&spec, &BTreeMap::new());
+    let deadline = Instant::now() + std::time::Duration::from_secs(10);
+    let error = via.connect(0, &to, deadline, None).await.unwrap_err();
+    assert_eq!(error.kind, Kind::ProxyConfigurationError);
+    assert!(error.unsent);
+}
+
+#[tokio::test]
+async fn those_that_were_passed_are_told() {
+    let (mut ours, mut theirs) = tokio::io::duplex(1024);
+    let to = TargetAddr::parse("a.test:22", std::path::Path::new("/")).unwrap();
+    let passed = HeaderValue::from_static("1.0 fred, 1.1 evergate");
+    let question = Question {
+        hop: "hop",
+        to: &to,
+        login: None,
+        passed: Some(&passed),
+    };
+    theirs.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+    let mut asked = false;
+    connect::ask(&mut ours, question, &mut asked)
+        .await
+        .ok()
+        .unwrap();
+    assert!(asked);
+    drop(ours);
+    let mut said = String::new();
+    theirs.read_to_string(&mut said).await.unwrap();
+    assert!(
+        said.ends_with("\r\nVia: 1.0 fred, 1.1 evergate\r\n\r\n"),
+        "{said}"
+    );
 }

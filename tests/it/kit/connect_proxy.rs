@@ -19,6 +19,8 @@ pub(crate) struct Ways {
     pub(crate) test: Option<SocketAddr>,
     /// It closes every connection once it was asked.
     pub(crate) mute: bool,
+    /// It never answers when asked for that.
+    pub(crate) silent_on: Option<&'static str>,
 }
 
 /// A running proxy, until it is dropped.
@@ -96,6 +98,11 @@ async fn serve(
     }
     book.lock().unwrap().push(to.clone());
     if ways.mute {
+        return;
+    }
+    if ways.silent_on == Some(&*to) {
+        // Until we are left.
+        let _ = stream.read_u8().await;
         return;
     }
     let name = to.rsplit_once(':').map_or("", |(name, _)| name);

@@ -96,6 +96,7 @@ pub(crate) fn reset(stream: u32) -> Vec<u8> {
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
+    pub(crate) flags: u8,
     pub(crate) stream: u32,
     pub(crate) payload: Vec<u8>,
 }
@@ -111,6 +112,8 @@ impl Frame {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Answer(u16),
+    /// Its END_STREAM.
+    Ended,
     Reset(u32),
     /// The connection ends, with a word.
     Goaway(u32),
@@ -122,6 +125,7 @@ impl Fate {
     pub(crate) fn is_refusal(self) -> bool {
         match self {
             Fate::Answer(status) => (400..500).contains(&status),
+            Fate::Ended => false,
             Fate::Reset(_) | Fate::Goaway(_) | Fate::Closed => true,
         }
     }
@@ -168,14 +172,16 @@ impl Wire {
         loop {
             if let Some(head) = self.buf.first_chunk::<9>() {
                 let size = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-                let (kind, stream) = (
+                let (kind, flags, stream) = (
                     head[3],
+                    head[4],
                     u32::from_be_bytes(head[5..9].try_into().unwrap()) & (u32::MAX >> 1),
                 );
                 if self.buf.len() >= 9 + size {
                     let payload = self.buf.drain(..9 + size).skip(9).collect();
                     return Some(Frame {
                         kind,
+                        flags,
                         stream,
                         payload,
                     });
@@ -207,6 +213,21 @@ impl Wire {
                     return Fate::Answer(status(&frame.payload));
                 }
                 RST_STREAM if frame.stream == stream => return Fate::Reset(frame.code(0)),
+                GOAWAY => return Fate::Goaway(frame.code(4)),
+                _ => {}
+            }
+        }
+        Fate::Closed
+    }
+
+    /// Waits for the end of `stream`, whatever comes on it before.
+    pub(crate) fn ending(&mut self, stream: u32) -> Fate {
+        while let Some(frame) = self.next() {
+            match frame.kind {
+                RST_STREAM if frame.stream == stream => return Fate::Reset(frame.code(0)),
+                DATA | HEADERS if frame.stream == stream && frame.flags & END_STREAM != 0 => {
+                    return Fate::Ended;
+                }
                 GOAWAY => return Fate::Goaway(frame.code(4)),
                 _ => {}
             }

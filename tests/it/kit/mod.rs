@@ -6,14 +6,19 @@ use std::time::{Duration, Instant};
 
 pub(crate) mod admin;
 pub(crate) mod authority;
+pub(crate) mod bulk;
 pub(crate) mod connect_proxy;
 pub(crate) mod contract;
 pub(crate) mod frames;
 pub(crate) mod grpc;
 pub(crate) mod h2c;
 pub(crate) mod h2origin;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) mod link;
 pub(crate) mod load;
 pub(crate) mod mortal;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) mod netns;
 pub(crate) mod origin;
 pub(crate) mod port;
 pub(crate) mod process;

@@ -11,8 +11,12 @@ mod datagrams;
 mod dedicated;
 mod https;
 mod lives;
+mod many;
 mod pace;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod path;
 mod streams;
+mod swaps;
 mod ways;
 mod withdrawn;
 

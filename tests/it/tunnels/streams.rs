@@ -1,10 +1,10 @@
 //! What flows through a tunnel, and what is said where nothing can.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
 use super::{Pair, home, local, sessions};
-use crate::kit::{Conn, PATIENCE, free_port, get, until};
+use crate::kit::{Call, Conn, PATIENCE, free_port, get, until};
 use crate::tcp::{echo, exchange, open};
 
 /// The edge's document with a port that leads to a service.
@@ -55,6 +55,53 @@ fn tcp_goes_through_byte_for_byte_while_other_services_come_and_go() {
     long.read_to_end(&mut back).unwrap();
     writing.join().unwrap();
     assert!(back == large, "{} bytes", back.len());
+}
+
+#[test]
+fn what_is_cut_is_a_reset_for_the_service_also_after_half_an_end() {
+    let (pair, at) = (Pair::start(), local(free_port()));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ssh = format!(
+        "services.ssh = \"tcp://{}\"",
+        listener.local_addr().unwrap()
+    );
+    pair.edge.reload_ok(&with_port(&pair, at));
+    pair.home.reload_ok(&pair.with_services(&ssh));
+    until("the service to be known", || {
+        let services = pair.published()["services"].clone();
+        (services.as_array()?.len() == 2).then_some(())
+    });
+    for half in [false, true] {
+        let mut client = open(at);
+        client.write_all(b"hello").unwrap();
+        let mut service = accept(&listener);
+        service.read_exact(&mut [0; 5]).unwrap();
+        if half {
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(service.read(&mut [0]).unwrap(), 0);
+        }
+        let id = until("the session", || {
+            let list = pair.edge.call(Call::get("/sessions?kind=tcp")).expect(200);
+            let [one] = &list["sessions"].as_array()?[..] else {
+                return None;
+            };
+            one["id"].as_u64()
+        });
+        let close = Call::post(&format!("/sessions/{id}/close"));
+        pair.edge.call(close).expect(200);
+        let (error, kind) = match half {
+            false => (
+                service.read(&mut [0]).unwrap_err(),
+                ErrorKind::ConnectionReset,
+            ),
+            // It has been read to its end: the kernel tells all the same.
+            true => (
+                until("the reset", || service.take_error().unwrap()),
+                ErrorKind::BrokenPipe,
+            ),
+        };
+        assert_eq!(error.kind(), kind);
+    }
 }
 
 #[test]

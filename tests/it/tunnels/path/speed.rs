@@ -1,0 +1,164 @@
+//! How fast it is, beside a plain TCP stream that goes the same way.
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::Far;
+use crate::kit::bulk::{exchange, rate};
+use crate::kit::link::{Link, Quality};
+use crate::kit::websocket::{BINARY, exact, frame};
+use crate::kit::{Conn, count};
+
+/// A tunnel's share of what a plain stream gets, at least.
+const SHARE: f64 = 0.8;
+/// What a process may hold for readers that do not read: their windows, twice, and as much again for what goes by.
+const MORE: u64 = 96 << 20;
+
+#[test]
+fn release_a_gigabyte_goes_as_fast_as_over_a_plain_stream() {
+    Link::with(Quality::default(), |link| {
+        let far = Far::start(link, 2);
+        let before = far.memory();
+        let (mutes, slow) = far.slow_readers(2, Duration::from_millis(20));
+        let bytes = count(1_000_000_000, 10_000_000) as u64;
+        for (what, down, up) in [("from the agent", bytes, 0), ("to the agent", 0, bytes / 4)] {
+            let time = |to: SocketAddr| exchange(&mut far.connect(to), down, up).unwrap();
+            let (plain, through) = (time(far.plain), time(far.bulk));
+            let share = plain.as_secs_f64() / through.as_secs_f64();
+            println!(
+                "{} bytes {what}: {plain:?} plain, {through:?} through the tunnel: {share:.2} of its rate of {:.1} MB/s",
+                down + up,
+                rate(down + up, plain) / 1e6
+            );
+            assert!(
+                cfg!(debug_assertions) || share >= SHARE,
+                "{what}: {share:.2}"
+            );
+        }
+        let after = far.memory();
+        println!(
+            "memory: {before:?} before, {after:?} after; packets lost: {:?}",
+            link.lost()
+        );
+        for (before, after) in before.iter().zip(after) {
+            assert!(after <= before + MORE, "{before} before, {after} after");
+        }
+        for slow in slow {
+            slow.finish();
+        }
+        drop(mutes);
+    });
+}
+
+/// Streams of each kind: one is a matter of luck.
+const STREAMS: usize = 3;
+
+/// `together`: both kinds at the same time, where the link has room for all.
+fn with_loss(control: Option<&'static str>, together: bool) {
+    let quality = Quality {
+        control,
+        ..Quality::default()
+    };
+    Link::with(quality, |link| {
+        let far = Far::start(link, STREAMS);
+        let (mutes, slow) = far.slow_readers(STREAMS, Duration::from_millis(500));
+        link.lose(5);
+        let bytes = count(20_000_000, 300_000) as u64;
+        let run = |to: SocketAddr| -> Vec<Duration> {
+            let streams = [(); STREAMS].map(|()| far.connect(to));
+            std::thread::scope(|scope| {
+                let run = |mut stream: TcpStream| {
+                    scope.spawn(move || exchange(&mut stream, bytes, 0).unwrap())
+                };
+                streams.map(run).map(|one| one.join().unwrap()).into()
+            })
+        };
+        let (plain, through) = match together {
+            true => std::thread::scope(|scope| {
+                let plain = scope.spawn(|| run(far.plain));
+                let through = run(far.bulk);
+                (plain.join().unwrap(), through)
+            }),
+            false => (run(far.plain), run(far.bulk)),
+        };
+        let mean = |all: &[Duration]| {
+            let rates = all.iter().map(|took| rate(bytes, *took));
+            rates.sum::<f64>() / all.len() as f64
+        };
+        let share = mean(&through) / mean(&plain);
+        println!(
+            "{bytes} bytes, 0.5 % lost, {control:?}: {plain:?} plain, {through:?} through the tunnel: {share:.2} of its rate; \
+             packets lost: {:?}",
+            link.lost()
+        );
+        assert!(cfg!(debug_assertions) || share >= SHARE, "{share:.2}");
+        link.lose(0);
+        for slow in slow {
+            slow.finish();
+        }
+        drop(mutes);
+    });
+}
+
+#[test]
+fn release_streams_that_lose_packets_are_as_fast_as_plain_ones() {
+    // It may be bbr, which does not take loss for the sign of a full link.
+    with_loss(None, false);
+}
+
+/// Where each loss halves what a stream may have under way. (Of what a namespace may choose it is the only one everywhere; at
+/// this rate cubic does the same.)
+#[test]
+fn release_streams_that_lose_packets_are_as_fast_as_plain_ones_with_reno() {
+    with_loss(Some("reno"), true);
+}
+
+/// There and back, and what both ends need for it.
+const ROUND: Duration = Duration::from_millis(60);
+const ENOUGH: Duration = Duration::from_millis(120);
+
+fn in_time(what: &str, since: Instant) {
+    let took = since.elapsed();
+    assert!(took >= ROUND, "{what} took {took:?}: no such way");
+    assert!(
+        cfg!(debug_assertions) || took <= ENOUGH,
+        "{what} took {took:?}"
+    );
+}
+
+#[test]
+fn release_requests_and_messages_take_one_round_trip_beside_slow_readers() {
+    Link::with(Quality::default(), |link| {
+        let far = Far::start(link, 2);
+        let (mutes, slow) = far.slow_readers(2, Duration::from_millis(20));
+        let rounds = count(50, 5);
+        let mut conn = Conn::open(far.web).unwrap();
+        let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        // The first makes the connection that the others use.
+        assert_eq!(conn.exchange(request("/who")).unwrap().text(), "blog /who");
+        for _ in 0..rounds {
+            let since = Instant::now();
+            assert_eq!(conn.exchange(request("/who")).unwrap().text(), "blog /who");
+            in_time("a request", since);
+        }
+        let large = conn.exchange(request("/download?bytes=3000000")).unwrap();
+        assert!(large.body == crate::kit::origin::piece_of_pattern(0, 3_000_000));
+
+        let mut socket = Conn::open(far.socket).unwrap();
+        let upgrade = "GET /socket HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+                       sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        socket.send(upgrade).unwrap();
+        assert_eq!(socket.response_head().unwrap().status, 101);
+        for n in 0..rounds {
+            let message = frame(BINARY, Some([1, 2, 3, 4]), &[n as u8; 100]);
+            let since = Instant::now();
+            socket.send(&message).unwrap();
+            assert_eq!(exact(&mut socket, message.len()).unwrap(), message);
+            in_time("a message", since);
+        }
+        for slow in slow {
+            slow.finish();
+        }
+        drop(mutes);
+    });
+}
