@@ -4,7 +4,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
 
 use ::http::{HeaderMap, Request, Response, StatusCode};
 use bytes::{Bytes, BytesMut};
@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::agent::{Connection, Settings, Shared, dedicated};
+use super::agent::{Connection, Running, Settings, Shared, dedicated};
 use super::carrier::{broken, send_all};
 use super::datagram;
 use super::hub::{Reason, Refusal};
@@ -40,10 +40,9 @@ enum Local {
 
 /// What an agent serves a flow with.
 pub(super) struct Serving<'a> {
-    pub(super) settings: &'a Settings,
-    pub(super) shared: &'a Shared,
-    /// Counts datagrams that had no room.
-    pub(super) dropped: &'a AtomicU64,
+    pub(super) settings: Arc<Settings>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) running: &'a Running,
 }
 
 /// Serves one flow to its end.
@@ -52,13 +51,15 @@ pub(super) async fn serve(
     mut respond: SendResponse<Bytes>,
     serving: Serving<'_>,
 ) {
-    let settings = serving.settings;
     let (head, receive) = request.into_parts();
     let name = text(&head.headers, wire::SERVICE).unwrap_or_default();
     let (local, own) = match begin(name, &head.headers, &serving).await {
         Ok(begun) => begun,
-        Err(refusal) => return refuse(respond, &refusal, settings, name),
+        Err(refusal) => return refuse(respond, &refusal, &serving.settings, name),
     };
+    // A flow may outlive them by long.
+    let dropped = &serving.running.dropped;
+    drop((serving, head));
     let Ok(mut send) = respond.send_response(Response::new(()), false) else {
         return;
     };
@@ -66,7 +67,7 @@ pub(super) async fn serve(
         (Local::Stream(stream), None) => relay(stream, receive, send).await,
         (Local::Tls(stream), None) => relay_within(*stream, receive, send).await,
         (Local::Datagrams(socket), _) => {
-            datagram::relay(socket, receive, send, serving.dropped).await;
+            datagram::relay(socket, receive, send, dropped).await;
         }
         (Local::Stream(stream), Some(own)) => {
             // All that is to be said on the session is said.
@@ -92,7 +93,7 @@ async fn begin(
     fields: &HeaderMap,
     serving: &Serving<'_>,
 ) -> Result<(Local, Option<Connection>), Refusal> {
-    let local = reach(name, serving.settings, fields).await?;
+    let local = reach(name, &serving.settings, fields).await?;
     let own = match text(fields, wire::TICKET) {
         // Boxed: of many flows few come here.
         Some(ticket) => Some(Box::pin(own(serving, ticket)).await?),
@@ -103,7 +104,12 @@ async fn begin(
 
 /// A connection to the server for this flow alone.
 async fn own(serving: &Serving<'_>, ticket: &str) -> Result<Connection, Refusal> {
-    let made = dedicated(serving.settings, serving.shared, ticket).await;
+    let Serving {
+        settings,
+        shared,
+        running,
+    } = serving;
+    let made = dedicated(settings, shared, running, ticket).await;
     made.map_err(|failed| {
         let detail = format!("a connection of its own: {}", failed.why);
         Refusal::new(Reason::Unreachable, detail)

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Settings, Shared, Trouble};
+use super::{Running, Settings, Shared, Trouble};
 use crate::config::scalar::TargetAddr;
 use crate::tls::client::{Offer, OtherKey};
 use crate::tunnel::auth::{self, Claim, Prover};
@@ -58,12 +58,14 @@ impl Failed {
     }
 }
 
-/// Makes a session; with it comes what the server calls it.
+/// Makes a session; with it comes what the server calls it, and which of the server's addresses it is at.
 pub(super) async fn connect(
     settings: &Settings,
     shared: &Shared,
-) -> Result<(Carrier, String), Failed> {
+) -> Result<(Carrier, String, Option<SocketAddr>), Failed> {
     let (stream, session) = introduced(settings, shared, None).await?;
+    let peer = stream.get_ref().0.plain_tcp();
+    let peer = peer.and_then(|stream| stream.peer_addr().ok());
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(carrier::STREAM_WINDOW)
@@ -77,16 +79,28 @@ pub(super) async fn connect(
     let carrier = carrier
         .map_err(|_| Failed::unreachable(format!("{server}: no HTTP/2 within {GREETING:?}")))?
         .map_err(|error| Failed::unreachable(format!("{server}: {error}")))?;
-    Ok((carrier, session))
+    Ok((carrier, session, peer))
+}
+
+/// What a connection for one flow is made with.
+#[derive(Debug, Clone, Copy)]
+struct Pass<'a> {
+    ticket: &'a str,
+    /// The address of the server that has handed it out: others of the same name do not know it.
+    at: Option<SocketAddr>,
 }
 
 /// Makes a connection for one flow, for which the server has handed out a ticket.
 pub(in crate::tunnel) async fn dedicated(
     settings: &Settings,
     shared: &Shared,
+    running: &Running,
     ticket: &str,
 ) -> Result<Connection, Failed> {
-    let (stream, _) = introduced(settings, shared, Some(ticket)).await?;
+    let is_there = running.server == settings.spec.server.to_string();
+    let at = running.peer.filter(|_| is_there);
+    let pass = Pass { ticket, at };
+    let (stream, _) = introduced(settings, shared, Some(pass)).await?;
     Ok(stream)
 }
 
@@ -94,15 +108,16 @@ pub(in crate::tunnel) async fn dedicated(
 async fn introduced(
     settings: &Settings,
     shared: &Shared,
-    ticket: Option<&str>,
+    pass: Option<Pass<'_>>,
 ) -> Result<(Connection, String), Failed> {
     let server = &settings.spec.server;
+    let at = pass.and_then(|pass| pass.at).map(TargetAddr::Ip);
     let stream = match &settings.via {
         Some(via) => through(via, server)
             .await
             .map_err(|error| Failed::unreachable(format!("connect to {server}: {error}")))?,
         None => {
-            let dialled = timeout(DIAL, dial(server)).await;
+            let dialled = timeout(DIAL, dial(at.as_ref().unwrap_or(server))).await;
             let stream = dialled
                 .map_err(|_| {
                     Failed::unreachable(format!("{server}: not connected within {DIAL:?}"))
@@ -112,6 +127,7 @@ async fn introduced(
             Link::of_tcp(stream)
         }
     };
+    let ticket = pass.map(|pass| pass.ticket);
     let greeted = timeout(GREETING, greet(stream, settings, shared, ticket)).await;
     greeted.map_err(|_| {
         Failed::unreachable(format!(

@@ -8,6 +8,7 @@ mod slot;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -20,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 use super::auth;
 use super::carrier::RoundTrip;
 use crate::config::agent::{AgentSpec, ServiceSpec};
+use crate::config::scalar::{Secret, TargetAddr};
 use crate::registry::Registry;
-use crate::tls::client::Client;
+use crate::tls::client::{Client, Identity};
 use crate::upstream::via::Via;
 
 pub(super) use connect::{Connection, dedicated};
@@ -56,18 +58,24 @@ impl Settings {
             && pairs.all(|((a, one), (b, other))| a == b && Arc::ptr_eq(one, other))
     }
 
-    /// Whether a session that was made under these could have been made under `other`.
-    fn same_session(&self, other: &Settings) -> bool {
-        self.spec.server == other.spec.server
-            && self.spec.token == other.spec.token
-            && self.client.identity() == other.client.identity()
-            && way(self) == way(other)
+    fn terms(&self) -> Terms {
+        Terms {
+            server: self.spec.server.clone(),
+            token: self.spec.token.clone(),
+            client: *self.client.identity(),
+            via: self.via.as_ref().map(|via| *via.identity()),
+        }
     }
 }
 
-/// What tells the way to the server from another.
-fn way(settings: &Settings) -> Option<&[u8; 32]> {
-    settings.via.as_ref().map(|via| via.identity())
+/// What a session is made under: one that was made under the same is as good. It outlives its settings, and keeps none of
+/// what they hold, such as the upstreams on the way.
+#[derive(Debug, PartialEq)]
+struct Terms {
+    server: TargetAddr,
+    token: Option<Secret>,
+    client: Identity,
+    via: Option<[u8; 32]>,
 }
 
 impl Shared {
@@ -197,6 +205,8 @@ pub struct Running {
     /// As the server calls it.
     pub session: String,
     pub server: String,
+    /// Which of its addresses; `None`: a proxy knows.
+    pub peer: Option<SocketAddr>,
     pub since: Timestamp,
     pub round_trip: RoundTrip,
     pub flows: AtomicUsize,

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::connect::{Carrier, Failed, connect};
-use super::{Control, Running, Settings, Shared, State, Trouble};
+use super::{Control, Running, Settings, Shared, State, Terms, Trouble};
 use crate::tunnel::carrier::{self, Ear, Mouth, RoundTrip};
 use crate::tunnel::local;
 use crate::tunnel::wire::{self, FromAgent, FromServer};
@@ -28,7 +28,7 @@ const MAX_RETIRING: usize = 8;
 
 /// A session, and the ways to end it.
 struct Session {
-    settings: Arc<Settings>,
+    terms: Terms,
     since: Instant,
     /// No new flows; it ends with those that it has.
     drain: CancellationToken,
@@ -89,15 +89,16 @@ async fn keep(
             another(shared, state, good, &mut backoff, &mut said, &mut changes).await;
         *state.lock() = State::Connected(running.clone());
         said.clear();
-        let name = &settings.spec.name;
+        let name = settings.spec.name.clone();
         tracing::info!(agent = %name, server = %settings.spec.server, session = running.session, "connected");
         let made = Session {
-            settings,
+            terms: settings.terms(),
             since: Instant::now(),
             drain: CancellationToken::new(),
             unwanted: CancellationToken::new(),
             ended: CancellationToken::new(),
         };
+        drop(settings);
         let ended = made.ended.clone().drop_guard();
         let serving = serve(
             carrier,
@@ -141,7 +142,7 @@ async fn keep(
                     if changed.is_err() {
                         return;
                     }
-                    if next.is_some_and(|next| !next.same_session(&now.settings)) {
+                    if next.is_some_and(|next| next.terms() != now.terms) {
                         break None;
                     }
                 }
@@ -149,7 +150,7 @@ async fn keep(
         };
         if let Some(why) = gone {
             let lived = now.since.elapsed();
-            tracing::warn!(agent = %now.settings.spec.name, why, "a session is lost");
+            tracing::warn!(agent = %name, why, "a session is lost");
             backoff.ended(lived);
             current = None;
             let wait = backoff.next(Trouble::Unreachable);
@@ -183,10 +184,11 @@ async fn another(
             *state.lock() = State::Connecting;
         }
         let Failed { trouble, why } = match connect(&settings, shared).await {
-            Ok((carrier, session)) => {
+            Ok((carrier, session, peer)) => {
                 let running = Arc::new(Running {
                     session,
                     server: settings.spec.server.to_string(),
+                    peer,
                     since: Timestamp::now(),
                     round_trip: RoundTrip::default(),
                     flows: AtomicUsize::new(0),
@@ -292,11 +294,11 @@ async fn serve(
                         tasks.spawn(async move {
                             // All of it, until the flow is over.
                             let counted = counted;
-                            let Some(settings) = &settings else { return };
+                            let Some(settings) = settings else { return };
                             let serving = local::Serving {
                                 settings,
-                                shared: &shared,
-                                dropped: &counted.0.dropped,
+                                shared,
+                                running: &counted.0,
                             };
                             local::serve(request, respond, serving).await;
                         });

@@ -62,6 +62,38 @@ fn they_go_both_ways_in_sessions_that_swaps_leave_alone() {
 }
 
 #[test]
+fn a_session_that_is_answered_ends_its_flow() {
+    let origin = echo();
+    let (pair, at) = start(origin.addr);
+    let header = "[upstreams.dns]\ntargets = \"tunnel:home/dns\"\nproxy_protocol = \"v2\"\n";
+    let document = with_port(&pair, at, "replies = 1\n")
+        .replace("upstream = \"tunnel:home/dns\"", "upstream = \"dns\"");
+    pair.edge.reload_ok(&format!("{document}{header}"));
+    let client = client(at);
+    client.send(b"who?").unwrap();
+    let mut room = [0; 64];
+    let size = client.recv(&mut room).unwrap();
+    // The first datagram of a session says who the client is: PROXY, UDP over IPv4, 12 bytes of addresses.
+    assert_eq!(size, 28 + 4);
+    assert_eq!(&room[..16], b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c");
+    assert_eq!(
+        room[24..26],
+        client.local_addr().unwrap().port().to_be_bytes()
+    );
+    assert_eq!(&room[28..32], b"who?");
+    wait_sessions(&pair.edge, 0);
+    // The agent has let go of it too: what is left are the connections of requests.
+    until("the flow to end on both sides", || {
+        let flows = |list: serde_json::Value| -> Option<u64> {
+            let all = list["sessions"].as_array()?.iter();
+            all.map(|session| session["flows"].as_u64()).sum()
+        };
+        let (there, here) = (pair.published(), super::agent(&pair.home));
+        (flows(there)? == flows(here)?).then_some(())
+    });
+}
+
+#[test]
 fn a_session_whose_agent_goes_ends_and_the_next_one_finds_it_again() {
     let origin = echo();
     let (mut pair, at) = start(origin.addr);

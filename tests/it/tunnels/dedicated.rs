@@ -103,6 +103,19 @@ fn it_ends_with_the_session_that_it_was_asked_for_over() {
 }
 
 #[test]
+fn an_agent_that_stops_lets_it_come_to_its_end() {
+    let origin = echo();
+    let (mut pair, at) = start(origin.addr);
+    let mut client = open(at);
+    exchange(&mut client, "hello");
+    pair.home.signal(rustix::process::Signal::TERM);
+    pair.wait_draining();
+    exchange(&mut client, "still there");
+    drop(client);
+    assert_eq!(pair.home.wait().code(), Some(0));
+}
+
+#[test]
 fn requests_take_one_too_and_use_it_again() {
     let pair = Pair::start();
     let to = pair.blog.addr;

@@ -31,13 +31,14 @@ fn service(at: SocketAddr, ca: &Authority, name: &str) -> String {
 #[test]
 fn the_agent_speaks_tls_for_requests_and_passes_on_what_is_tls_already() {
     let (pair, ca, at) = (Pair::start(), Authority::new(), local(free_port()));
-    let _site = site(at, &ca);
+    let shop = site(at, &ca);
     let [plain, ended, passed, h2] = [(); 4].map(|()| local(free_port()));
     let edge = format!(
         "{}[http.plain]\nlisten = \"{plain}\"\nproxy = \"tunnel:home/shop\"\n\
          [http.ended]\nlisten = \"{ended}\"\nproxy = \"tunnel:home/shop\"\ntls.self_signed = [\"shop.test\"]\n\
          [tcp.passed]\nlisten = \"{passed}\"\nsni = {{ \"shop.test\" = \"tunnel:home/shop\" }}\n\
          [upstreams.h2]\ntargets = \"tunnel:home/shop\"\nprotocol = \"h2c\"\n\
+         health = {{ path = \"/\", interval = \"100ms\", unhealthy_after = 1 }}\n\
          [http.h2]\nlisten = \"{h2}\"\nproxy = \"h2\"\n",
         pair.edge()
     );
@@ -56,10 +57,24 @@ fn the_agent_speaks_tls_for_requests_and_passes_on_what_is_tls_already() {
     assert!(trusting.open(ended, "shop.test").is_err());
     assert_eq!(trusting.get(passed, "shop.test", "/").text(), "the shop");
 
+    // Its health is what the agent sees of it.
+    let health = |wanted: &'static str| {
+        pair.edge.wait_status("its health", |status| {
+            let mut all = status["upstreams"].as_array().unwrap().iter();
+            let h2 = all.find(|u| u["name"] == "h2").unwrap();
+            h2["targets"][0]["health"] == wanted
+        });
+    };
+    health("up");
+    shop.freeze();
+    health("down");
+    shop.thaw();
+    health("up");
+
     // What it trusts is part of the service: connections from before are not used any more.
     for (ca, name, what) in [
-        (&Authority::new(), "shop.test", "UnknownIssuer"),
-        (&ca, "other.test", "not valid for name"),
+        (&Authority::new(), "shop.test", "invalid peer certificate"),
+        (&ca, "other.test", "other.test"),
     ] {
         pair.home.reload_ok(&home(&service(at, ca, name)));
         let error = until("the service to be distrusted", || {

@@ -237,6 +237,22 @@ fn agents_are_in_the_status_and_in_the_metrics_of_either_side() {
     ] {
         assert_eq!(tunnel[key], wanted, "{key}: {tunnel}");
     }
+    let drawn = |gate: &Gate| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_evergate"));
+        let admin = gate.base.admin.to_string();
+        let output = command
+            .args(["status", "--admin", &admin])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = drawn(&pair.edge);
+    assert!(text.contains("\nedge    1 of 1  2         1"), "{text}");
+    let text = drawn(&pair.home);
+    assert!(
+        text.contains("\nAGENT") && text.contains("2 of 2"),
+        "{text}"
+    );
     let status = pair.home.status();
     let agent = &status["agents"][0];
     assert_eq!(
