@@ -1,6 +1,6 @@
 //! `[tcp.NAME]`: streams from clients to the targets of an upstream and back.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,18 @@ use ipnet::IpNet;
 use super::check::Checker;
 use super::decode::{Limit, List, Loc, Map, section};
 use super::forward::ForwardTlsRaw;
-use super::http::{TlsSpec, TlsVersion, addresses};
-use super::l4;
+use super::http::{TlsSpec, TlsVersion};
+use super::l4::{self, Upstreams};
 use super::runtime::OnChange;
-use super::scalar::{HostPattern, ListenAddr, Span, Speed, Wrong, cidr};
+use super::scalar::{HostPattern, ListenAddr, Span, Speed, Wrong};
 use super::tree::At;
-use super::upstream::{References, UpstreamSpec};
+use super::upstream::References;
+
+const KIND: l4::Kind = l4::Kind {
+    name: "a TCP",
+    example: "127.0.0.1:5432",
+    passes: "bytes are passed on",
+};
 
 section! {
     /// Passes connections on, byte for byte: each to one target of an upstream, the next one where it cannot be had.
@@ -160,7 +166,8 @@ impl TcpRaw {
         check: &mut Checker<'_>,
     ) -> CheckedTcp {
         let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
-        let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
+        let listen = KIND.listen(self.listen.as_ref(), self.has("listen"), at, check);
+        let (listen, listen_at) = listen.into_iter().unzip();
         let to = self.to(at, enabled, references, check);
         let tls = self.tls.as_ref().map(|tls| {
             let running = running.and_then(|r| r.tls.as_ref());
@@ -173,7 +180,7 @@ impl TcpRaw {
                 .help("leave one of them out");
         }
         let proxy_protocol = self.proxy_protocol.as_ref().is_some_and(|p| p.value);
-        let trusted = ranges(self.trusted_proxies.as_ref(), check);
+        let trusted = l4::ranges(self.trusted_proxies.as_ref(), check);
         if let Some(key) = self.proxy_protocol.as_ref().filter(|_| proxy_protocol)
             && trusted.is_empty()
             && !self.spoiled.contains(&"trusted_proxies")
@@ -183,21 +190,8 @@ impl TcpRaw {
                 .error(key.at, "nobody is trusted to send a PROXY header")
                 .help("name the balancers in `trusted_proxies`");
         }
-        for list in [&self.allow, &self.deny].into_iter().flatten() {
-            if list.is_empty() && !list.spoiled {
-                check
-                    .findings
-                    .error(list.at, "an empty list of addresses")
-                    .help("leave it out for no list, or write `[\"0.0.0.0/0\", \"::/0\"]` for every address");
-            }
-        }
         let limits = self.limits.as_ref().map(|l| &l.value);
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
-        let mut count = |raw: Option<&Loc<Limit<u64>>>| {
-            raw.and_then(|raw| raw.get().map(|count| check.count(raw.at, count)))
-        };
-        let connections = count(limits.and_then(|l| l.connections.as_ref()));
-        let connections_per_client = count(limits.and_then(|l| l.connections_per_client.as_ref()));
         let bandwidth = limits.and_then(|l| l.bandwidth.as_ref());
         CheckedTcp {
             spec: TcpSpec {
@@ -211,15 +205,16 @@ impl TcpRaw {
                     .map_or(TlsVersion::V12, |tls| tls.oldest()),
                 proxy_protocol,
                 trusted_proxies: trusted,
-                allow: ranges(self.allow.as_ref(), check),
-                deny: ranges(self.deny.as_ref(), check),
+                allow: l4::some_ranges(self.allow.as_ref(), check),
+                deny: l4::some_ranges(self.deny.as_ref(), check),
                 connect: timeouts
                     .and_then(|t| t.connect.as_ref())
                     .map(|connect| check.duration(Some(connect))),
                 idle: check.limit(timeouts.and_then(|t| t.idle.as_ref())),
                 header: check.limit(timeouts.and_then(|t| t.header.as_ref())),
-                connections,
-                connections_per_client,
+                connections: check.most(limits.and_then(|l| l.connections.as_ref())),
+                connections_per_client: check
+                    .most(limits.and_then(|l| l.connections_per_client.as_ref())),
                 bandwidth: bandwidth.and_then(|b| b.get().map(|speed| speed.0)),
                 on_change: self.on_change.as_ref().map_or(on_change, |o| o.value),
             },
@@ -230,23 +225,6 @@ impl TcpRaw {
                 .or(self.sni.as_ref().map(|sni| sni.at))
                 .unwrap_or(at),
         }
-    }
-
-    fn listen(&self, at: At, check: &mut Checker<'_>) -> Vec<(ListenAddr, At)> {
-        let Some(list) = &self.listen else {
-            if !self.spoiled.contains(&"listen") {
-                check
-                    .findings
-                    .error(at, "a TCP listener needs `listen`")
-                    .help("such as `listen = \"127.0.0.1:5432\"`");
-            }
-            return Vec::new();
-        };
-        if list.is_empty() && !list.spoiled {
-            let message = "a TCP listener needs an address to listen on";
-            check.findings.error(list.at, message);
-        }
-        addresses(list, check)
     }
 
     fn to(
@@ -277,21 +255,17 @@ impl TcpRaw {
             }
             return ToSpec::Upstream("".into());
         };
-        let found = upstream(text, enabled, references, check);
+        let found = KIND.upstream(text, enabled, references, check);
         ToSpec::Upstream(found.unwrap_or_default())
     }
 }
 
 /// Checks that the upstreams are for connections that nobody looks into.
-pub fn check_upstreams(
-    listeners: &[CheckedTcp],
-    upstreams: &BTreeMap<Arc<str>, UpstreamSpec>,
-    check: &mut Checker<'_>,
-) {
+pub fn check_upstreams(listeners: &[CheckedTcp], upstreams: &Upstreams, check: &mut Checker<'_>) {
     for listener in listeners {
         for upstream in listener.spec.to.upstreams() {
             let named = (upstream, listener.upstream_at);
-            l4::check_upstream(named, upstreams, |u| l4::keyed(u, "a TCP"), check);
+            l4::check_upstream(named, upstreams, |u| KIND.knows_too_little(u), check);
         }
     }
 }
@@ -312,7 +286,7 @@ fn by_name(
     }
     let mut seen = HashSet::new();
     for (key, text) in sni.iter() {
-        let found = upstream(text, enabled, references, check);
+        let found = KIND.upstream(text, enabled, references, check);
         if key == "*" {
             spec.rest = found;
             continue;
@@ -342,29 +316,4 @@ fn asked_for(text: &str) -> Result<HostPattern, Wrong> {
             .help("a name, `*.name`, or `\"*\"` for all others")),
         name => Ok(name),
     }
-}
-
-fn upstream(
-    text: &Loc<String>,
-    enabled: bool,
-    references: &mut References<'_>,
-    check: &mut Checker<'_>,
-) -> Option<Arc<str>> {
-    if text.contains("://") {
-        check
-            .findings
-            .error(
-                text.at,
-                "bytes are passed on as they are: a URL says too much",
-            )
-            .help("the name of an upstream, or `host:port`");
-        return None;
-    }
-    let found = references.resolve(text, enabled, check)?;
-    Some(found.upstream)
-}
-
-fn ranges(list: Option<&Loc<List<String>>>, check: &mut Checker<'_>) -> Vec<IpNet> {
-    let nets = check.each(list, cidr);
-    nets.into_iter().map(|(net, _)| net).collect()
 }

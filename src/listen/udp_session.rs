@@ -1,5 +1,5 @@
-//! A session of UDP: a client, one target, and a socket of our own between them. It is a long flow: it lives and ends by its
-//! own definition, goes on over swaps of other things, and keeps its port towards the target.
+//! A session of UDP: a client, one target, and a socket of our own between them, towards the target or a proxy on the way. It
+//! is a long flow: it lives and ends by its own definition, goes on over swaps of other things, and keeps its port.
 
 use std::future::poll_fn;
 use std::io;
@@ -7,22 +7,23 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
 use super::accept::ConnectionLimit;
 use super::http::Listener;
 use crate::generation::Flight;
 use crate::http::Face as _;
-use crate::l4::flows::Place;
+use crate::l4::flows::{Line, Place};
 use crate::l4::udp::{Picked, Udp};
-use crate::net::datagram::{self, Near};
+use crate::net::datagram::{self, BATCH, Far, Near, Room, Stopped};
 use crate::session::{Kind, Start};
 use crate::upstream::InFlight;
 use crate::upstream::error::{self, Error};
+use crate::upstream::stream::Route;
+use crate::upstream::via::Association;
 
-/// Answers that are passed on before others have their turn.
-const ROUNDS: usize = 64;
+/// Batches of answers that are passed on before others have their turn.
+const ROUNDS: usize = 4;
 
 /// What a session begins with: all of one instant.
 pub(super) struct Begun {
@@ -41,6 +42,8 @@ enum Ended {
     Idle,
     /// A swap, its target or an operator ended it, or its address is gone.
     Cut,
+    /// The proxy on the way did.
+    Left,
     /// The target does not take what is sent to it.
     Refused(io::Error),
 }
@@ -54,34 +57,44 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
         limit,
     } = begun;
     let (client, worker) = (place.way.client, listener.worker.clone());
-    let picking = udp.pick(&worker, (client, near.local(place.way)), &flight);
-    let picked = match place.ending().run_until_cancelled(picking).await {
-        Some(Ok(picked)) => picked,
-        Some(Err(error)) => {
+    let picked = tokio::select! {
+        biased;
+        () = place.ending().cancelled() => return,
+        () = poll_fn(|cx| flight.poll_cut(cx)) => return,
+        picked = udp.pick(&worker, (client, near.local(place.way)), &flight) => picked,
+    };
+    let picked = match picked {
+        Ok(picked) => picked,
+        Err(error) => {
             tracing::debug!(%client, listener = %udp.spec.name, %error, "no target");
             return;
         }
-        None => return,
     };
     let Picked {
-        target,
+        route,
         mut in_flight,
         header,
     } = picked;
+    let (target, mut hop) = match route {
+        Route::Direct(target) => (target, None),
+        Route::Through(hop) => (hop.relay, Some(hop)),
+    };
     let newest = listener.slot.pin();
     flight.settle(&newest.generation, |definition| {
         newest.entry.holds(definition)
     });
     drop((newest, listener));
-    let far = match datagram::connect(target) {
-        Ok(far) if !limit.is_last_for(&far) => Arc::new(far),
+    let far = match Far::connect(target, hop.as_ref().and_then(|hop| hop.local)) {
+        Ok(far) if !limit.is_last_for(far.socket()) => Arc::new(far),
         Ok(_) => {
             tracing::warn!(%client, "no session: the descriptors that are left are kept");
             return;
         }
         Err(error) => {
             tracing::debug!(%client, %target, %error, "no socket for a session");
-            in_flight.broken(&refused(target, &error));
+            if hop.is_none() {
+                in_flight.broken(&refused(target, &error));
+            }
             return;
         }
     };
@@ -96,7 +109,9 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
             ..Start::default()
         },
     );
-    if let Err(error) = place.flow.connect(far.clone(), session, &header) {
+    let head = hop.as_ref().map(|hop| hop.header.clone());
+    let line = Line::new(far.clone(), session, head.unwrap_or_default(), header);
+    if let Err(error) = place.flow.connect(line) {
         tracing::debug!(%client, %target, %error, "a datagram did not leave");
     }
     let (idle, replies) = (udp.spec.idle, udp.spec.replies);
@@ -118,11 +133,12 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
             tokio::select! {
                 biased;
                 () = poll_fn(|cx| told(cx, &flight, &mut in_flight, &place)) => break Ended::Cut,
+                () = left(&mut hop) => break Ended::Left,
                 () = &mut ending => break Ended::Cut,
                 () = &mut refusing => {
                     break Ended::Refused(io::ErrorKind::ConnectionRefused.into());
                 }
-                heard = datagram::heard(&far) => match heard.and_then(|()| relay.round()) {
+                heard = far.heard() => match heard.and_then(|()| relay.round(hop.as_ref())) {
                     Ok(Round::Answered) => break Ended::Answered,
                     Ok(Round::More) => tokio::task::yield_now().await,
                     Ok(Round::Empty) => {}
@@ -138,7 +154,8 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
         }
     };
     tracing::debug!(%client, %target, ?ended, answers = relay.answers, "session ended");
-    if let Ended::Refused(error) = &ended {
+    // Of what is behind a proxy it says nothing.
+    if let (Ended::Refused(error), None) = (&ended, &hop) {
         in_flight.broken(&refused(target, error));
     }
     // One that was refused and never answered has come to nothing.
@@ -161,7 +178,7 @@ enum Round {
 /// Answers on their way.
 struct Relay<'a> {
     near: &'a Near,
-    far: &'a UdpSocket,
+    far: &'a Far,
     place: &'a Place,
     /// Passed on, and their bytes.
     answers: u64,
@@ -172,13 +189,12 @@ struct Relay<'a> {
 
 impl Relay<'_> {
     /// Passes on so many that others are not kept waiting.
-    fn round(&mut self) -> io::Result<Round> {
+    fn round(&mut self, hop: Option<&Association>) -> io::Result<Round> {
         let now = Instant::now();
         datagram::with_room(|room| {
             for _ in 0..ROUNDS {
-                let size = match datagram::receive(self.far, room) {
-                    Ok(Some(size)) => size,
-                    Ok(None) => return Ok(Round::Empty),
+                let more = match self.far.receive(room) {
+                    Ok(more) => more,
                     Err(error) if datagram::is_refusal(&error) => return Err(error),
                     // Such as one that was too long for the path: the sender's protocol has to mend that.
                     Err(error) => {
@@ -186,25 +202,55 @@ impl Relay<'_> {
                         continue;
                     }
                 };
-                let data = room.get(..size).unwrap_or_default();
-                // What cannot leave at once is lost, as datagrams are.
-                if let Err(error) = self.near.send(data, self.place.way) {
-                    tracing::debug!(client = %self.place.way.client, %error, "an answer did not leave");
-                }
-                self.answers += 1;
-                self.bytes += size as u64;
-                if let Some(session) = self.place.flow.session() {
-                    session.sent(size as u64);
-                }
-                self.place.answered(now);
-                if let Some(replies) = self.replies
-                    && self.place.ends_answered(self.answers, replies)
-                {
+                if self.pass(room, hop, now) {
                     return Ok(Round::Answered);
+                }
+                if !more {
+                    return Ok(Round::Empty);
                 }
             }
             Ok(Round::More)
         })
+    }
+
+    /// Passes on what has come; true if all that was asked is answered with it.
+    fn pass(&mut self, room: &Room, hop: Option<&Association>, now: Instant) -> bool {
+        let (mut answers, mut count, mut answered) = ([&[][..]; BATCH], 0, false);
+        for (_, data) in room.datagrams() {
+            let Some(data) = hop.map_or(Some(data), |hop| hop.read(data)) else {
+                continue;
+            };
+            answers[count] = data;
+            count += 1;
+            self.answers += 1;
+            self.bytes += data.len() as u64;
+            let ends = |replies| self.place.ends_answered(self.answers, replies);
+            if self.replies.is_some_and(ends) {
+                answered = true;
+                break;
+            }
+        }
+        let Some(mut rest) = answers.get(..count).filter(|answers| !answers.is_empty()) else {
+            return answered;
+        };
+        if let Some(session) = self.place.flow.session() {
+            session.sent(rest.iter().map(|data| data.len() as u64).sum());
+        }
+        self.place.answered(now);
+        // What cannot leave at once is lost, as datagrams are.
+        while let Err(Stopped { left, error }) = self.near.send(rest, self.place.way) {
+            tracing::debug!(client = %self.place.way.client, %error, "an answer did not leave");
+            rest = rest.get(left + 1..).unwrap_or_default();
+        }
+        answered
+    }
+}
+
+/// Ready when a proxy on the way has ended its part.
+async fn left(hop: &mut Option<Association>) {
+    match hop {
+        Some(hop) => hop.ended().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,15 +1,18 @@
-//! A stream to one target of an upstream, for what is no HTTP: picked by its policy, dialled under its limits, and the next
-//! target tried where one cannot be had.
+//! A stream to one target of an upstream, or a way for datagrams, for what is no HTTP: picked by its policy, dialled under its
+//! limits, and the next target tried where one cannot be had.
 
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::error::{Error, Kind};
 use super::link::Link;
 use super::pool::InFlight;
 use super::select::{Picked, Tries};
+use super::via::Association;
 use super::{Client, Member, SendOptions, Upstream, connect};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
@@ -23,6 +26,14 @@ pub struct Connecting {
     pub client: Option<Client>,
     /// For resolve, dial and handshake of one target together. `None`: the upstream's own.
     pub within: Option<Duration>,
+}
+
+/// Where datagrams to a target are sent.
+#[derive(Debug)]
+pub enum Route {
+    Direct(SocketAddr),
+    /// To a proxy on the way.
+    Through(Association),
 }
 
 impl Upstream {
@@ -54,41 +65,57 @@ impl Upstream {
         Err(tries.over())
     }
 
-    /// Picks a target for datagrams: its address at this moment.
+    /// Picks a target for datagrams: its address at this moment, or what a proxy on the way does for it.
     ///
     /// # Errors
-    /// No target is usable, or none of those that are has an address.
+    /// No target is usable, or none of those that are has an address, or no proxy relays to it.
     pub async fn datagram(
         &self,
         worker: &Arc<WorkerContext>,
         key: Option<u64>,
-    ) -> Result<(SocketAddr, InFlight), Error> {
+    ) -> Result<(Route, InFlight), Error> {
         let options = SendOptions {
             key,
             ..SendOptions::default()
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
-            if member.transport.via.is_some() {
-                let detail = "datagrams through a proxy are not supported yet";
-                let error = Error::us(Kind::ProxyConfigurationError, detail).unsent();
-                tries.failed(member, error)?;
-                continue;
+            match self.route(member, worker.index).await {
+                Ok(route) => return Ok((route, self.watched(member, flight))),
+                Err(error) => {
+                    self.note_error(member, &error);
+                    tries.failed(member, error)?;
+                }
             }
-            let address = match (member.target.address(), member.target.names()) {
-                (TargetAddr::Ip(address), _) => Some(*address),
-                (TargetAddr::Name(..), Some(names)) => names.rotated().first().copied(),
-                _ => None,
-            };
-            if let Some(address) = address {
-                return Ok((address, self.watched(member, flight)));
-            }
-            let detail = format!("{}: no address to send to", member.target.address());
-            let error = Error::upstream(Kind::DestinationUnavailable, detail).unsent();
-            self.note_error(member, &error);
-            tries.failed(member, error)?;
         }
         Err(tries.over())
+    }
+
+    async fn route(&self, member: &Member, worker: usize) -> Result<Route, Error> {
+        let via = member.transport.via.as_ref();
+        let to = match (member.target.address(), member.target.names()) {
+            (to @ TargetAddr::Ip(_), _) => Some(to.clone()),
+            (to @ TargetAddr::Name(..), _) if via.is_some_and(|via| via.takes_names()) => {
+                Some(to.clone())
+            }
+            (TargetAddr::Name(..), Some(names)) => names
+                .rotated()
+                .first()
+                .map(|address| TargetAddr::Ip(*address)),
+            _ => None,
+        };
+        match (via, to) {
+            (Some(via), Some(to)) => {
+                let deadline = Instant::now() + self.timeouts.connect;
+                let association = via.associate(worker, to, deadline).await?;
+                Ok(Route::Through(association))
+            }
+            (None, Some(TargetAddr::Ip(address))) => Ok(Route::Direct(address)),
+            _ => {
+                let detail = format!("{}: no address to send to", member.target.address());
+                Err(Error::upstream(Kind::DestinationUnavailable, detail).unsent())
+            }
+        }
     }
 
     async fn link(

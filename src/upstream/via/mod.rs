@@ -8,6 +8,7 @@
 //! It promises: nothing outlives the deadline; no more is kept of an answer than [`connect::MOST`] bytes; an error says which
 //! proxy it was and what that said, and nothing of what was to be sent has been sent then.
 
+mod association;
 mod connect;
 mod socks5;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash as _, Hasher};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -38,6 +40,8 @@ use super::{Member, SendOptions, Upstream};
 use crate::config::scalar::TargetAddr;
 use crate::config::via::{HopProtocol, LoginSpec, ViaSpec};
 
+pub use association::Association;
+
 /// The proxies through which something is reached.
 pub struct Via {
     /// The nearest first; never empty.
@@ -50,6 +54,15 @@ pub(super) struct Hop {
     upstream: Arc<Upstream>,
     protocol: HopProtocol,
     login: Option<LoginSpec>,
+}
+
+/// What a proxy is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Asked<'a> {
+    /// A stream.
+    Connect(&'a TargetAddr),
+    /// To relay datagrams.
+    Associate,
 }
 
 /// Why there is no stream through a proxy.
@@ -76,6 +89,14 @@ impl From<io::Error> for Fault {
         };
         Fault::Broken(Kind::ConnectionTerminated, why)
     }
+}
+
+/// What a proxy has agreed to.
+enum Granted {
+    /// With the bytes that followed its answer.
+    Stream(Bytes),
+    /// Datagrams, sent to there.
+    Relay(SocketAddr),
 }
 
 impl Via {
@@ -154,7 +175,11 @@ pub(super) fn open<'a>(
 ) -> Dialing<'a> {
     Box::pin(async move {
         match hops.split_last() {
-            Some((last, before)) => last.open(before, worker, to, deadline).await,
+            Some((last, before)) => {
+                let asked = Asked::Connect(to);
+                let (stream, _) = last.open(before, worker, asked, deadline).await?;
+                Ok(Box::new(stream) as Box<dyn Stream>)
+            }
             None => {
                 Err(Error::us(Kind::ProxyConfigurationError, "a chain without a proxy").unsent())
             }
@@ -167,13 +192,14 @@ fn broken(error: Error) -> Fault {
 }
 
 impl Hop {
+    /// With the stream comes where datagrams go, if that was asked for.
     async fn open(
         &self,
         before: &[Hop],
         worker: usize,
-        to: &TargetAddr,
+        asked: Asked<'_>,
         deadline: Instant,
-    ) -> Result<Box<dyn Stream>, Error> {
+    ) -> Result<(Through, Option<SocketAddr>), Error> {
         let upstream = self.upstream.lead(|_| None, false).upstream;
         let options = SendOptions::default();
         let mut tries = Tries::new(upstream, worker, &options);
@@ -188,16 +214,21 @@ impl Hop {
             let until = Instant::now() + share;
             let fault = match timeout_at(
                 until,
-                self.attempt(upstream, member, before, worker, to, until),
+                self.attempt(upstream, member, before, worker, asked, until),
             )
             .await
             {
-                Ok(Ok((link, first))) => {
-                    return Ok(Box::new(Through {
+                Ok(Ok((link, granted))) => {
+                    let (first, relay) = match granted {
+                        Granted::Stream(first) => (first, None),
+                        Granted::Relay(relay) => (Bytes::new(), Some(relay)),
+                    };
+                    let through = Through {
                         link,
                         first,
                         flight,
-                    }));
+                    };
+                    return Ok((through, relay));
                 }
                 Ok(Err(fault)) => fault,
                 Err(_) => Fault::Broken(
@@ -230,17 +261,16 @@ impl Hop {
         .unsent())
     }
 
-    /// One proxy: connects, with TLS where the upstream has that, and asks it for `to`. With the stream come bytes that followed the
-    /// answer.
+    /// One proxy: connects, with TLS where the upstream has that, and asks it.
     async fn attempt(
         &self,
         upstream: &Upstream,
         member: &Member,
         before: &[Hop],
         worker: usize,
-        to: &TargetAddr,
+        asked: Asked<'_>,
         until: Instant,
-    ) -> Result<(Link, Bytes), Fault> {
+    ) -> Result<(Link, Granted), Fault> {
         let slot = member.target.slot(upstream.most_connections());
         let slot = slot.ok_or_else(|| broken(member.no_slot()))?;
         let within = upstream
@@ -253,17 +283,23 @@ impl Hop {
             hops => To { hops, ..dial },
         };
         let mut link = link(dial, slot).await.map_err(broken)?;
-        let hop = self.at(member);
-        let first = match self.protocol {
-            HopProtocol::Http | HopProtocol::Https => {
-                connect::ask(&mut link, &hop, to, self.login.as_ref()).await?
+        let (hop, login) = (self.at(member), self.login.as_ref());
+        let granted = match (self.protocol, asked) {
+            (HopProtocol::Http | HopProtocol::Https, Asked::Connect(to)) => {
+                Granted::Stream(connect::ask(&mut link, &hop, to, login).await?)
             }
-            HopProtocol::Socks5 | HopProtocol::Socks5h => {
-                socks5::ask(&mut link, &hop, to, self.login.as_ref()).await?;
-                Bytes::new()
+            (HopProtocol::Socks5 | HopProtocol::Socks5h, Asked::Connect(to)) => {
+                socks5::ask(&mut link, &hop, to, login).await?;
+                Granted::Stream(Bytes::new())
+            }
+            (HopProtocol::Socks5 | HopProtocol::Socks5h, Asked::Associate) => {
+                Granted::Relay(socks5::associate(&mut link, &hop, login).await?)
+            }
+            (HopProtocol::Http | HopProtocol::Https, Asked::Associate) => {
+                return Err(Fault::not_understood("it takes no datagrams"));
             }
         };
-        Ok((link, first))
+        Ok((link, granted))
     }
 
     /// What it is called in errors.
