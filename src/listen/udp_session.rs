@@ -138,7 +138,7 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
                 () = &mut refusing => {
                     break Ended::Refused(io::ErrorKind::ConnectionRefused.into());
                 }
-                heard = far.heard() => match heard.and_then(|()| relay.round(hop.as_ref())) {
+                heard = far.heard() => match heard.and_then(|()| relay.round(hop.as_deref())) {
                     Ok(Round::Answered) => break Ended::Answered,
                     Ok(Round::More) => tokio::task::yield_now().await,
                     Ok(Round::Empty) => {}
@@ -247,7 +247,7 @@ impl Relay<'_> {
 }
 
 /// Ready when a proxy on the way has ended its part.
-async fn left(hop: &mut Option<Association>) {
+async fn left(hop: &mut Option<Box<Association>>) {
     match hop {
         Some(hop) => hop.ended().await,
         None => std::future::pending().await,

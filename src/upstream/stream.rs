@@ -33,7 +33,7 @@ pub struct Connecting {
 pub enum Route {
     Direct(SocketAddr),
     /// To a proxy on the way.
-    Through(Association),
+    Through(Box<Association>),
 }
 
 impl Upstream {
@@ -108,7 +108,7 @@ impl Upstream {
             (Some(via), Some(to)) => {
                 let deadline = Instant::now() + self.timeouts.connect;
                 let association = via.associate(worker, to, deadline).await?;
-                Ok(Route::Through(association))
+                Ok(Route::Through(Box::new(association)))
             }
             (None, Some(TargetAddr::Ip(address))) => Ok(Route::Direct(address)),
             _ => {
