@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::decode::{List, Loc, Map};
+use super::decode::{Limit, List, Loc, Map};
 use super::findings::{Findings, nearest};
 use super::scalar::{Span, Wrong};
 use super::tree::At;
@@ -75,7 +75,7 @@ impl<'c> Checker<'c> {
     }
 
     /// A duration that must not be 0, but may be without limit.
-    pub fn limit(&mut self, span: Option<&Loc<super::decode::Limit<Span>>>) -> Option<Duration> {
+    pub fn limit(&mut self, span: Option<&Loc<Limit<Span>>>) -> Option<Duration> {
         let span = span?;
         let duration = span.get()?.0;
         self.not_zero(span.at, duration);
@@ -106,6 +106,12 @@ impl<'c> Checker<'c> {
     /// A count of at least one, as the machine's word.
     pub fn count(&mut self, at: At, value: u64) -> usize {
         usize::try_from(self.number(at, value, 1..=u64::MAX)).unwrap_or(usize::MAX)
+    }
+
+    /// A count of at least one, but it may be without limit.
+    pub fn most(&mut self, raw: Option<&Loc<Limit<u64>>>) -> Option<usize> {
+        let raw = raw?;
+        raw.get().map(|count| self.count(raw.at, count))
     }
 
     /// Checks the names of a section's tables.

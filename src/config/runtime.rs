@@ -26,6 +26,7 @@ section! {
         /// How many finished swaps `/swaps` remembers.
         history: u64 = 32,
         /// Connections of the whole process; `"auto"` is half of the limit of open files, after a reserve of 5 %, at least 64.
+        /// Sessions of UDP get half of it at most.
         max_connections: Auto<u64> = "auto",
         /// Folder of the lock that keeps two processes apart; left out: the platform's state folder. Read at start-up only.
         state_dir: String,

@@ -3,7 +3,6 @@
 mod names;
 mod websocket;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +11,20 @@ use ipnet::IpNet;
 use super::check::Checker;
 use super::decode::{Limit, List, Loc, Map, section};
 use super::forward::ForwardTlsRaw;
-use super::http::{TlsSpec, TlsVersion, addresses, place};
-use super::l4;
+use super::http::{TlsSpec, TlsVersion, place};
+use super::l4::{self, Upstreams};
 use super::runtime::OnChange;
-use super::scalar::{HostPattern, ListenAddr, Span, Speed, cidr};
+use super::scalar::{HostPattern, ListenAddr, Span, Speed};
 use super::tree::At;
-use super::upstream::{References, UpstreamSpec};
+use super::upstream::References;
 pub use websocket::WebsocketSpec;
 use websocket::Written;
+
+const KIND: l4::Kind = l4::Kind {
+    name: "a TCP",
+    example: "127.0.0.1:5432",
+    passes: "bytes are passed on",
+};
 
 section! {
     /// Passes connections on, byte for byte: each to one target of an upstream, the next one where it cannot be had.
@@ -215,7 +220,8 @@ impl TcpRaw {
         check: &mut Checker<'_>,
     ) -> CheckedTcp {
         let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
-        let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
+        let listen = KIND.listen(self.listen.as_ref(), self.has("listen"), at, check);
+        let (listen, listen_at) = listen.into_iter().unzip();
         let websocket = self.websocket.as_ref();
         let websocket = websocket.and_then(|w| check.take(w.at, Written::parse(w)));
         let url = websocket.as_ref().and_then(|w| w.url.as_deref());
@@ -232,7 +238,7 @@ impl TcpRaw {
                 .help("leave one of them out");
         }
         let proxy_protocol = self.proxy_protocol.as_ref().is_some_and(|p| p.value);
-        let trusted = ranges(self.trusted_proxies.as_ref(), check);
+        let trusted = l4::ranges(self.trusted_proxies.as_ref(), check);
         if let Some(key) = self.proxy_protocol.as_ref().filter(|_| proxy_protocol)
             && trusted.is_empty()
             && !self.spoiled.contains(&"trusted_proxies")
@@ -242,21 +248,8 @@ impl TcpRaw {
                 .error(key.at, "nobody is trusted to send a PROXY header")
                 .help("name the balancers in `trusted_proxies`");
         }
-        for list in [&self.allow, &self.deny].into_iter().flatten() {
-            if list.is_empty() && !list.spoiled {
-                check
-                    .findings
-                    .error(list.at, "an empty list of addresses")
-                    .help("leave it out for no list, or write `[\"0.0.0.0/0\", \"::/0\"]` for every address");
-            }
-        }
         let limits = self.limits.as_ref().map(|l| &l.value);
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
-        let mut count = |raw: Option<&Loc<Limit<u64>>>| {
-            raw.and_then(|raw| raw.get().map(|count| check.count(raw.at, count)))
-        };
-        let connections = count(limits.and_then(|l| l.connections.as_ref()));
-        let connections_per_client = count(limits.and_then(|l| l.connections_per_client.as_ref()));
         let bandwidth = limits.and_then(|l| l.bandwidth.as_ref());
         CheckedTcp {
             spec: TcpSpec {
@@ -272,15 +265,16 @@ impl TcpRaw {
                     .map_or(TlsVersion::V12, |tls| tls.oldest()),
                 proxy_protocol,
                 trusted_proxies: trusted,
-                allow: ranges(self.allow.as_ref(), check),
-                deny: ranges(self.deny.as_ref(), check),
+                allow: l4::some_ranges(self.allow.as_ref(), check),
+                deny: l4::some_ranges(self.deny.as_ref(), check),
                 connect: timeouts
                     .and_then(|t| t.connect.as_ref())
                     .map(|connect| check.duration(Some(connect))),
                 idle: check.limit(timeouts.and_then(|t| t.idle.as_ref())),
                 header: check.limit(timeouts.and_then(|t| t.header.as_ref())),
-                connections,
-                connections_per_client,
+                connections: check.most(limits.and_then(|l| l.connections.as_ref())),
+                connections_per_client: check
+                    .most(limits.and_then(|l| l.connections_per_client.as_ref())),
                 bandwidth: bandwidth.and_then(|b| b.get().map(|speed| speed.0)),
                 on_change: self.on_change.as_ref().map_or(on_change, |o| o.value),
             },
@@ -294,23 +288,6 @@ impl TcpRaw {
             names_at,
             settings_at: SETTINGS.map(|(_, place)| place(self)),
         }
-    }
-
-    fn listen(&self, at: At, check: &mut Checker<'_>) -> Vec<(ListenAddr, At)> {
-        let Some(list) = &self.listen else {
-            if !self.spoiled.contains(&"listen") {
-                check
-                    .findings
-                    .error(at, "a TCP listener needs `listen`")
-                    .help("such as `listen = \"127.0.0.1:5432\"`");
-            }
-            return Vec::new();
-        };
-        if list.is_empty() && !list.spoiled {
-            let message = "a TCP listener needs an address to listen on";
-            check.findings.error(list.at, message);
-        }
-        addresses(list, check)
     }
 
     /// `url`: of `websocket`, if it has one.
@@ -362,46 +339,17 @@ impl TcpRaw {
             }
             return (ToSpec::Upstream("".into()), Vec::new());
         };
-        let found = upstream(text, enabled, references, check);
+        let found = KIND.upstream(text, enabled, references, check);
         (ToSpec::Upstream(found.unwrap_or_default()), Vec::new())
     }
 }
 
 /// Checks that the upstreams are for connections that nobody looks into.
-pub fn check_upstreams(
-    listeners: &[CheckedTcp],
-    upstreams: &BTreeMap<Arc<str>, UpstreamSpec>,
-    check: &mut Checker<'_>,
-) {
+pub fn check_upstreams(listeners: &[CheckedTcp], upstreams: &Upstreams, check: &mut Checker<'_>) {
     for listener in listeners {
         for upstream in listener.spec.to.upstreams() {
             let named = (upstream, listener.upstream_at);
-            l4::check_upstream(named, upstreams, |u| l4::keyed(u, "a TCP"), check);
+            l4::check_upstream(named, upstreams, |u| KIND.knows_too_little(u), check);
         }
     }
-}
-
-fn upstream(
-    text: &Loc<String>,
-    enabled: bool,
-    references: &mut References<'_>,
-    check: &mut Checker<'_>,
-) -> Option<Arc<str>> {
-    if text.contains("://") {
-        check
-            .findings
-            .error(
-                text.at,
-                "bytes are passed on as they are: a URL says too much",
-            )
-            .help("the name of an upstream, or `host:port`");
-        return None;
-    }
-    let found = references.resolve(text, enabled, check)?;
-    Some(found.upstream)
-}
-
-fn ranges(list: Option<&Loc<List<String>>>, check: &mut Checker<'_>) -> Vec<IpNet> {
-    let nets = check.each(list, cidr);
-    nets.into_iter().map(|(net, _)| net).collect()
 }

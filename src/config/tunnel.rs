@@ -296,10 +296,7 @@ impl GrantRaw {
             .kinds
             .as_ref()
             .map(|list| list.iter().map(|kind| kind.value).collect());
-        let flows = self.flows.as_ref().and_then(|raw| {
-            let count = raw.get()?;
-            Some(check.count(raw.at, count))
-        });
+        let flows = check.most(self.flows.as_ref());
         let bandwidth = self.bandwidth.as_ref().and_then(|raw| raw.get());
         GrantSpec {
             services,

@@ -1,6 +1,5 @@
 //! `[udp.NAME]`: datagrams of clients to the targets of an upstream, and answers back.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +7,19 @@ use ipnet::IpNet;
 
 use super::agent::ProxyVersion;
 use super::check::Checker;
-use super::decode::{Limit, List, Loc, section};
-use super::http::addresses;
-use super::l4;
+use super::decode::{Limit, List, section};
+use super::l4::{self, Upstreams};
 use super::runtime::OnChange;
-use super::scalar::{ListenAddr, Span, TargetAddr, cidr};
+use super::scalar::{ListenAddr, Span, TargetAddr};
 use super::tree::At;
 use super::upstream::{References, UpstreamSpec};
+use super::via::{HopProtocol, ViaSpec};
+
+const KIND: l4::Kind = l4::Kind {
+    name: "a UDP",
+    example: "127.0.0.1:53",
+    passes: "datagrams are passed on",
+};
 
 section! {
     /// Passes datagrams on as they are. Those of one client address are a session: they go to one target, from a port of the
@@ -46,7 +51,8 @@ section! {
 section! {
     /// How much is let through at once.
     pub struct UdpLimitsRaw {
-        /// Sessions of an address, the whole process together. Each has a socket; datagrams of more clients are dropped.
+        /// Sessions of an address, the whole process together. Each has a socket; datagrams of more clients are dropped. All
+        /// addresses together have half of `runtime.max_connections` at most.
         sessions: Limit<u64> = 10000,
     }
     later = [&["bandwidth"]];
@@ -94,56 +100,8 @@ impl UdpRaw {
         check: &mut Checker<'_>,
     ) -> CheckedUdp {
         let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
-        let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
-        let upstream = self.upstream(at, enabled, references, check);
-        for list in [&self.allow, &self.deny].into_iter().flatten() {
-            if list.is_empty() && !list.spoiled {
-                check
-                    .findings
-                    .error(list.at, "an empty list of addresses")
-                    .help("leave it out for no list, or write `[\"0.0.0.0/0\", \"::/0\"]` for every address");
-            }
-        }
-        let sessions = self.limits.as_ref().and_then(|l| l.sessions.as_ref());
-        let mut count = |raw: Option<&Loc<Limit<u64>>>| {
-            raw.and_then(|raw| raw.get().map(|count| check.count(raw.at, count)))
-        };
-        let sessions = count(sessions);
-        let replies = count(self.replies.as_ref()).map(|n| n as u64);
-        CheckedUdp {
-            spec: UdpSpec {
-                name: name.into(),
-                listen,
-                upstream,
-                allow: ranges(self.allow.as_ref(), check),
-                deny: ranges(self.deny.as_ref(), check),
-                idle: check.limit(self.idle.as_ref()),
-                replies,
-                sessions,
-                on_change: self.on_change.as_ref().map_or(on_change, |o| o.value),
-            },
-            enabled,
-            listen_at,
-            upstream_at: self.upstream.as_ref().map_or(at, |upstream| upstream.at),
-        }
-    }
-
-    fn listen(&self, at: At, check: &mut Checker<'_>) -> Vec<(ListenAddr, At)> {
-        let Some(list) = &self.listen else {
-            if !self.spoiled.contains(&"listen") {
-                check
-                    .findings
-                    .error(at, "a UDP listener needs `listen`")
-                    .help("such as `listen = \"127.0.0.1:53\"`");
-            }
-            return Vec::new();
-        };
-        if list.is_empty() && !list.spoiled {
-            let message = "a UDP listener needs an address to listen on";
-            check.findings.error(list.at, message);
-        }
-        let mut all = addresses(list, check);
-        all.retain(|(address, at)| {
+        let mut listen = KIND.listen(self.listen.as_ref(), self.has("listen"), at, check);
+        listen.retain(|(address, at)| {
             let is_ip = matches!(address, ListenAddr::Tcp(_));
             if !is_ip {
                 let message = format!("{address}: UDP needs an IP address and a port");
@@ -151,72 +109,64 @@ impl UdpRaw {
             }
             is_ip
         });
-        all
-    }
-
-    fn upstream(
-        &self,
-        at: At,
-        enabled: bool,
-        references: &mut References<'_>,
-        check: &mut Checker<'_>,
-    ) -> Arc<str> {
-        let Some(text) = &self.upstream else {
-            if !self.spoiled.contains(&"upstream") {
-                check
-                    .findings
-                    .error(at, "a UDP listener needs an `upstream`")
-                    .help("the name of an upstream, or `host:port`");
+        let (listen, listen_at) = listen.into_iter().unzip();
+        let upstream = match &self.upstream {
+            Some(text) => KIND.upstream(text, enabled, references, check),
+            None if self.has("upstream") => None,
+            None => {
+                let message = "a UDP listener needs an `upstream`";
+                let finding = check.findings.error(at, message);
+                finding.help("the name of an upstream, or `host:port`");
+                None
             }
-            return "".into();
         };
-        if text.contains("://") {
-            let message = "datagrams are passed on as they are: a URL says too much";
-            check
-                .findings
-                .error(text.at, message)
-                .help("the name of an upstream, or `host:port`");
-            return "".into();
+        let sessions = self.limits.as_ref().and_then(|l| l.sessions.as_ref());
+        CheckedUdp {
+            spec: UdpSpec {
+                name: name.into(),
+                listen,
+                upstream: upstream.unwrap_or_default(),
+                allow: l4::some_ranges(self.allow.as_ref(), check),
+                deny: l4::some_ranges(self.deny.as_ref(), check),
+                idle: check.limit(self.idle.as_ref()),
+                replies: check.most(self.replies.as_ref()).map(|n| n as u64),
+                sessions: check.most(sessions),
+                on_change: self.on_change.as_ref().map_or(on_change, |o| o.value),
+            },
+            enabled,
+            listen_at,
+            upstream_at: self.upstream.as_ref().map_or(at, |upstream| upstream.at),
         }
-        let found = references.resolve(text, enabled, check);
-        found.map_or("".into(), |found| found.upstream)
     }
 }
 
 /// Checks that datagrams can go where the listeners send them.
-pub fn check_upstreams(
-    listeners: &[CheckedUdp],
-    upstreams: &BTreeMap<Arc<str>, UpstreamSpec>,
-    check: &mut Checker<'_>,
-) {
+pub fn check_upstreams(listeners: &[CheckedUdp], upstreams: &Upstreams, check: &mut Checker<'_>) {
     for listener in listeners {
         let named = (&listener.spec.upstream, listener.upstream_at);
-        l4::check_upstream(named, upstreams, refusal, check);
+        l4::check_upstream(named, upstreams, |u| refusal(u, upstreams), check);
     }
 }
 
 /// Why no datagrams go to an upstream, and what helps.
-fn refusal(upstream: &UpstreamSpec) -> Option<l4::Refusal> {
+fn refusal(upstream: &UpstreamSpec, upstreams: &Upstreams) -> Option<l4::Refusal> {
+    let name = &upstream.name;
     if upstream.tls.is_some() {
-        let message = format!("upstream `{}` has `tls`, which is for TCP", upstream.name);
+        let message = format!("upstream `{name}` has `tls`, which is for TCP");
         return Some((message, Some("name one without `tls`")));
     }
-    if upstream.via.is_some() {
-        let message = format!(
-            "upstream `{}` has `via`, and datagrams through proxies are not supported yet",
-            upstream.name
-        );
-        return Some((message, Some("name one without `via`")));
+    if let Some(via) = &upstream.via
+        && let Some((why, help)) = no_way(via, upstreams)
+    {
+        let message = format!("upstream `{name}` has `via`, and {why}");
+        return Some((message, Some(help)));
     }
     if upstream.proxy_protocol == Some(ProxyVersion::V1) {
-        let message = format!(
-            "upstream `{}` has `proxy_protocol = \"v1\"`, which is for TCP",
-            upstream.name
-        );
+        let message = format!("upstream `{name}` has `proxy_protocol = \"v1\"`, which is for TCP");
         return Some((message, Some("use `\"v2\"`")));
     }
-    if let Some(keyed) = l4::keyed(upstream, "a UDP") {
-        return Some(keyed);
+    if let Some(unknown) = KIND.knows_too_little(upstream) {
+        return Some(unknown);
     }
     upstream
         .targets
@@ -231,7 +181,29 @@ fn refusal(upstream: &UpstreamSpec) -> Option<l4::Refusal> {
         })
 }
 
-fn ranges(list: Option<&Loc<List<String>>>, check: &mut Checker<'_>) -> Vec<IpNet> {
-    let nets = check.each(list, cidr);
-    nets.into_iter().map(|(net, _)| net).collect()
+/// Why no datagrams go through proxies, and what helps: they do through one that speaks SOCKS5 and is reached as they are.
+fn no_way(via: &ViaSpec, upstreams: &Upstreams) -> Option<(&'static str, &'static str)> {
+    let one = "use one `socks5://` or `socks5h://`";
+    let [hop] = &via.hops[..] else {
+        let why = "datagrams through more than one proxy are not supported yet";
+        return Some((why, one));
+    };
+    if !matches!(hop.protocol, HopProtocol::Socks5 | HopProtocol::Socks5h) {
+        return Some(("a proxy of HTTP takes no datagrams", one));
+    }
+    let proxies = l4::parts(&hop.upstream, upstreams);
+    if proxies.iter().any(|proxy| proxy.via.is_some()) {
+        let why = "datagrams through more than one proxy are not supported yet";
+        return Some((why, one));
+    }
+    if proxies.iter().any(|proxy| proxy.tls.is_some()) {
+        let why = "datagrams to a proxy over TLS would go in cleartext";
+        return Some((why, "use a proxy without `tls`"));
+    }
+    let mut targets = proxies.iter().flat_map(|proxy| &proxy.targets);
+    let is_near =
+        |address: &TargetAddr| matches!(address, TargetAddr::Unix(_) | TargetAddr::Tunnel(..));
+    targets
+        .any(|target| is_near(&target.address))
+        .then_some(("no datagrams go to a proxy that is no `host:port`", one))
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::agent::ProxyVersion;
 use super::check::Checker;
-use super::decode::{Limit, List, Loc, Map, Switch, section};
+use super::decode::{Limit, List, Map, Switch, section};
 use super::scalar::{Span, TargetAddr};
 use super::tree::At;
 use super::via::{HopRaw, ViaSpec};
@@ -70,7 +70,7 @@ section! {
         /// speak for themselves; to a `health.port` they say nothing.
         proxy_protocol: Switch<ProxyVersion> = false,
         /// The proxies through which the targets are reached, the nearest first; left out, or `"direct"`: none. Names of targets are looked
-        /// up by the last one, but for `socks5`. Checks take the same way.
+        /// up by the last one, but for `socks5`. Checks take the same way. Datagrams of `[udp]` go through one that speaks SOCKS5.
         via: List<HopRaw>,
     }
     one_of = ["targets", "targets_file", "split"];
@@ -306,9 +306,7 @@ impl UpstreamRaw {
                     .and_then(|p| p.idle.as_ref())
                     .map_or(0, |n| usize::try_from(n.value).unwrap_or(usize::MAX)),
                 idle_timeout: check.duration(pool.and_then(|p| p.idle_timeout.as_ref())),
-                max_connections: pool
-                    .and_then(|p| p.max_connections.as_ref())
-                    .and_then(|n| n.get().map(|count| check.count(n.at, count))),
+                max_connections: check.most(pool.and_then(|p| p.max_connections.as_ref())),
             },
             timeouts: UpstreamTimeouts {
                 connect: check.duration(timeouts.and_then(|t| t.connect.as_ref())),
@@ -394,13 +392,9 @@ impl UpstreamRaw {
 
 impl UpstreamLimitsRaw {
     fn spec(&self, check: &mut Checker<'_>) -> LimitsSpec {
-        let mut count = |raw: Option<&Loc<Limit<u64>>>| {
-            let raw = raw?;
-            raw.get().map(|count| check.count(raw.at, count))
-        };
         LimitsSpec {
-            requests: count(self.requests.as_ref()),
-            connections: count(self.connections.as_ref()),
+            requests: check.most(self.requests.as_ref()),
+            connections: check.most(self.connections.as_ref()),
             queue: self
                 .queue
                 .as_ref()

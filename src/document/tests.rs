@@ -583,7 +583,15 @@ fn layer_4_refuses_upstreams_that_are_not_for_it() {
                      [upstreams.told]\ntargets = '127.0.0.1:1'\nproxy_protocol = 'v2'\n\
                      [upstreams.old]\ntargets = '127.0.0.1:1'\nproxy_protocol = 'v1'\n\
                      [upstreams.behind]\ntargets = '127.0.0.1:1'\nvia = 'socks5://127.0.0.1:9'\n\
-                     [upstreams.all]\nsplit = { parts = 1, told = 1, old = 1, behind = 1 }\n\
+                     [upstreams.web]\ntargets = '127.0.0.1:1'\nvia = 'http://127.0.0.1:9'\n\
+                     [upstreams.chain]\ntargets = '127.0.0.1:1'\nvia = ['socks5://127.0.0.1:9', 'socks5://127.0.0.1:8']\n\
+                     [upstreams.near]\ntargets = '127.0.0.1:1'\nvia = { upstream = 'mixed', protocol = 'socks5' }\n\
+                     [upstreams.hidden]\ntargets = '127.0.0.1:1'\nvia = { url = 'socks5h://127.0.0.1:9', tls = {} }\n\
+                     [upstreams.far]\ntargets = '127.0.0.1:1'\nvia = { upstream = 'behind', protocol = 'socks5' }\n\
+                     [upstreams.mixed]\nsplit = { ip = 1, local = 1 }\n[upstreams.local]\ntargets = 'unix:/x'\n\
+                     [upstreams.kept]\ntargets = '127.0.0.1:1'\nsticky = 'c'\n\
+                     [upstreams.some]\nsplit = { ip = 1, kept = 1 }\n\
+                     [upstreams.all]\nsplit = { parts = 1, told = 1, old = 1, behind = 1, web = 1, chain = 1, near = 1, hidden = 1, far = 1, some = 1 }\n\
                      [http.web]\nlisten = '127.0.0.1:80'\nproxy = 'all'\n";
     let of = |kind: &str, upstream: &str| {
         let listener = format!("[{kind}.x]\nlisten = '127.0.0.1:53'\nupstream = '{upstream}'\n");
@@ -595,7 +603,7 @@ fn layer_4_refuses_upstreams_that_are_not_for_it() {
     for upstream in ["ip", "told", "old", "behind"] {
         assert_eq!(of("tcp", upstream), "");
     }
-    for upstream in ["ip", "told"] {
+    for upstream in ["ip", "told", "behind"] {
         assert_eq!(of("udp", upstream), "");
     }
     for (kind, upstream, told) in [
@@ -622,8 +630,34 @@ fn layer_4_refuses_upstreams_that_are_not_for_it() {
         ("udp", "old", "`old` has `proxy_protocol = \"v1\"`"),
         (
             "udp",
-            "behind",
-            "`behind` has `via`, and datagrams through proxies are not supported yet",
+            "web",
+            "`web` has `via`, and a proxy of HTTP takes no datagrams",
+        ),
+        (
+            "udp",
+            "chain",
+            "datagrams through more than one proxy are not supported yet",
+        ),
+        (
+            "udp",
+            "far",
+            "datagrams through more than one proxy are not supported yet",
+        ),
+        ("udp", "near", "no datagrams go to a proxy"),
+        (
+            "udp",
+            "hidden",
+            "datagrams to a proxy over TLS would go in cleartext",
+        ),
+        (
+            "udp",
+            "kept",
+            "`sticky` of the upstream `kept` is a cookie, and a UDP listener sees none",
+        ),
+        (
+            "tcp",
+            "some",
+            "`sticky` of the upstream `kept` is a cookie, and a TCP listener sees none",
         ),
     ] {
         let found = of(kind, upstream);

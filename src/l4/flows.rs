@@ -9,16 +9,15 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::net::datagram::{self, Way};
+use crate::net::datagram::{self, Stopped, Way};
 use crate::session::Session;
 use crate::upstream::dial::Datagrams;
 
@@ -53,16 +52,24 @@ pub struct Flow {
     pub refused: Notify,
 }
 
+/// The way to a target.
 #[derive(Debug)]
-struct Line {
+pub struct Line {
     far: Far,
     session: Session,
+    /// Before each datagram.
+    head: Box<[u8]>,
+    /// Before the first datagram that leaves.
+    header: Box<[u8]>,
+    /// That has been said.
+    introduced: AtomicBool,
 }
 
 /// What leads to the target.
 #[derive(Debug, Clone)]
 pub enum Far {
-    Socket(Arc<UdpSocket>),
+    /// Towards the target itself, or a proxy that relays.
+    Socket(Arc<datagram::Far>),
     /// Within another connection.
     Flow(Arc<dyn Datagrams>),
 }
@@ -104,20 +111,26 @@ impl Default for Flows {
 }
 
 impl Flows {
-    /// The session of a client that has sent something at `now`, a new one if `admits` says so.
-    pub fn find(self: &Arc<Self>, way: Way, now: Instant, admits: impl FnOnce() -> bool) -> Found {
+    /// The session of a client that has sent so many datagrams at `now`, a new one if `admits` says so.
+    pub fn find(
+        self: &Arc<Self>,
+        way: Way,
+        (count, now): (usize, Instant),
+        admits: impl FnOnce() -> bool,
+    ) -> Found {
+        let count = count as u64;
         let moved = self.millis(now);
         let mut open = self.open.lock();
         match open.entry(way) {
             Entry::Occupied(known) => {
                 let flow = known.get();
-                flow.asked.fetch_add(1, Ordering::Relaxed);
+                flow.asked.fetch_add(count, Ordering::Relaxed);
                 flow.moved.store(moved, Ordering::Relaxed);
                 Found::Known(flow.clone())
             }
             Entry::Vacant(place) if admits() => {
                 let flow = Arc::new(Flow {
-                    asked: AtomicU64::new(1),
+                    asked: AtomicU64::new(count),
                     moved: AtomicU64::new(moved),
                     line: OnceLock::new(),
                     waiting: Mutex::default(),
@@ -163,11 +176,12 @@ impl Flows {
 }
 
 impl Flow {
-    /// Passes a datagram of the client on, or lets it wait for the target.
+    /// Passes datagrams of the client on, or lets them wait for the target.
     ///
     /// # Errors
-    /// It did not leave. [`datagram::is_refusal`]: because of an earlier one, and another session may pass it on.
-    pub fn forward(&self, data: &[u8]) -> io::Result<()> {
+    /// At the first that did not leave. [`is_refusal`](crate::net::datagram::is_refusal): because of an earlier one, and
+    /// another session may pass it on.
+    pub fn forward(&self, data: &[&[u8]]) -> Result<(), Stopped> {
         if let Some(line) = self.line.get() {
             return line.send(data);
         }
@@ -177,28 +191,36 @@ impl Flow {
             drop(waiting);
             return line.send(data);
         }
-        let fits = waiting.datagrams.len() < WAITING && waiting.bytes + data.len() <= WAITING_BYTES;
-        if !waiting.datagrams.is_empty() && !fits {
-            return Err(io::ErrorKind::WouldBlock.into());
+        for (left, data) in data.iter().enumerate() {
+            let fits =
+                waiting.datagrams.len() < WAITING && waiting.bytes + data.len() <= WAITING_BYTES;
+            if !waiting.datagrams.is_empty() && !fits {
+                let error = io::ErrorKind::WouldBlock.into();
+                return Err(Stopped { left, error });
+            }
+            waiting.bytes += data.len();
+            waiting.datagrams.push(data.to_vec());
         }
-        waiting.bytes += data.len();
-        waiting.datagrams.push(data.to_vec());
         Ok(())
     }
 
-    /// It has a target: what has waited goes there, the first of it behind `header`; with that it may be too large to leave.
+    /// It has a target: what has waited goes there.
     ///
     /// # Errors
-    /// The first datagram that did not leave.
-    pub fn connect(&self, far: Far, session: Session, header: &[u8]) -> io::Result<()> {
+    /// Why one of them did not leave; those behind it may have.
+    pub fn connect(&self, line: Line) -> io::Result<()> {
         // Nothing may overtake what waits.
         let mut waiting = self.waiting.lock();
-        let line = self.line.get_or_init(|| Line { far, session });
-        let mut datagrams = std::mem::take(&mut *waiting).datagrams;
-        if let Some(first) = datagrams.first_mut() {
-            first.splice(..0, header.iter().copied());
+        let datagrams = std::mem::take(&mut *waiting).datagrams;
+        let mut sent = Ok(());
+        for data in &datagrams {
+            if let Err(stopped) = line.send(&[data]) {
+                sent = Err(stopped.error);
+            }
         }
-        datagrams.iter().try_for_each(|data| line.send(data))
+        // It is connected once.
+        let _ = self.line.set(line);
+        sent
     }
 
     /// An operator's view of it, once it has a target.
@@ -207,14 +229,62 @@ impl Flow {
     }
 }
 
-impl Line {
-    fn send(&self, data: &[u8]) -> io::Result<()> {
-        match &self.far {
-            Far::Socket(socket) => datagram::send(socket, data)?,
-            Far::Flow(flow) => flow.send(data)?,
+impl Far {
+    /// Sends `data`, with `head` before each.
+    fn send(&self, head: &[u8], data: &[&[u8]]) -> Result<(), Stopped> {
+        let flow = match self {
+            Far::Socket(socket) => return socket.send(head, data),
+            Far::Flow(flow) => flow,
+        };
+        for (left, data) in data.iter().enumerate() {
+            let sent = match head {
+                [] => flow.send(data),
+                _ => flow.send(&[head, data].concat()),
+            };
+            sent.map_err(|error| Stopped { left, error })?;
         }
-        self.session.received(data.len() as u64);
         Ok(())
+    }
+}
+
+impl Line {
+    /// `head` goes before each datagram, `header` before the first that leaves: one that is too long with it does not.
+    pub fn new(far: Far, session: Session, head: Vec<u8>, header: Vec<u8>) -> Line {
+        Line {
+            far,
+            session,
+            head: head.into(),
+            introduced: AtomicBool::new(header.is_empty()),
+            header: header.into(),
+        }
+    }
+
+    /// One task sends at a time.
+    fn send(&self, mut data: &[&[u8]]) -> Result<(), Stopped> {
+        let mut before = 0;
+        if !self.introduced.load(Ordering::Relaxed)
+            && let Some((first, rest)) = data.split_first()
+        {
+            let whole = [&*self.header, first].concat();
+            self.far.send(&self.head, &[&whole])?;
+            self.introduced.store(true, Ordering::Relaxed);
+            self.passed(&[first]);
+            (data, before) = (rest, 1);
+        }
+        let sent = self.far.send(&self.head, data);
+        let left = sent
+            .as_ref()
+            .map_or_else(|stopped| stopped.left, |()| data.len());
+        self.passed(data.get(..left).unwrap_or_default());
+        sent.map_err(|stopped| Stopped {
+            left: before + left,
+            error: stopped.error,
+        })
+    }
+
+    fn passed(&self, data: &[&[u8]]) {
+        let bytes: usize = data.iter().map(|data| data.len()).sum();
+        self.session.received(bytes as u64);
     }
 }
 
@@ -274,6 +344,12 @@ mod tests {
     use super::*;
     use crate::session::{Kind, Sessions, Start};
 
+    fn line(target: std::net::SocketAddr, head: &[u8], header: &[u8]) -> Line {
+        let far = Far::Socket(Arc::new(datagram::Far::connect(target, None).unwrap()));
+        let session = Sessions::new(0, 1).open(Kind::Udp, Start::default());
+        Line::new(far, session, head.to_vec(), header.to_vec())
+    }
+
     fn client() -> Way {
         Way {
             client: "192.0.2.1:5000".parse().unwrap(),
@@ -282,7 +358,7 @@ mod tests {
     }
 
     fn new(flows: &Arc<Flows>) -> Place {
-        match flows.find(client(), Instant::now(), || true) {
+        match flows.find(client(), (1, Instant::now()), || true) {
             Found::New(place) => place,
             found => panic!("{found:?}"),
         }
@@ -292,7 +368,7 @@ mod tests {
     async fn a_session_ends_when_all_is_answered_or_silent_but_not_if_asked_meanwhile() {
         let flows = Arc::new(Flows::default());
         let place = new(&flows);
-        let ask = || match flows.find(client(), Instant::now(), || false) {
+        let ask = || match flows.find(client(), (1, Instant::now()), || false) {
             Found::Known(flow) => Some(flow),
             _ => None,
         };
@@ -324,15 +400,18 @@ mod tests {
         target
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
-        for n in 0..WAITING as u8 {
-            place.flow.forward(&[n]).unwrap();
+        place.flow.forward(&[&[0], &[1]]).unwrap();
+        for n in 2..WAITING as u8 - 1 {
+            place.flow.forward(&[&[n]]).unwrap();
         }
-        assert!(place.flow.forward(b"too many").is_err());
-        let socket = Arc::new(datagram::connect(target.local_addr().unwrap()).unwrap());
-        let session = Sessions::new(0, 1).open(Kind::Udp, Start::default());
-        let far = Far::Socket(socket);
-        place.flow.connect(far, session, b"header").unwrap();
-        place.flow.forward(b"\xff").unwrap();
+        let last = [WAITING as u8 - 1];
+        let stopped = place.flow.forward(&[&last, b"too many"]).unwrap_err();
+        assert_eq!(stopped.left, 1);
+        place
+            .flow
+            .connect(line(target.local_addr().unwrap(), b"", b"header"))
+            .unwrap();
+        place.flow.forward(&[b"\xff"]).unwrap();
         let mut came = Vec::new();
         let mut room = [0; 16];
         let size = target.recv(&mut room).unwrap();
@@ -351,8 +430,35 @@ mod tests {
             waiting: Mutex::default(),
             refused: Notify::new(),
         };
-        other.forward(&vec![0; 60_000]).unwrap();
-        assert!(other.forward(b"x").is_err());
+        other.forward(&[&vec![0; 60_000]]).unwrap();
+        assert!(other.forward(&[b"x"]).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_with_its_header_is_dropped_and_the_next_one_has_it() {
+        let flows = Arc::new(Flows::default());
+        let place = new(&flows);
+        let target = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        target
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let longest = vec![0; 65_507];
+        place.flow.forward(&[&longest]).unwrap();
+        let line = line(target.local_addr().unwrap(), b"[", b"header");
+        let error = place.flow.connect(line).unwrap_err();
+        assert!(datagram::is_too_long(&error) && !datagram::is_refusal(&error));
+        let stopped = place.flow.forward(&[&longest]).unwrap_err();
+        assert_eq!(stopped.left, 0);
+        let stopped = place.flow.forward(&[b"one", &longest, b"two"]).unwrap_err();
+        assert_eq!(stopped.left, 1);
+        place.flow.forward(&[b"two", b"six", b"three"]).unwrap();
+        let mut room = [0; 16];
+        for told in ["[headerone", "[two", "[six", "[three"] {
+            let size = target.recv(&mut room).unwrap();
+            assert_eq!(String::from_utf8_lossy(&room[..size]), told);
+        }
+        let session = place.flow.session().unwrap();
+        assert_eq!(session.info().received, 3 + 3 + 3 + 5);
     }
 
     #[tokio::test]
@@ -363,7 +469,7 @@ mod tests {
         let new = new(&flows);
         drop(old);
         assert!(matches!(
-            flows.find(client(), Instant::now(), || false),
+            flows.find(client(), (1, Instant::now()), || false),
             Found::Known(flow) if Arc::ptr_eq(&flow, &new.flow)
         ));
     }

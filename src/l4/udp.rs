@@ -10,7 +10,7 @@ use crate::generation::Flight;
 use crate::metrics::WorkerContext;
 use crate::net::proxy_protocol;
 use crate::upstream::error::Error;
-use crate::upstream::stream::Towards;
+use crate::upstream::stream::Route;
 use crate::upstream::{Client, InFlight, Upstream};
 
 /// Shared by the addresses of a listener, and the workers.
@@ -22,7 +22,7 @@ pub struct Udp {
 
 /// Where the datagrams of a session go.
 pub struct Picked {
-    pub target: Towards,
+    pub route: Route,
     pub in_flight: InFlight,
     /// What the first one begins with; mostly empty.
     pub header: Vec<u8>,
@@ -67,7 +67,7 @@ impl Udp {
         let upstream = self.upstream.lead(|_| None, false).upstream;
         let (source, destination) = client;
         let key = key_of(upstream, Some(source.ip()));
-        let (target, in_flight) = upstream.datagram(worker, key, client).await?;
+        let (route, in_flight) = upstream.datagram(worker, key, client).await?;
         flight.define(self.life().digest(Some(&in_flight.target.key().1)));
         flight.set_long(self.spec.on_change);
         let header = match upstream.tells_client() {
@@ -75,7 +75,7 @@ impl Udp {
             false => Vec::new(),
         };
         Ok(Picked {
-            target,
+            route,
             in_flight,
             header,
         })

@@ -38,6 +38,8 @@ const DRAIN_TRIES: u32 = 100;
 pub struct ConnectionLimit {
     max: AtomicUsize,
     now: AtomicUsize,
+    /// Those of `now` that are sessions of UDP.
+    sessions: AtomicUsize,
     freed: Notify,
     #[cfg(unix)]
     ceiling: net::Ceiling,
@@ -50,6 +52,7 @@ impl ConnectionLimit {
         ConnectionLimit {
             max: AtomicUsize::new(max),
             now: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
             freed: Notify::new(),
             #[cfg(unix)]
             ceiling: net::Ceiling::of_process(),
@@ -100,8 +103,14 @@ impl ConnectionLimit {
         self.freed.notify_waiters();
     }
 
-    pub(super) fn has_room(&self) -> bool {
+    fn has_room(&self) -> bool {
         self.now.load(Ordering::Relaxed) < self.max.load(Ordering::Relaxed)
+    }
+
+    /// Whether another session of UDP may begin. Senders of datagrams can be forged, so they get half of the room at most.
+    pub(super) fn has_room_for_session(&self) -> bool {
+        let most = self.max.load(Ordering::Relaxed).div_ceil(2);
+        self.has_room() && self.sessions.load(Ordering::Relaxed) < most
     }
 
     /// Waits until another connection may be accepted. Cancel-safe.
@@ -187,6 +196,9 @@ impl Held {
     ) -> Held {
         binding.connections.fetch_add(1, Ordering::Relaxed);
         limit.now.fetch_add(1, Ordering::Relaxed);
+        if binding.transport == Transport::Datagram {
+            limit.sessions.fetch_add(1, Ordering::Relaxed);
+        }
         WorkerCounters::add(&worker.counters.connections);
         WorkerCounters::add(&worker.counters.accepted);
         Held {
@@ -212,6 +224,9 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        if self.binding.transport == Transport::Datagram {
+            self.limit.sessions.fetch_sub(1, Ordering::Relaxed);
+        }
         self.limit.leave();
         self.binding.connections.fetch_sub(1, Ordering::Relaxed);
         self.worker

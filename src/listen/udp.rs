@@ -20,10 +20,10 @@ use super::http::Listener;
 use super::udp_session::{self, Begun};
 use crate::l4::flows::{Flows, Found};
 use crate::metrics::WorkerCounters;
-use crate::net::datagram::{self, Near, Way};
+use crate::net::datagram::{self, BATCH, Near, Stopped, Way};
 
-/// Datagrams that are taken before others have their turn.
-const ROUNDS: usize = 64;
+/// Batches that are taken before others have their turn.
+const ROUNDS: usize = 4;
 /// Rounds in which a retiring address passes on what has come; more may come all the time.
 const LAST_ROUNDS: usize = 64;
 /// Pause after an error that reading again will not cure at once.
@@ -115,29 +115,40 @@ impl Receiver {
         let now = Instant::now();
         datagram::with_room(|room| {
             for _ in 0..ROUNDS {
-                match socket.receive(room) {
-                    Ok(None) => return Ok(false),
-                    Ok(Some((size, way))) => {
-                        let data = room.get(..size).unwrap_or_default();
-                        self.pass(socket, flows, from, (way, data), now);
-                    }
+                let more = match socket.receive(room) {
+                    Ok(more) => more,
                     // An answer of ours did not arrive somewhere.
-                    Err(error) if datagram::is_refusal(&error) => {}
+                    Err(error) if datagram::is_refusal(&error) => continue,
                     Err(error) => return Err(error),
+                };
+                let (mut run, mut count, mut of) = ([&[][..]; BATCH], 0, None);
+                for (way, data) in room.datagrams() {
+                    if of != way {
+                        self.pass(socket, flows, from, (of, &run[..count]), now);
+                        (of, count) = (way, 0);
+                    }
+                    run[count] = data;
+                    count += 1;
+                }
+                self.pass(socket, flows, from, (of, &run[..count]), now);
+                if !more {
+                    return Ok(false);
                 }
             }
             Ok(true)
         })
     }
 
+    /// Passes on what has come one after the other from one client.
     fn pass(
         &self,
         socket: &Arc<Near>,
         flows: &Arc<Flows>,
         from: From,
-        (way, data): (Way, &[u8]),
+        (way, mut data): (Option<Way>, &[&[u8]]),
         now: Instant,
     ) {
+        let Some(way) = way else { return };
         let client = way.client;
         // A second time where the session's target has just refused an earlier datagram.
         for _ in 0..2 {
@@ -148,28 +159,31 @@ impl Receiver {
                     .flatten();
                 admitted.is_some()
             };
-            let (flow, new) = match flows.find(way, now, admits) {
+            let (flow, new) = match flows.find(way, (data.len(), now), admits) {
                 Found::Nobody => return,
                 Found::Known(flow) => (flow, None),
                 Found::New(place) => (place.flow.clone(), Some(place)),
             };
-            let passed = flow.forward(data);
+            let mut passed = flow.forward(data);
             // It begins with this datagram, which waits for it by now.
             if let (Some(place), Some((begun, held))) = (new, admitted) {
                 let run = udp_session::run(begun, socket.clone(), place);
                 spawn(run, client.into(), held);
             }
-            match passed {
-                Ok(()) => return,
-                Err(error) if datagram::is_refusal(&error) => {
+            loop {
+                let Err(Stopped { left, error }) = passed else {
+                    return;
+                };
+                data = data.get(left..).unwrap_or_default();
+                if datagram::is_refusal(&error) {
                     flow.refused.notify_one();
                     flows.forget(way, &flow);
+                    break;
                 }
-                Err(error) => {
-                    WorkerCounters::add(&self.binding.refused);
-                    tracing::debug!(%client, %error, "a datagram is dropped");
-                    return;
-                }
+                WorkerCounters::add(&self.binding.refused);
+                tracing::debug!(%client, %error, "a datagram is dropped");
+                data = data.get(1..).unwrap_or_default();
+                passed = flow.forward(data);
             }
         }
     }
@@ -188,7 +202,7 @@ impl Receiver {
         let worker = &self.listener.worker;
         let held = self
             .limit
-            .has_room()
+            .has_room_for_session()
             .then(|| Held::take(&self.limit, &self.binding, worker));
         // Its own place is counted.
         let held = held.filter(|_| self.binding.connections() <= most);

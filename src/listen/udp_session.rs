@@ -1,5 +1,6 @@
-//! A session of UDP: a client, one target, and a socket of our own (or a flow in a tunnel) between them. It is a long flow: it
-//! lives and ends by its own definition, goes on over swaps of other things, and keeps its port towards the target.
+//! A session of UDP: a client, one target, and a socket of our own between them, towards the target or a proxy on the way, or a
+//! flow in a tunnel. It is a long flow: it lives and ends by its own definition, goes on over swaps of other things, and keeps
+//! its port.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -8,24 +9,24 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
 use super::accept::ConnectionLimit;
 use super::http::Listener;
 use crate::generation::Flight;
 use crate::http::Face as _;
-use crate::l4::flows::{Far, Place};
+use crate::l4::flows::{Far, Line, Place};
 use crate::l4::udp::{Picked, Udp};
-use crate::net::datagram::{self, Near};
+use crate::net::datagram::{self, BATCH, Near, Room, Stopped};
 use crate::session::{Kind, Start};
 use crate::upstream::InFlight;
 use crate::upstream::dial::Datagrams;
 use crate::upstream::error::{self, Error};
-use crate::upstream::stream::Towards;
+use crate::upstream::stream::Route;
+use crate::upstream::via::Association;
 
-/// Answers that are passed on before others have their turn.
-const ROUNDS: usize = 64;
+/// Batches of answers that are passed on before others have their turn.
+const ROUNDS: usize = 4;
 
 /// What a session begins with: all of one instant.
 pub(super) struct Begun {
@@ -44,6 +45,8 @@ enum Ended {
     Idle,
     /// A swap, its target or an operator ended it, or its address is gone.
     Cut,
+    /// The proxy on the way did.
+    Left,
     /// The target does not take what is sent to it.
     Refused(io::Error),
 }
@@ -57,17 +60,21 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
         limit,
     } = begun;
     let (client, worker) = (place.way.client, listener.worker.clone());
-    let picking = udp.pick(&worker, (client, near.local(place.way)), &flight);
-    let picked = match place.ending().run_until_cancelled(picking).await {
-        Some(Ok(picked)) => picked,
-        Some(Err(error)) => {
+    let picked = tokio::select! {
+        biased;
+        () = place.ending().cancelled() => return,
+        () = poll_fn(|cx| flight.poll_cut(cx)) => return,
+        picked = udp.pick(&worker, (client, near.local(place.way)), &flight) => picked,
+    };
+    let picked = match picked {
+        Ok(picked) => picked,
+        Err(error) => {
             tracing::debug!(%client, listener = %udp.spec.name, %error, "no target");
             return;
         }
-        None => return,
     };
     let Picked {
-        target,
+        route,
         mut in_flight,
         header,
     } = picked;
@@ -77,20 +84,31 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
     });
     drop((newest, listener));
     let to = in_flight.target.key().1.clone();
-    let far = match target {
-        Towards::Flow(flow) => Far::Flow(flow),
-        Towards::Address(target) => match datagram::connect(target) {
-            Ok(far) if !limit.is_last_for(&far) => Far::Socket(Arc::new(far)),
-            Ok(_) => {
-                tracing::warn!(%client, "no session: the descriptors that are left are kept");
-                return;
+    let connect = |target, local| match datagram::Far::connect(target, local) {
+        Ok(far) if !limit.is_last_for(far.socket()) => Ok(Far::Socket(Arc::new(far))),
+        Ok(_) => {
+            tracing::warn!(%client, "no session: the descriptors that are left are kept");
+            Err(None)
+        }
+        Err(error) => {
+            tracing::debug!(%client, %target, %error, "no socket for a session");
+            Err(Some(refused(&target, &error)))
+        }
+    };
+    let (far, hop) = match route {
+        Route::Direct(target) => (connect(target, None), None),
+        Route::Through(hop) => (connect(hop.relay, hop.local), Some(hop)),
+        Route::Flow(flow) => (Ok(Far::Flow(flow)), None),
+    };
+    let far = match far {
+        Ok(far) => far,
+        Err(error) => {
+            // Of what is behind a proxy it says nothing.
+            if let (Some(error), None) = (error, &hop) {
+                in_flight.broken(&error);
             }
-            Err(error) => {
-                tracing::debug!(%client, %target, %error, "no socket for a session");
-                in_flight.broken(&refused(&target, &error));
-                return;
-            }
-        },
+            return;
+        }
     };
     let session = worker.sessions.open(
         Kind::Udp,
@@ -103,7 +121,9 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
             ..Start::default()
         },
     );
-    if let Err(error) = place.flow.connect(far.clone(), session, &header) {
+    let head = hop.as_ref().map(|hop| hop.header.clone());
+    let line = Line::new(far.clone(), session, head.unwrap_or_default(), header);
+    if let Err(error) = place.flow.connect(line) {
         tracing::debug!(%client, %to, %error, "a datagram did not leave");
     }
     let (idle, replies) = (udp.spec.idle, udp.spec.replies);
@@ -112,6 +132,7 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
     let mut relay = Relay {
         near: &near,
         far: &far,
+        hop,
         place: &place,
         answers: 0,
         bytes: 0,
@@ -131,6 +152,7 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
                 }
                 passed = relay.next() => match passed {
                     Ok(Round::Answered) => break Ended::Answered,
+                    Ok(Round::Left) => break Ended::Left,
                     Ok(Round::More) => tokio::task::yield_now().await,
                     Ok(Round::Empty) => {}
                     Err(error) => break Ended::Refused(error),
@@ -145,7 +167,8 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
         }
     };
     tracing::debug!(%client, %to, ?ended, answers = relay.answers, "session ended");
-    if let Ended::Refused(error) = &ended {
+    // Of what is behind a proxy it says nothing.
+    if let (Ended::Refused(error), None) = (&ended, &relay.hop) {
         in_flight.broken(&refused(&to, error));
     }
     // One that was refused and never answered has come to nothing.
@@ -163,12 +186,16 @@ enum Round {
     More,
     /// All that was asked is answered.
     Answered,
+    /// The proxy on the way has ended it.
+    Left,
 }
 
 /// Answers on their way.
 struct Relay<'a> {
     near: &'a Near,
     far: &'a Far,
+    /// The proxy on the way to that.
+    hop: Option<Box<Association>>,
     place: &'a Place,
     /// Passed on, and their bytes.
     answers: u64,
@@ -182,7 +209,11 @@ impl Relay<'_> {
     async fn next(&mut self) -> io::Result<Round> {
         match self.far {
             Far::Socket(socket) => {
-                datagram::heard(socket).await?;
+                tokio::select! {
+                    biased;
+                    () = left(&mut self.hop) => return Ok(Round::Left),
+                    heard = socket.heard() => heard?,
+                }
                 self.round(socket)
             }
             Far::Flow(flow) => poll_fn(|cx| self.poll_round(flow, cx)).await,
@@ -195,10 +226,10 @@ impl Relay<'_> {
         flow: &Arc<dyn Datagrams>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Round>> {
-        for passed in 0..ROUNDS {
+        for passed in 0..ROUNDS * BATCH {
             match flow.poll_receive(cx)? {
                 Poll::Ready(data) => {
-                    if self.answer(&data, Instant::now()) {
+                    if self.answer(&[&data], Instant::now()) {
                         return Poll::Ready(Ok(Round::Answered));
                     }
                 }
@@ -210,13 +241,12 @@ impl Relay<'_> {
     }
 
     /// Passes on so many that others are not kept waiting.
-    fn round(&mut self, socket: &UdpSocket) -> io::Result<Round> {
+    fn round(&mut self, socket: &datagram::Far) -> io::Result<Round> {
         let now = Instant::now();
         datagram::with_room(|room| {
             for _ in 0..ROUNDS {
-                let size = match datagram::receive(socket, room) {
-                    Ok(Some(size)) => size,
-                    Ok(None) => return Ok(Round::Empty),
+                let more = match socket.receive(room) {
+                    Ok(more) => more,
                     Err(error) if datagram::is_refusal(&error) => return Err(error),
                     // Such as one that was too long for the path: the sender's protocol has to mend that.
                     Err(error) => {
@@ -224,28 +254,65 @@ impl Relay<'_> {
                         continue;
                     }
                 };
-                if self.answer(room.get(..size).unwrap_or_default(), now) {
+                if self.pass(room, now) {
                     return Ok(Round::Answered);
+                }
+                if !more {
+                    return Ok(Round::Empty);
                 }
             }
             Ok(Round::More)
         })
     }
 
-    /// Passes an answer on; true: all that was asked is answered.
-    fn answer(&mut self, data: &[u8], now: Instant) -> bool {
-        // What cannot leave at once is lost, as datagrams are.
-        if let Err(error) = self.near.send(data, self.place.way) {
-            tracing::debug!(client = %self.place.way.client, %error, "an answer did not leave");
+    /// Passes on what has come; true if all that was asked is answered with it.
+    fn pass(&mut self, room: &Room, now: Instant) -> bool {
+        let (mut answers, mut count) = ([&[][..]; BATCH], 0);
+        for (_, data) in room.datagrams() {
+            let read = |hop: &Association| hop.read(data);
+            let Some(data) = self.hop.as_deref().map_or(Some(data), read) else {
+                continue;
+            };
+            answers[count] = data;
+            count += 1;
         }
-        self.answers += 1;
-        self.bytes += data.len() as u64;
+        self.answer(answers.get(..count).unwrap_or_default(), now)
+    }
+
+    /// Passes answers on; true if all that was asked is answered, and then what came after that is dropped.
+    fn answer(&mut self, answers: &[&[u8]], now: Instant) -> bool {
+        let (mut count, mut answered) = (0, false);
+        for data in answers {
+            count += 1;
+            self.answers += 1;
+            self.bytes += data.len() as u64;
+            let ends = |replies| self.place.ends_answered(self.answers, replies);
+            if self.replies.is_some_and(ends) {
+                answered = true;
+                break;
+            }
+        }
+        let Some(mut rest) = answers.get(..count).filter(|rest| !rest.is_empty()) else {
+            return false;
+        };
         if let Some(session) = self.place.flow.session() {
-            session.sent(data.len() as u64);
+            session.sent(rest.iter().map(|data| data.len() as u64).sum());
         }
         self.place.answered(now);
-        self.replies
-            .is_some_and(|replies| self.place.ends_answered(self.answers, replies))
+        // What cannot leave at once is lost, as datagrams are.
+        while let Err(Stopped { left, error }) = self.near.send(rest, self.place.way) {
+            tracing::debug!(client = %self.place.way.client, %error, "an answer did not leave");
+            rest = rest.get(left + 1..).unwrap_or_default();
+        }
+        answered
+    }
+}
+
+/// Ready when a proxy on the way has ended its part.
+async fn left(hop: &mut Option<Box<Association>>) {
+    match hop {
+        Some(hop) => hop.ended().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,24 +1,28 @@
 //! UDP sockets of an address. One takes datagrams from the moment that it is bound, so that nothing is bound before a swap is
 //! committed: it would take those of a running wildcard. Until then a probe has shown that the address can be had.
 
+mod far;
 #[cfg(target_os = "linux")]
-mod pktinfo;
+mod linux;
+mod near;
+mod room;
+mod send;
 
-use std::cell::RefCell;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::Interest;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{BindError, Owned, reuse_port};
+
+pub use far::Far;
+pub use near::Near;
+pub use room::{BATCH, Room, with_room};
+pub use send::Stopped;
 
 /// Bytes that wait in a socket of ours, at most; the kernel cuts it to `net.core.rmem_max`. Its default is a few hundred
 /// datagrams, which a worker that is busy for some milliseconds would lose.
 const RECEIVE_BUFFER: usize = 4 << 20;
-
-/// More than the largest datagram has.
-const LARGEST: usize = 1 << 16;
 
 /// An address that can be had, as far as a probe tells.
 #[derive(Debug)]
@@ -88,7 +92,7 @@ fn group(address: SocketAddr, count: usize) -> Result<Vec<Socket>, BindError> {
             let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
             #[cfg(target_os = "linux")]
             if address.ip().is_unspecified() {
-                pktinfo::enable(&socket, address)?;
+                linux::enable(&socket, address)?;
             }
             socket.bind(&address.into())?;
             Ok(socket)
@@ -111,125 +115,12 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A socket of our own towards `target` alone: it hears nobody else, and is told where nobody listens there.
-///
-/// # Errors
-/// Those of the system: no descriptor, no port, no route.
-pub fn connect(target: SocketAddr) -> io::Result<tokio::net::UdpSocket> {
-    let socket = open(target)?;
-    socket.connect(&target.into())?;
-    tokio::net::UdpSocket::from_std(socket.into())
-}
-
-/// Sends to whom the socket is connected to, past the runtime, which does not know yet that a socket just made can be
-/// written.
-///
-/// # Errors
-/// Those of the system; also what became of an earlier datagram ([`is_refusal`]): then this one has not left.
-pub fn send(socket: &tokio::net::UdpSocket, data: &[u8]) -> io::Result<()> {
-    SockRef::from(socket).send(data).map(|_| ())
-}
-
-/// Waits until something has come: a datagram, or word of what became of one that was sent. Cancel-safe.
-///
-/// # Errors
-/// Those of the runtime, which ends.
-pub async fn heard(socket: &tokio::net::UdpSocket) -> io::Result<()> {
-    // Such word alone does not make it readable.
-    let heard = Interest::READABLE.add(Interest::ERROR);
-    socket.ready(heard).await.map(|_| ())
-}
-
-/// The next datagram for a connected socket; `None`: there is none now.
-///
-/// # Errors
-/// Those of the system, and what became of a datagram that was sent ([`is_refusal`]).
-pub fn receive(socket: &tokio::net::UdpSocket, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    // By way of the runtime: it must learn that there is nothing more, or it would call this task for ever. It knows the
-    // two apart, and takes no sum of them here.
-    for interest in [Interest::READABLE, Interest::ERROR] {
-        let read = socket.try_io(interest, || (&*SockRef::from(socket)).read(buffer));
-        if let Some(size) = unless_empty(read)? {
-            return Ok(Some(size));
-        }
-    }
-    Ok(None)
-}
-
 /// Who has sent a datagram, and to which address of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Way {
     pub client: SocketAddr,
     /// `None`: the socket has one.
     pub local: Option<IpAddr>,
-}
-
-/// A bound socket, towards clients.
-#[derive(Debug)]
-pub struct Near {
-    socket: tokio::net::UdpSocket,
-    bound: SocketAddr,
-    /// It is bound to all addresses.
-    everywhere: bool,
-}
-
-impl Near {
-    pub fn new(socket: tokio::net::UdpSocket) -> Near {
-        let bound = socket.local_addr();
-        Near {
-            everywhere: cfg!(target_os = "linux")
-                && bound
-                    .as_ref()
-                    .is_ok_and(|address| address.ip().is_unspecified()),
-            bound: bound.unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0))),
-            socket,
-        }
-    }
-
-    /// Waits until something has come. Cancel-safe.
-    ///
-    /// # Errors
-    /// Those of the runtime, which ends.
-    pub async fn heard(&self) -> io::Result<()> {
-        self.socket.readable().await
-    }
-
-    /// The next datagram; `None`: there is none now.
-    ///
-    /// # Errors
-    /// Those of the system.
-    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Way)>> {
-        let socket = &self.socket;
-        #[cfg(target_os = "linux")]
-        if self.everywhere {
-            let read = || pktinfo::receive(socket, buffer);
-            return unless_empty(socket.try_io(Interest::READABLE, read));
-        }
-        let read = unless_empty(socket.try_recv_from(buffer))?;
-        Ok(read.map(|(size, client)| {
-            let local = None;
-            (size, Way { client, local })
-        }))
-    }
-
-    /// The address of ours that a client has sent to; the one that is bound, where the system does not say more.
-    pub fn local(&self, way: Way) -> SocketAddr {
-        let ip = way.local.unwrap_or_else(|| self.bound.ip());
-        SocketAddr::new(ip, self.bound.port())
-    }
-
-    /// Answers a client, from the address that it has sent to.
-    ///
-    /// # Errors
-    /// Those of the system: it has not left.
-    pub fn send(&self, data: &[u8], way: Way) -> io::Result<()> {
-        #[cfg(target_os = "linux")]
-        if let Some(local) = way.local {
-            return pktinfo::send(&self.socket, data, way.client, local);
-        }
-        let socket = SockRef::from(&self.socket);
-        socket.send_to(data, &way.client.into()).map(|_| ())
-    }
 }
 
 fn unless_empty<T>(read: io::Result<T>) -> io::Result<Option<T>> {
@@ -251,16 +142,14 @@ pub fn is_refusal(error: &io::Error) -> bool {
     )
 }
 
-/// Lends room for the largest datagram, so that none is cut short. It is the thread's: nothing may lend it once more
-/// meanwhile.
-pub fn with_room<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
-    thread_local! {
-        static ROOM: RefCell<Vec<u8>> = RefCell::new(vec![0; LARGEST]);
-    }
-    ROOM.with(|room| match room.try_borrow_mut() {
-        Ok(mut room) => f(&mut room),
-        Err(_) => f(&mut vec![0; LARGEST]),
-    })
+/// True if an error says that a datagram, this one or an earlier one, was too long for its way. Nothing else is wrong then.
+pub fn is_too_long(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let too_long = rustix::io::Errno::MSGSIZE.raw_os_error();
+    // WSAEMSGSIZE
+    #[cfg(not(unix))]
+    let too_long = 10_040;
+    error.raw_os_error() == Some(too_long)
 }
 
 #[cfg(test)]
@@ -303,6 +192,81 @@ mod tests {
         let ours = reserve(address, 2, &none()).unwrap().bind().unwrap();
         assert!(reserve(address, 2, &none()).is_err(), "of the same user");
         drop(ours);
+    }
+
+    /// The room of this thread after one call: the sizes of what came, and whether there may be more.
+    #[cfg(target_os = "linux")]
+    fn taken(near: &Near) -> (Vec<usize>, bool) {
+        with_room(|room| {
+            let more = near.receive(room).unwrap();
+            let data = room.datagrams().map(|(way, data)| {
+                let way = way.unwrap();
+                assert!(way.client.ip().is_loopback() && near.local(way).ip().is_loopback());
+                assert!(data.iter().all(|byte| *byte == data.len() as u8));
+                data.len()
+            });
+            (data.collect(), more)
+        })
+    }
+
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn a_batch_is_taken_in_one_call_and_what_comes_after_it_is_heard_of() {
+        use futures_util::FutureExt as _;
+
+        for bound in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0"] {
+            let reserved = reserve(bound.parse().unwrap(), 1, &none()).unwrap();
+            let (port, v6) = (reserved.address().port(), reserved.address().is_ipv6());
+            let socket = reserved.bind().unwrap().remove(0);
+            let near = Near::new(tokio::net::UdpSocket::from_std(socket).unwrap());
+            let any = if v6 { "[::1]:0" } else { "127.0.0.1:0" };
+            let Ok(client) = UdpSocket::bind(any) else {
+                continue;
+            };
+            let to = SocketAddr::new(client.local_addr().unwrap().ip(), port);
+            let send = |sizes: &[usize]| {
+                for size in sizes {
+                    client.send_to(&vec![*size as u8; *size], to).unwrap();
+                }
+            };
+            send(&[100; BATCH + 2]);
+            near.heard().await.unwrap();
+            assert_eq!(taken(&near), (vec![100; BATCH], true));
+            // Fewer than there is room for: that is all, and the runtime knows.
+            assert_eq!(taken(&near), (vec![100; 2], false));
+            assert!(near.heard().now_or_never().is_none());
+            assert_eq!(taken(&near), (vec![], false));
+            send(&[0, 1, 20_000]);
+            near.heard().await.unwrap();
+            assert_eq!(taken(&near), (vec![0, 1, 20_000], false));
+            // Large ones come one by one from now on.
+            send(&[20_000, 7, 8]);
+            near.heard().await.unwrap();
+            assert_eq!(taken(&near), (vec![20_000], true));
+            assert_eq!(taken(&near), (vec![7], true));
+            assert_eq!(taken(&near), (vec![8], false));
+            assert!(near.heard().now_or_never().is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_datagram_that_is_too_long_is_an_error_of_its_own() {
+        let target = UdpSocket::bind(local()).unwrap();
+        let far = Far::connect(target.local_addr().unwrap(), None).unwrap();
+        let long = vec![0; 65_508];
+        let stopped = far.send(b"", &[b"one", &long, b"two"]).unwrap_err();
+        assert_eq!(stopped.left, 1);
+        assert!(is_too_long(&stopped.error) && !is_refusal(&stopped.error));
+        far.send(b"", &[b"two"]).unwrap();
+        let mut room = [0; 8];
+        assert_eq!(target.recv(&mut room).unwrap(), 3);
+        assert_eq!(target.recv(&mut room).unwrap(), 3);
+        assert_eq!(&room[..3], b"two");
+        // Where nobody listens is told at the next call.
+        drop(target);
+        far.send(b"", &[b"three"]).unwrap();
+        let stopped = far.send(b"", &[b"four", b"five"]).unwrap_err();
+        assert!(stopped.left == 0 && is_refusal(&stopped.error));
     }
 
     #[test]

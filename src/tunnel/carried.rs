@@ -16,6 +16,9 @@ use super::flow::{Counted, Cut};
 use super::offer::Standing;
 use crate::upstream::dial::Datagrams;
 
+/// The longest datagram of UDP over IPv4: whoever is at the other end may send no longer one on.
+const LONGEST: usize = 65_507;
+
 /// A flow. Dropping it resets the stream.
 #[derive(Debug)]
 pub(super) struct Carried {
@@ -134,6 +137,10 @@ impl Datagrams for Carried {
         let mut waiting = self.waiting.lock();
         if waiting.ended {
             return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        if data.len() > LONGEST {
+            self.counted.dropped();
+            return Err(io::ErrorKind::InvalidInput.into());
         }
         if !waiting.queue.push(datagram::encode(data)) {
             self.counted.dropped();

@@ -46,8 +46,8 @@ pub trait Datagrams: fmt::Debug + Send + Sync {
     /// Passes one on, as soon as there is room. Never waits.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`]: there is no room, and it is dropped; [`io::ErrorKind::ConnectionReset`]: the flow has
-    /// ended.
+    /// [`io::ErrorKind::WouldBlock`]: there is no room, and it is dropped; [`io::ErrorKind::InvalidInput`]: so it is,
+    /// as it is too long; [`io::ErrorKind::ConnectionReset`]: the flow has ended.
     fn send(&self, data: &[u8]) -> io::Result<()>;
 
     /// The next one that comes. Whoever has the flow calls this all the time: what was sent leaves by it too.

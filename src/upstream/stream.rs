@@ -1,5 +1,5 @@
-//! A stream to one target of an upstream, for what is no HTTP: picked by its policy, dialled under its limits, and the next
-//! target tried where one cannot be had.
+//! A stream to one target of an upstream, or a way for datagrams, for what is no HTTP: picked by its policy, dialled under its
+//! limits, and the next target tried where one cannot be had.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -14,6 +14,7 @@ use super::error::{Error, Kind};
 use super::link::Link;
 use super::pool::InFlight;
 use super::select::{Picked, Tries};
+use super::via::Association;
 use super::{Client, Member, SendOptions, Upstream, connect};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
@@ -30,11 +31,14 @@ pub struct Connecting {
     pub within: Option<Duration>,
 }
 
-/// Where datagrams go.
+/// Where datagrams to a target are sent.
 #[derive(Debug)]
-pub enum Towards {
-    /// The target's at this moment.
-    Address(SocketAddr),
+pub enum Route {
+    /// The target's address at this moment.
+    Direct(SocketAddr),
+    /// To a proxy on the way.
+    Through(Box<Association>),
+    /// Into a tunnel.
     Flow(Arc<dyn Datagrams>),
 }
 
@@ -67,69 +71,71 @@ impl Upstream {
         Err(tries.over())
     }
 
-    /// Picks a target for datagrams of `client`.
+    /// Picks a target for datagrams of `client`: its address at this moment, what a proxy on the way does for it, or a flow
+    /// in its tunnel.
     ///
     /// # Errors
-    /// No target is usable, or none of those that are is to be had.
+    /// No target is usable, or none of those that are has an address, or nobody on the way takes datagrams to it.
     pub async fn datagram(
         &self,
         worker: &Arc<WorkerContext>,
         key: Option<u64>,
         client: Client,
-    ) -> Result<(Towards, InFlight), Error> {
+    ) -> Result<(Route, InFlight), Error> {
         let options = SendOptions {
             key,
             ..SendOptions::default()
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
-            if member.transport.via.is_some() {
-                let detail = "datagrams through a proxy are not supported yet";
-                let error = Error::us(Kind::ProxyConfigurationError, detail).unsent();
-                tries.failed(member, error)?;
-                continue;
+            match self.route(member, worker.index, client).await {
+                Ok(route) => return Ok((route, self.watched(member, flight))),
+                Err(error) => {
+                    self.note_error(member, &error);
+                    tries.failed(member, error)?;
+                }
             }
-            if let TargetAddr::Tunnel(agent, service) = member.target.address() {
+        }
+        Err(tries.over())
+    }
+
+    async fn route(&self, member: &Member, worker: usize, client: Client) -> Result<Route, Error> {
+        let deadline = Instant::now() + self.timeouts.connect;
+        let via = member.transport.via.as_ref();
+        let to = match (member.target.address(), member.target.names()) {
+            (TargetAddr::Tunnel(agent, service), _) => {
                 let to = ServiceAt {
                     agent,
                     service,
                     client: Some(client),
                     speaks: Offer::Nothing,
                 };
-                match self.datagrams(member, to).await {
-                    Ok(flow) => return Ok((Towards::Flow(flow), self.watched(member, flight))),
-                    Err(error) => {
-                        self.note_error(member, &error);
-                        tries.failed(member, error)?;
-                        continue;
-                    }
-                }
+                let flow = match &member.transport.tunnels {
+                    Some(tunnels) => tunnels.datagrams(to, deadline).await?,
+                    None => return Err(no_tunnels(to)),
+                };
+                return Ok(Route::Flow(flow));
             }
-            let address = match (member.target.address(), member.target.names()) {
-                (TargetAddr::Ip(address), _) => Some(*address),
-                (TargetAddr::Name(..), Some(names)) => names.rotated().first().copied(),
-                _ => None,
-            };
-            if let Some(address) = address {
-                return Ok((Towards::Address(address), self.watched(member, flight)));
+            (to @ TargetAddr::Ip(_), _) => Some(to.clone()),
+            (to @ TargetAddr::Name(..), _) if via.is_some_and(|via| via.takes_names()) => {
+                Some(to.clone())
             }
-            let detail = format!("{}: no address to send to", member.target.address());
-            let error = Error::upstream(Kind::DestinationUnavailable, detail).unsent();
-            self.note_error(member, &error);
-            tries.failed(member, error)?;
-        }
-        Err(tries.over())
-    }
-
-    async fn datagrams(
-        &self,
-        member: &Member,
-        to: ServiceAt<'_>,
-    ) -> Result<Arc<dyn Datagrams>, Error> {
-        let deadline = Instant::now() + self.timeouts.connect;
-        match &member.transport.tunnels {
-            Some(tunnels) => tunnels.datagrams(to, deadline).await,
-            None => Err(no_tunnels(to)),
+            (TargetAddr::Name(..), Some(names)) => names
+                .rotated()
+                .first()
+                .map(|address| TargetAddr::Ip(*address)),
+            _ => None,
+        };
+        match (via, to) {
+            (Some(via), Some(to)) => {
+                let association = via.associate(worker, to, deadline).await?;
+                Ok(Route::Through(Box::new(association)))
+            }
+            (None, Some(TargetAddr::Ip(address))) => Ok(Route::Direct(address)),
+            _ => {
+                let detail = format!("{}: no address to send to", member.target.address());
+                Err(Error::upstream(Kind::DestinationUnavailable, detail).unsent())
+            }
         }
     }
 

@@ -69,6 +69,7 @@ mod tls;
 mod tour;
 mod tunnels;
 mod udp;
+mod udp_via;
 mod upstream_h2;
 mod upstream_tls;
 mod websocket;

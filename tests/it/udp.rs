@@ -85,14 +85,19 @@ pub(crate) fn ask_until_answered(client: &UdpSocket) {
         let text = format!("question {n}");
         client.send(text.as_bytes()).ok()?;
         let mut room = [0; 64];
-        let size = client.recv(&mut room).ok()?;
-        (room[..size] == *text.as_bytes()).then_some(())
+        // Answers to earlier ones may come first.
+        while let Ok(size) = client.recv(&mut room) {
+            if room[..size] == *text.as_bytes() {
+                return Some(());
+            }
+        }
+        None
     });
     client.set_read_timeout(Some(PATIENCE)).unwrap();
 }
 
 /// Nothing comes back, however often it is asked.
-fn is_deaf(client: &UdpSocket) -> bool {
+pub(crate) fn is_deaf(client: &UdpSocket) -> bool {
     client
         .set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
@@ -101,7 +106,7 @@ fn is_deaf(client: &UdpSocket) -> bool {
     deaf
 }
 
-fn passing(listen: SocketAddr, upstream: &str, more: &str) -> String {
+pub(crate) fn passing(listen: SocketAddr, upstream: &str, more: &str) -> String {
     format!("[udp.numbers]\nlisten = \"{listen}\"\nupstream = \"{upstream}\"\n{more}\n")
 }
 
@@ -176,6 +181,78 @@ fn the_largest_datagram_is_whole_and_an_empty_one_is_one() {
     }
 }
 
+/// Several at once, in both directions: of one size, of several, and more than a batch.
+#[test]
+fn many_at_once_arrive_each_whole_and_in_order() {
+    let (origin, specific, all) = (echo(), local(free_port()), free_port());
+    let upstream = origin.addr.to_string();
+    let mut document = passing(specific, &upstream, "");
+    document += &format!("[udp.all]\nlisten = \"0.0.0.0:{all}\"\nupstream = \"{upstream}\"\n");
+    let _gate = Gate::start(&document);
+    let mut room = vec![0; 1 << 16];
+    for listen in [specific, local(all)] {
+        let clients = [client(listen), client(listen)];
+        // Few would wait for a target.
+        clients.iter().for_each(|client| ask(client, "hello"));
+        for sizes in [
+            &[100; 40][..],
+            &[
+                1400, 1400, 1400, 0, 0, 7, 1400, 1400, 1401, 3, 3, 3, 4, 4, 2,
+            ],
+            &[9000, 9000, 9000, 20_000, 20_000, 100, 100, 1, 1],
+        ] {
+            let data = |n: usize| vec![n as u8; sizes[n]];
+            for n in 0..sizes.len() {
+                // Both of them, at times between one another.
+                for client in &clients[..1 + n % 2] {
+                    client.send(&data(n)).unwrap();
+                }
+            }
+            for (of, client) in clients.iter().enumerate() {
+                for n in (0..sizes.len()).filter(|n| of == 0 || n % 2 == 1) {
+                    let size = client.recv(&mut room).unwrap();
+                    assert!(
+                        room[..size] == data(n),
+                        "{n}, of {} bytes: {size}",
+                        sizes[n]
+                    );
+                }
+            }
+        }
+    }
+    assert_eq!(origin.seen().1, 4);
+}
+
+/// With what goes before it, the largest datagram is too large: it is lost, and nothing else.
+#[test]
+fn what_is_too_long_for_its_path_ends_no_session() {
+    let (origin, listen) = (echo(), local(free_port()));
+    let gate = Gate::start(&format!(
+        "{}[upstreams.told]\ntargets = \"{}\"\nproxy_protocol = \"v2\"\npassive = {{ failures = 1, eject = \"1h\" }}\n",
+        passing(listen, "told", ""),
+        origin.addr
+    ));
+    let client = client(listen);
+    client.send(&vec![0; 65_507]).unwrap();
+    until("a target", || {
+        let all = gate.call(Call::get("/sessions?kind=udp")).json();
+        all["sessions"].get(0).map(drop)
+    });
+    // The first one that leaves says who the client is.
+    client.send(b"first").unwrap();
+    let mut room = [0; 128];
+    let size = client.recv(&mut room).unwrap();
+    assert_eq!(
+        room[..size].escape_ascii().to_string().find("QUIT"),
+        Some(16)
+    );
+    assert!(room[..size].ends_with(b"first"));
+    ask(&client, "second");
+    assert_eq!(origin.seen(), (2, 1));
+    assert_eq!(sessions(&gate), 1);
+    assert!(!gate.call(Call::get("/status")).text().contains("ejected"));
+}
+
 #[test]
 fn answered_a_session_ends_but_no_question_is_left_without_its_answer() {
     let (origin, listen) = (echo(), local(free_port()));
@@ -228,6 +305,35 @@ fn more_clients_than_the_limit_are_not_heard() {
     gate.reload_ok(&passing(listen, &upstream, "limits.sessions = 4"));
     ask_until_answered(&clients[3]);
     assert_eq!(sessions(&gate), 4);
+}
+
+/// Senders of datagrams can be forged: whatever they do, half of the room is for those who connect.
+#[test]
+fn sessions_leave_half_of_all_connections_to_others() {
+    let (origin, listen, web) = (echo(), local(free_port()), local(free_port()));
+    let mut document = passing(listen, &origin.addr.to_string(), "");
+    document += &format!("[http.web]\nlisten = \"{web}\"\nrespond = \"web\"\n");
+    let gate = Gate::setup()
+        .runtime("max_connections = 8")
+        .start(&document);
+    let clients: Vec<UdpSocket> = (0..12).map(|_| client(listen)).collect();
+    for client in &clients[..4] {
+        ask(client, "in time");
+    }
+    for client in &clients[4..] {
+        assert!(is_deaf(client));
+    }
+    assert_eq!(sessions(&gate), 4);
+    for _ in 0..4 {
+        assert_eq!(get(web, "x", "/").text(), "web");
+    }
+    ask(&clients[0], "still");
+    // One's end is another's beginning.
+    let all = gate.call(Call::get("/sessions")).json();
+    let id = &all["sessions"][0]["id"];
+    gate.call(Call::post(&format!("/sessions/{id}/close")));
+    wait_sessions(&gate, 3);
+    ask_until_answered(&clients[4]);
 }
 
 /// Bound to all addresses: an answer comes from where the question went to, or its client would not take it.

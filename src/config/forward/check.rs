@@ -210,12 +210,9 @@ impl ForwardRaw {
 
     fn limits(&self, check: &mut Checker<'_>) -> LimitsSpec {
         let limits = self.limits.as_ref().map(|l| &l.value);
-        let mut count = |n: Option<&Loc<super::Limit<u64>>>| {
-            n.and_then(|n| n.get().map(|value| check.count(n.at, value)))
-        };
         LimitsSpec {
-            connections: count(limits.and_then(|l| l.connections.as_ref())),
-            connections_per_user: count(limits.and_then(|l| l.connections_per_user.as_ref())),
+            connections: check.most(limits.and_then(|l| l.connections.as_ref())),
+            connections_per_user: check.most(limits.and_then(|l| l.connections_per_user.as_ref())),
             bandwidth: limits
                 .and_then(|l| l.bandwidth.as_ref())
                 .and_then(|b| b.get())

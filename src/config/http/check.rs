@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::super::check::{Checker, is_name, shorten};
-use super::super::decode::{Limit, List, Loc};
+use super::super::decode::{List, Loc};
 use super::super::runtime::OnChange;
 use super::super::scalar::{HostPattern, ListenAddr, Wrong, cidr};
 use super::super::tree::At;
@@ -220,9 +220,6 @@ impl HttpRaw {
         }
         let timeouts = self.timeouts.as_ref().map(|t| &t.value);
         let limits = self.limits.as_ref().map(|l| &l.value);
-        let count = |check: &mut Checker<'_>, n: Option<&Loc<Limit<u64>>>| {
-            n.and_then(|n| n.get().map(|value| check.count(n.at, value)))
-        };
         let (h1, h2) = (speaks(Protocol::H1), speaks(Protocol::H2));
         let alpn = self.tls.as_ref().map(|tls| tls.alpn(h1, h2, check));
         ConnectionSpec {
@@ -252,19 +249,15 @@ impl HttpRaw {
             headers: limits.and_then(|l| l.headers.as_ref()).map_or(100, |n| {
                 usize::try_from(check.number(n.at, n.value, 1..=4_096)).unwrap_or(usize::MAX)
             }),
-            connections: count(check, limits.and_then(|l| l.connections.as_ref())),
-            connections_per_client: count(
-                check,
-                limits.and_then(|l| l.connections_per_client.as_ref()),
-            ),
+            connections: check.most(limits.and_then(|l| l.connections.as_ref())),
+            connections_per_client: check
+                .most(limits.and_then(|l| l.connections_per_client.as_ref())),
             streams: limits.and_then(|l| l.streams.as_ref()).map_or(100, |n| {
                 u32::try_from(check.number(n.at, n.value, 1..=100_000)).unwrap_or(u32::MAX)
             }),
-            requests_per_connection: count(
-                check,
-                limits.and_then(|l| l.requests_per_connection.as_ref()),
-            )
-            .and_then(|n| u64::try_from(n).ok()),
+            requests_per_connection: check
+                .most(limits.and_then(|l| l.requests_per_connection.as_ref()))
+                .and_then(|n| u64::try_from(n).ok()),
         }
     }
 

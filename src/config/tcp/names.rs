@@ -8,7 +8,7 @@ use super::super::decode::{List, Loc, Map};
 use super::super::scalar::{HostPattern, Wrong};
 use super::super::tree::At;
 use super::super::upstream::References;
-use super::{SniSpec, upstream};
+use super::{KIND, SniSpec};
 
 /// What `sni` says. Each name is there once.
 pub(super) fn spec(
@@ -27,7 +27,7 @@ pub(super) fn spec(
     let mut seen = HashSet::new();
     let mut places = Vec::new();
     for (key, text) in sni.iter() {
-        let found = upstream(text, enabled, references, check);
+        let found = KIND.upstream(text, enabled, references, check);
         if key == "*" {
             spec.rest = found;
             places.push((key.to_owned(), text.at));

@@ -8,6 +8,7 @@
 //! It promises: nothing outlives the deadline; no more is kept of an answer than [`connect::MOST`] bytes; an error says which
 //! proxy it was and what that said, and nothing of what was to be sent has been sent then.
 
+mod association;
 mod connect;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash as _, Hasher};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -40,6 +42,8 @@ use super::{Member, SendOptions, Upstream};
 use crate::config::scalar::TargetAddr;
 use crate::config::via::{HopProtocol, LoginSpec, ViaSpec};
 use crate::net::Sever;
+
+pub use association::Association;
 
 /// The proxies through which something is reached.
 pub struct Via {
@@ -66,7 +70,15 @@ pub(super) struct Hop {
     login: Option<LoginSpec>,
 }
 
-/// What a proxy is asked.
+/// What a proxy is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Wanted<'a> {
+    Stream(&'a TargetAddr),
+    /// Of datagrams.
+    Relay,
+}
+
+/// How a proxy is asked for a stream.
 #[derive(Clone, Copy)]
 struct Question<'a> {
     /// What the proxy is called in errors.
@@ -100,6 +112,14 @@ impl From<io::Error> for Fault {
         };
         Fault::Broken(Kind::ConnectionTerminated, why)
     }
+}
+
+/// What a proxy has agreed to.
+enum Granted {
+    /// With the bytes that followed its answer.
+    Stream(Bytes),
+    /// Datagrams, sent to there.
+    Relay(SocketAddr),
 }
 
 impl Via {
@@ -176,7 +196,11 @@ pub(super) fn takes_names(hops: &[Hop]) -> bool {
 pub(super) fn open<'a>(way: Way<'a>, to: &'a TargetAddr, deadline: Instant) -> Dialing<'a> {
     Box::pin(async move {
         match way.hops.split_last() {
-            Some((last, hops)) => last.open(Way { hops, ..way }, to, deadline).await,
+            Some((last, hops)) => {
+                let wanted = Wanted::Stream(to);
+                let (stream, _) = last.open(Way { hops, ..way }, wanted, deadline).await?;
+                Ok(Box::new(stream) as Box<dyn Stream>)
+            }
             None => {
                 Err(Error::us(Kind::ProxyConfigurationError, "a chain without a proxy").unsent())
             }
@@ -189,13 +213,13 @@ fn broken(error: Error) -> Fault {
 }
 
 impl Hop {
-    /// `before`: the way to it.
+    /// `before`: the way to it. With the stream comes where datagrams go, if that was asked for.
     async fn open(
         &self,
         before: Way<'_>,
-        to: &TargetAddr,
+        wanted: Wanted<'_>,
         deadline: Instant,
-    ) -> Result<Box<dyn Stream>, Error> {
+    ) -> Result<(Through, Option<SocketAddr>), Error> {
         let upstream = self.upstream.lead(|_| None, false).upstream;
         let options = SendOptions::default();
         let mut tries = Tries::new(upstream, before.worker, &options);
@@ -209,17 +233,22 @@ impl Hop {
             };
             let until = Instant::now() + share;
             let mut asked = false;
-            let attempt = self.attempt(upstream, member, before, to, until, &mut asked);
+            let attempt = self.attempt(upstream, member, before, wanted, until, &mut asked);
             let tried = timeout_at(until, attempt).await;
             // It may be waiting for the destination.
             let blameless = tried.is_err() && asked;
             let fault = match tried {
-                Ok(Ok((link, first))) => {
-                    return Ok(Box::new(Through {
+                Ok(Ok((link, granted))) => {
+                    let (first, relay) = match granted {
+                        Granted::Stream(first) => (first, None),
+                        Granted::Relay(relay) => (Bytes::new(), Some(relay)),
+                    };
+                    let through = Through {
                         link,
                         first,
                         flight,
-                    }));
+                    };
+                    return Ok((through, relay));
                 }
                 Ok(Err(fault)) => fault,
                 Err(_) => Fault::Broken(
@@ -254,17 +283,17 @@ impl Hop {
         .unsent())
     }
 
-    /// One proxy: connects, with TLS where the upstream has that, and asks it for `to`. With the stream come bytes that followed the
-    /// answer. `asked` is set once the answer is its only to give.
+    /// One proxy: connects, with TLS where the upstream has that, and asks it. `asked` is set once it may be waiting for the
+    /// destination.
     async fn attempt(
         &self,
         upstream: &Upstream,
         member: &Member,
         before: Way<'_>,
-        to: &TargetAddr,
+        wanted: Wanted<'_>,
         until: Instant,
         asked: &mut bool,
-    ) -> Result<(Link, Bytes), Fault> {
+    ) -> Result<(Link, Granted), Fault> {
         let slot = member.target.slot(upstream.most_connections());
         let slot = slot.ok_or_else(|| broken(member.no_slot()))?;
         let within = upstream
@@ -283,22 +312,29 @@ impl Hop {
             },
         };
         let mut link = link(dial, slot).await.map_err(broken)?;
-        let question = Question {
-            hop: &self.at(member),
+        let (hop, login) = (&*self.at(member), self.login.as_ref());
+        let question = |to| Question {
+            hop,
             to,
-            login: self.login.as_ref(),
+            login,
             passed: before.passed,
         };
-        let first = match self.protocol {
-            HopProtocol::Http | HopProtocol::Https => {
-                connect::ask(&mut link, question, asked).await?
+        let granted = match (self.protocol, wanted) {
+            (HopProtocol::Http | HopProtocol::Https, Wanted::Stream(to)) => {
+                Granted::Stream(connect::ask(&mut link, question(to), asked).await?)
             }
-            HopProtocol::Socks5 | HopProtocol::Socks5h => {
-                socks5::ask(&mut link, question, asked).await?;
-                Bytes::new()
+            (HopProtocol::Socks5 | HopProtocol::Socks5h, Wanted::Stream(to)) => {
+                socks5::ask(&mut link, question(to), asked).await?;
+                Granted::Stream(Bytes::new())
+            }
+            (HopProtocol::Socks5 | HopProtocol::Socks5h, Wanted::Relay) => {
+                Granted::Relay(socks5::associate(&mut link, hop, login).await?)
+            }
+            (HopProtocol::Http | HopProtocol::Https, Wanted::Relay) => {
+                return Err(Fault::not_understood("it takes no datagrams"));
             }
         };
-        Ok((link, first))
+        Ok((link, granted))
     }
 
     /// What it is called in errors.

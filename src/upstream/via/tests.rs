@@ -243,3 +243,97 @@ async fn those_that_were_passed_are_told() {
         "{said}"
     );
 }
+
+/// Where datagrams go when the proxy answers so, and what it was asked.
+async fn associated(login: Option<LoginSpec>, answer: &[u8]) -> (Result<String, String>, Vec<u8>) {
+    let (mut ours, mut theirs) = tokio::io::duplex(1024);
+    theirs.write_all(answer).await.unwrap();
+    theirs.shutdown().await.unwrap();
+    let told = socks5::associate(&mut ours, "hop", login.as_ref()).await;
+    ours.shutdown().await.unwrap();
+    let mut said = Vec::new();
+    theirs.read_to_end(&mut said).await.unwrap();
+    let told = told.map(|relay| relay.to_string());
+    let told = told.map_err(|fault| match fault {
+        Fault::Answered(error) => format!("{} {}", error.kind, error.detail),
+        Fault::Broken(_, why) => format!("broken: {why}"),
+    });
+    (told, said)
+}
+
+#[tokio::test]
+async fn a_socks_proxy_is_asked_to_relay_and_says_where() {
+    let granted = [&[5, 2, 1, 0][..], &[5, 0, 0, 1, 192, 0, 2, 1, 1, 0]].concat();
+    let (told, said) = associated(Some(login()), &granted).await;
+    assert_eq!(told.unwrap(), "192.0.2.1:256");
+    let asked = [
+        &[5, 2, 0, 2][..],
+        b"\x01\x02me\x05pa:ss",
+        &[5, 3, 0, 1, 0, 0, 0, 0, 0, 0],
+    ];
+    assert_eq!(said, asked.concat());
+    let mapped = [
+        &[5, 0, 5, 0, 0, 4][..],
+        &[0; 10],
+        &[255, 255, 127, 0, 0, 1, 0, 53],
+    ];
+    assert_eq!(
+        associated(None, &mapped.concat()).await.0.unwrap(),
+        "127.0.0.1:53"
+    );
+    for (answer, told) in [
+        (
+            &[5, 0, 5, 7, 0, 1][..],
+            "connection_refused via hop: UDP ASSOCIATE was answered with reply 7: it does not do that",
+        ),
+        (
+            &[5, 0, 5, 0, 0, 1, 127, 0, 0, 1, 0, 0],
+            "broken: its reply does not say where datagrams go",
+        ),
+        (
+            &[5, 0, 5, 0, 0, 3, 1, b'x', 0, 1],
+            "broken: its reply does not say where datagrams go",
+        ),
+        (
+            &[5, 0, 5, 0, 0, 1, 127],
+            "broken: it closed the connection instead of an answer",
+        ),
+    ] {
+        assert_eq!(associated(None, answer).await.0.unwrap_err(), told);
+    }
+}
+
+#[test]
+fn what_stands_before_a_datagram() {
+    let address = |text: &str| TargetAddr::parse(text, std::path::Path::new("/")).unwrap();
+    let header = |text: &str| socks5::header(&address(text)).unwrap();
+    assert_eq!(header("127.0.0.1:53"), [0, 0, 0, 1, 127, 0, 0, 1, 0, 53]);
+    assert_eq!(header("a.test:256"), b"\0\0\0\x03\x06a.test\x01\0");
+    for to in ["127.0.0.1:53", "[2001:db8::1]:53"] {
+        let whole = [&header(to)[..], b"data"].concat();
+        let (from, data) = socks5::read(&whole).unwrap();
+        assert_eq!(
+            (from.unwrap().to_string().as_str(), data),
+            (to, &b"data"[..])
+        );
+        for cut in 0..whole.len() - 4 {
+            assert!(socks5::read(&whole[..cut]).is_none(), "{to}: {cut}");
+        }
+        assert_eq!(socks5::read(&whole[..whole.len() - 4]).unwrap().1, b"");
+        // A fragment, and what is no header.
+        assert!(socks5::read(&[&[0, 0, 1], &whole[3..]].concat()).is_none());
+        assert!(socks5::read(&[&[1, 0, 0], &whole[3..]].concat()).is_none());
+    }
+    let named = header("a.test:256");
+    assert_eq!(socks5::read(&named), Some((Err(256), &b""[..])));
+    assert!(socks5::read(&named[..named.len() - 1]).is_none());
+    assert!(socks5::read(&[0, 0, 0, 9, 1, 1, 1, 1, 1, 1]).is_none());
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_datagram_makes_it_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+        let _ = socks5::read(&bytes);
+        let _ = socks5::read(&[&[0, 0, 0, 3], &bytes[..]].concat());
+    }
+}
