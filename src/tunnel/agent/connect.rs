@@ -12,6 +12,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Running, Settings, Shared, Trouble};
 use crate::config::scalar::TargetAddr;
+use crate::net::Sever as _;
 use crate::tls::client::{Offer, OtherKey};
 use crate::tunnel::auth::{self, Claim, Prover};
 use crate::tunnel::carrier::{self, hear, tell};
