@@ -473,6 +473,7 @@ impl Document {
         proxies.retain(|proxy| proxy.enabled);
         let alone = alone.chain(proxies.iter().map(Alone::forward));
         across::check_alone(alone, &servers, &admin.listen, check);
+        across::names::check(&tcp, &servers, check);
         across::check_datagrams(&udp, check);
         let udp = udp
             .into_iter()

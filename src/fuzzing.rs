@@ -307,6 +307,11 @@ pub fn socks(data: &[u8]) {
     steady(said, v5::request);
 }
 
+/// A TLS hello goes where the name leads that rustls would find in it too.
+pub fn hello(data: &[u8]) {
+    crate::tls::hello::agrees(data);
+}
+
 fn datagram(bytes: &[u8]) {
     let Some((v5::To::Address(address), data)) = socks::datagram::read(bytes) else {
         return;

@@ -16,6 +16,7 @@ use crate::document::Document;
 use crate::forward::{self, Forward};
 use crate::http::record::{self, AccessLog, Recording};
 use crate::http::{self, Face as _, Files, filter};
+use crate::l4::names::Names;
 use crate::l4::tcp::Tcp;
 use crate::l4::udp::Udp;
 use crate::listen::entry::{Entry, Plane};
@@ -41,12 +42,12 @@ pub struct BindingKey {
 /// What a document puts behind one address.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Behind<'d> {
-    /// In the document's order.
+    /// By name.
     pub http: Vec<&'d HttpSpec>,
     /// Nobody else is there then.
     pub forward: Option<&'d ForwardSpec>,
-    /// Then there is nothing else.
-    pub tcp: Option<&'d TcpSpec>,
+    /// By name. Several, or HTTP beside them: then all of them go by names (`sni`).
+    pub tcp: Vec<&'d TcpSpec>,
     /// Then there is nothing else.
     pub udp: Option<&'d UdpSpec>,
     /// Then there is nothing else.
@@ -68,7 +69,7 @@ pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Behind<'_>> {
     }
     for spec in document.tcp.values() {
         for key in keys(Transport::Stream, &tcp_name(&spec.name), &spec.listen) {
-            map.entry(key).or_default().tcp = Some(spec);
+            map.entry(key).or_default().tcp.push(spec);
         }
     }
     for spec in document.udp.values() {
@@ -329,14 +330,21 @@ impl Snapshot {
                         let http = http::Entry::of_forward(proxy.clone(), recording);
                         return (key, Arc::new(Entry::of_forward(proxy, http)));
                     }
-                    let tcp = behind.tcp.and_then(|spec| {
+                    let over_tls = || http().over_tls(presented(specs, &certificates, tls));
+                    let listeners = behind.tcp.iter().filter_map(|spec| {
                         let presented = presented_by_tcp(spec, &certificates, tls);
                         let log = access_log.clone();
-                        let tcp = Tcp::new(spec.clone(), &upstreams, presented, log)?;
+                        let tcp = Tcp::new((*spec).clone(), &upstreams, presented, log)?;
                         Some(Arc::new(tcp))
                     });
-                    if let Some(tcp) = tcp {
-                        return (key, Arc::new(Entry::of_tcp(http(), tcp)));
+                    let listeners: Vec<_> = listeners.collect();
+                    if let Some(tcp) = listeners.iter().find(|tcp| tcp.upstream().is_some()) {
+                        return (key, Arc::new(Entry::of_tcp(http(), tcp.clone())));
+                    }
+                    if !listeners.is_empty()
+                        && let Some(names) = Names::new(listeners, specs)
+                    {
+                        return (key, Arc::new(Entry::of_names(over_tls(), Arc::new(names))));
                     }
                     let udp = behind.udp.and_then(|spec| {
                         let upstream = upstreams.get(&spec.upstream)?.clone();
@@ -345,11 +353,7 @@ impl Snapshot {
                     if let Some(udp) = udp {
                         return (key, Arc::new(Entry::of_udp(http(), udp)));
                     }
-                    Arc::new(Entry::of_http(http().over_tls(presented(
-                        specs,
-                        &certificates,
-                        tls,
-                    ))))
+                    Arc::new(Entry::of_http(over_tls()))
                 };
                 (key, entry)
             })
@@ -403,7 +407,7 @@ impl Snapshot {
                             server.exchange(presented);
                         }
                     }
-                    Plane::Http | Plane::Udp(_) => {
+                    Plane::Http | Plane::Names(_) | Plane::Udp(_) => {
                         let presented = presented(&behind.http, &certificates, tls);
                         entry.http().present(presented);
                     }

@@ -22,8 +22,8 @@ use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Pattern};
 use super::template::Template;
 
-pub(super) use check::addresses;
 pub use check::{Around, Checked, RouteAt};
+pub(super) use check::{addresses, place};
 pub use error_pages::{ErrorPagesSpec, PageFor};
 pub use files::{FileCoding, FilesRaw, FilesSpec};
 pub use filters::{

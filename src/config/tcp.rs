@@ -1,9 +1,9 @@
 //! `[tcp.NAME]`: streams from clients to the targets of an upstream and back.
 
+mod names;
 mod websocket;
 
-use std::collections::{BTreeMap, HashSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use ipnet::IpNet;
 use super::check::Checker;
 use super::decode::{Limit, List, Loc, Map, section};
 use super::forward::ForwardTlsRaw;
-use super::http::{TlsSpec, TlsVersion, addresses};
+use super::http::{TlsSpec, TlsVersion, addresses, place};
 use super::l4;
 use super::runtime::OnChange;
-use super::scalar::{HostPattern, ListenAddr, Span, Speed, Wrong, cidr};
+use super::scalar::{HostPattern, ListenAddr, Span, Speed, cidr};
 use super::tree::At;
 use super::upstream::{References, UpstreamSpec};
 pub use websocket::WebsocketSpec;
@@ -24,7 +24,8 @@ use websocket::Written;
 section! {
     /// Passes connections on, byte for byte: each to one target of an upstream, the next one where it cannot be had.
     pub struct TcpRaw {
-        /// Addresses: `IP:port`, `:port` (all addresses), `localhost:port` or `unix:/path`. Nothing else listens there.
+        /// Addresses: `IP:port`, `:port` (all addresses), `localhost:port` or `unix:/path`. Nothing else listens there, unless it
+        /// goes by names: listeners with `sni` may share an address with each other and with `[http]` servers over TLS.
         listen: List<String>,
         /// `false`: checked, but not there.
         enabled: bool = true,
@@ -33,12 +34,16 @@ section! {
         upstream: String,
         /// The same by the name that clients ask for in their TLS hello (SNI), which is read and passed on: TLS is ended by the
         /// target. `a.example.com`, then the longest `*.example.com`, then `*`: all others, and hellos without a name. Without
-        /// `*` these get the alert `unrecognized_name`. What is no TLS is closed.
+        /// `*` these get the alert `unrecognized_name`. What is no TLS is closed. On an address that `[http]` servers have too,
+        /// their `hosts` count as names, and they get what no name takes.
         sni: Map<String>,
         /// Each connection goes on in a websocket, as binary messages: a URL, `ws://host[:port]/path` or `wss://` (TLS, checked
         /// against the system's CAs), instead of `upstream`; or, beside an `upstream` (or `sni`), the path alone: its targets
         /// speak websocket then, with its policy, checks, limits, `tls` and `via`.
         websocket: String,
+        /// Of the clients that `sni` names only those that offer one of these protocols in their hello (ALPN), such as `h2`,
+        /// `postgresql` or `acme-tls/1`. They go before a listener that asks for no protocol of the same name.
+        alpn: List<String>,
         /// Ends TLS here: what the upstream gets is cleartext, or TLS of ours where it has `tls`.
         tls: ForwardTlsRaw,
         /// Connections of `trusted_proxies` begin with a PROXY header, version 1 or 2, which says who the client is. From
@@ -96,6 +101,8 @@ pub struct TcpSpec {
     pub to: ToSpec,
     /// `None`: targets get the bytes as they are.
     pub websocket: Option<WebsocketSpec>,
+    /// Protocols of which a client must offer one; empty: any, or none. Only with [`ToSpec::Sni`].
+    pub alpn: Vec<Box<str>>,
     /// `None`: what clients say is passed on as it is. Never with [`ToSpec::Sni`].
     pub tls: Option<TlsSpec>,
     pub min_version: TlsVersion,
@@ -145,6 +152,13 @@ impl ToSpec {
     }
 }
 
+impl TcpSpec {
+    /// Whether its clients are told apart by the name in their hello: then it may share its addresses.
+    pub fn is_by_name(&self) -> bool {
+        matches!(self.to, ToSpec::Sni(_))
+    }
+}
+
 /// A listener that has been checked for itself, with the places that checks across the document need.
 #[derive(Debug)]
 pub struct CheckedTcp {
@@ -155,6 +169,37 @@ pub struct CheckedTcp {
     pub listen_at: Vec<At>,
     /// Of `upstream`.
     upstream_at: At,
+    /// The names of `sni`, `*` among them, each with its place.
+    pub names_at: Vec<(String, At)>,
+    /// Of each of [`SETTINGS`], where it is written.
+    settings_at: [Option<At>; SETTINGS.len()],
+}
+
+/// A key, and where it is written.
+type Setting = (&'static str, fn(&TcpRaw) -> Option<At>);
+
+/// What holds before it is known whose a connection is: all that share an address must agree on it.
+const SETTINGS: [Setting; 5] = [
+    ("proxy_protocol", |raw| place(&raw.proxy_protocol)),
+    ("trusted_proxies", |raw| place(&raw.trusted_proxies)),
+    ("timeouts.header", |raw| {
+        place(&raw.timeouts.as_ref()?.header)
+    }),
+    ("limits.connections", |raw| {
+        place(&raw.limits.as_ref()?.connections)
+    }),
+    ("limits.connections_per_client", |raw| {
+        place(&raw.limits.as_ref()?.connections_per_client)
+    }),
+];
+
+impl CheckedTcp {
+    /// Where a setting is written; else the listener.
+    pub fn place(&self, key: &str) -> At {
+        let number = SETTINGS.iter().position(|(name, _)| *name == key);
+        let at = number.and_then(|number| self.settings_at.get(number));
+        at.copied().flatten().unwrap_or(self.at)
+    }
 }
 
 impl TcpRaw {
@@ -174,7 +219,8 @@ impl TcpRaw {
         let websocket = self.websocket.as_ref();
         let websocket = websocket.and_then(|w| check.take(w.at, Written::parse(w)));
         let url = websocket.as_ref().and_then(|w| w.url.as_deref());
-        let to = self.to(at, url, enabled, references, check);
+        let (to, names_at) = self.to(at, url, enabled, references, check);
+        let alpn = names::protocols(self.alpn.as_ref(), self.sni.is_some(), check);
         let tls = self.tls.as_ref().map(|tls| {
             let running = running.and_then(|r| r.tls.as_ref());
             tls.spec(tls.at, running, check)
@@ -218,6 +264,7 @@ impl TcpRaw {
                 listen,
                 to,
                 websocket: websocket.map(|written| written.spec),
+                alpn,
                 tls,
                 min_version: self
                     .tls
@@ -244,6 +291,8 @@ impl TcpRaw {
                 .or(self.sni.as_ref().map(|sni| sni.at))
                 .or(self.websocket.as_ref().map(|websocket| websocket.at))
                 .unwrap_or(at),
+            names_at,
+            settings_at: SETTINGS.map(|(_, place)| place(self)),
         }
     }
 
@@ -272,7 +321,7 @@ impl TcpRaw {
         enabled: bool,
         references: &mut References<'_>,
         check: &mut Checker<'_>,
-    ) -> ToSpec {
+    ) -> (ToSpec, Vec<(String, At)>) {
         if let (Some(url), Some(websocket)) = (url, &self.websocket) {
             if self.has("upstream") || self.has("sni") {
                 check
@@ -288,7 +337,8 @@ impl TcpRaw {
                 at: websocket.at,
             };
             let found = references.resolve(&text, enabled, check);
-            return ToSpec::Upstream(found.map(|found| found.upstream).unwrap_or_default());
+            let upstream = found.map(|found| found.upstream).unwrap_or_default();
+            return (ToSpec::Upstream(upstream), Vec::new());
         }
         if let (Some(sni), Some(_)) = (&self.sni, &self.upstream) {
             check
@@ -297,7 +347,8 @@ impl TcpRaw {
                 .help("in `sni`, `\"*\"` has the upstream for all other names");
         }
         if let Some(sni) = &self.sni {
-            return ToSpec::Sni(by_name(sni, enabled, references, check));
+            let (spec, names) = names::spec(sni, enabled, references, check);
+            return (ToSpec::Sni(spec), names);
         }
         let Some(text) = &self.upstream else {
             // A URL that is wrong has been told.
@@ -309,10 +360,10 @@ impl TcpRaw {
                     .error(at, "a TCP listener needs an `upstream`, or `sni`")
                     .help("the name of an upstream, or `host:port`");
             }
-            return ToSpec::Upstream("".into());
+            return (ToSpec::Upstream("".into()), Vec::new());
         };
         let found = upstream(text, enabled, references, check);
-        ToSpec::Upstream(found.unwrap_or_default())
+        (ToSpec::Upstream(found.unwrap_or_default()), Vec::new())
     }
 }
 
@@ -327,54 +378,6 @@ pub fn check_upstreams(
             let named = (upstream, listener.upstream_at);
             l4::check_upstream(named, upstreams, |u| l4::keyed(u, "a TCP"), check);
         }
-    }
-}
-
-/// What `sni` says. Each name is there once.
-fn by_name(
-    sni: &Loc<Map<String>>,
-    enabled: bool,
-    references: &mut References<'_>,
-    check: &mut Checker<'_>,
-) -> SniSpec {
-    let mut spec = SniSpec::default();
-    if sni.is_empty() && sni.spoiled.is_empty() {
-        check
-            .findings
-            .error(sni.at, "`sni` without a name lets nobody in")
-            .help("such as `sni = { \"a.example.com\" = \"UPSTREAM\" }`");
-    }
-    let mut seen = HashSet::new();
-    for (key, text) in sni.iter() {
-        let found = upstream(text, enabled, references, check);
-        if key == "*" {
-            spec.rest = found;
-            continue;
-        }
-        let Some(name) = check.take(text.at, asked_for(key)) else {
-            continue;
-        };
-        if !seen.insert(name.to_string()) {
-            let message = format!("`{name}` is there twice: names have no case");
-            check.findings.error(text.at, message);
-            continue;
-        }
-        spec.names.extend(found.map(|upstream| (name, upstream)));
-    }
-    spec
-}
-
-/// A name that a client may ask for.
-fn asked_for(text: &str) -> Result<HostPattern, Wrong> {
-    let bare = text.trim_matches(['[', ']']);
-    if bare.parse::<IpAddr>().is_ok() {
-        return Err(Wrong::new(format!("no client asks for `{text}`"))
-            .help("a hello has names alone (RFC 6066 section 3); who dials an address asks for none: `\"*\"`"));
-    }
-    match HostPattern::parse(text)? {
-        HostPattern::Regex(_) => Err(Wrong::new("`sni` takes no regular expressions")
-            .help("a name, `*.name`, or `\"*\"` for all others")),
-        name => Ok(name),
     }
 }
 

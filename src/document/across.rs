@@ -1,5 +1,7 @@
 //! What can only be seen with all servers in view: addresses that are shared, and by whom.
 
+pub(super) mod names;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -71,10 +73,12 @@ pub(super) fn check(servers: &[Checked], admin: &ListenAddr, check: &mut Checker
     }
 }
 
-/// A listener that has its addresses alone.
+/// A listener that has its addresses alone, or shares them with others of a kind.
 pub(super) struct Alone<'c> {
     /// With its section.
     pub(super) name: String,
+    /// Its clients are told apart by name, from those of others that do so and from those of HTTP.
+    by_name: bool,
     pub(super) listen: &'c [ListenAddr],
     pub(super) listen_at: &'c [At],
 }
@@ -83,6 +87,7 @@ impl<'c> Alone<'c> {
     pub(super) fn tunnel(tunnel: &'c CheckedTunnel) -> Alone<'c> {
         Alone {
             name: format!("tunnels.{}", tunnel.spec.name),
+            by_name: false,
             listen: &tunnel.spec.listen,
             listen_at: &tunnel.listen_at,
         }
@@ -91,6 +96,7 @@ impl<'c> Alone<'c> {
     pub(super) fn forward(proxy: &'c forward::Checked) -> Alone<'c> {
         Alone {
             name: format!("forward.{}", proxy.spec.name),
+            by_name: false,
             listen: &proxy.spec.listen,
             listen_at: &proxy.listen_at,
         }
@@ -99,24 +105,26 @@ impl<'c> Alone<'c> {
     pub(super) fn tcp(tcp: &'c CheckedTcp) -> Alone<'c> {
         Alone {
             name: format!("tcp.{}", tcp.spec.name),
+            by_name: tcp.spec.is_by_name(),
             listen: &tcp.spec.listen,
             listen_at: &tcp.listen_at,
         }
     }
 }
 
-/// Checks the addresses of those that nobody else may have.
+/// Checks the addresses of those that nobody else may have, or nobody of another kind.
 pub(super) fn check_alone<'c>(
     all: impl Iterator<Item = Alone<'c>>,
     servers: &'c [Checked],
     admin: &ListenAddr,
     check: &mut Checker<'_>,
 ) {
-    let mut owners: HashMap<&ListenAddr, (String, At)> = HashMap::new();
+    // The last: may they be shared with one that goes by names?
+    let mut owners: HashMap<&ListenAddr, (String, At, bool)> = HashMap::new();
     for server in servers {
         for (addr, at) in server.spec.listen.iter().zip(&server.listen_at) {
             if !addr.is_any_port() {
-                owners.insert(addr, (format!("http.{}", server.spec.name), *at));
+                owners.insert(addr, (format!("http.{}", server.spec.name), *at, true));
             }
         }
     }
@@ -133,14 +141,17 @@ pub(super) fn check_alone<'c>(
                     .help("choose another port here or in `admin.listen`");
             }
             // `:7000` is two addresses; once is enough.
-            if let Some((other, there)) = owners.insert(addr, (alone.name.clone(), *at))
+            let by_name = alone.by_name;
+            if let Some((other, there, shared)) =
+                owners.insert(addr, (alone.name.clone(), *at, by_name))
+                && !(shared && by_name)
                 && !std::mem::replace(&mut told, true)
             {
                 let message = taken((&other, there), (&alone.name, *at), addr);
                 check
                     .findings
                     .error(*at, message)
-                    .help("what speaks no HTTP needs an address of its own");
+                    .help("what speaks no HTTP needs an address of its own; only `[tcp]` with `sni` shares one, with its like and with `[http]` over TLS");
             }
         }
     }

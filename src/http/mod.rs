@@ -39,6 +39,7 @@ use crate::config::http::{ClientAuthSpec, ConnectionSpec, FiltersSpec, HttpSpec}
 use crate::config::runtime::OnChange;
 use crate::config::scalar::HostPattern;
 use crate::forward::Forward;
+use crate::l4::names::Names;
 use crate::tls;
 use crate::upstream::Upstream;
 use action::Action;
@@ -73,6 +74,8 @@ pub struct Entry {
     pub watch: Watch,
     /// It is a forward proxy's: there are no servers.
     forward: Option<Arc<Forward>>,
+    /// Names of the same address whose clients `[tcp]` passes on.
+    names: Option<Arc<Names>>,
 }
 
 /// What a generation does behind one address, as far as requests are concerned.
@@ -146,6 +149,7 @@ impl Entry {
             definitions: OnceLock::new(),
             watch: recording.watch(&"".into(), None, &FiltersSpec::default()),
             forward: None,
+            names: None,
         };
         for (number, spec) in specs.iter().enumerate() {
             entry
@@ -192,6 +196,7 @@ impl Entry {
             definitions: OnceLock::new(),
             watch: recording.watch(&name, None, &FiltersSpec::default()),
             forward: proxy.spec.http.then_some(proxy),
+            names: None,
         }
     }
 
@@ -203,11 +208,23 @@ impl Entry {
         }
     }
 
+    /// The same entry on an address that has clients of these names passed on.
+    pub fn beside(self, names: Arc<Names>) -> Entry {
+        Entry {
+            names: Some(names),
+            ..self
+        }
+    }
+
     /// From now on the address presents `server`; it stays what it is, cleartext or not.
     pub fn present(&self, server: Option<tls::Server>) {
         if let (Some(tls), Some(server)) = (&self.tls, server) {
             tls.exchange(server);
         }
+    }
+
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// `None`: cleartext.
@@ -217,6 +234,13 @@ impl Entry {
             server,
             connection: self.connection.clone(),
         })
+    }
+
+    /// True if who asks for `host` must make a connection with that name (RFC 9110 section 7.4): `[tcp]` passes it on from
+    /// here. It is no matter of ours even if one server takes just any name, or a certificate is good for both.
+    pub fn is_elsewhere(&self, host: &str) -> bool {
+        let names = self.names.as_ref();
+        names.is_some_and(|names| names.is_elsewhere(host))
     }
 
     /// True if a request for `host` may not come over this connection (RFC 9110 section 7.4): it was made for another

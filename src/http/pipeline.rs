@@ -275,24 +275,22 @@ async fn handle(
     }
 
     // Routing.
-    let Some(server) = entry.server(context.host_name()) else {
-        nowhere(record, parts);
-        return local(
-            error::plain(StatusCode::NOT_FOUND),
-            body,
-            expectation,
-            http1,
-        );
+    let host = context.host_name();
+    let found = match entry.server(host) {
+        _ if entry.is_elsewhere(host) => Err(StatusCode::MISDIRECTED_REQUEST),
+        None => Err(StatusCode::NOT_FOUND),
+        Some(server) if entry.misdirected(connection.tls.as_ref(), host, server) => {
+            Err(StatusCode::MISDIRECTED_REQUEST)
+        }
+        Some(server) => Ok(server),
     };
-    if entry.misdirected(connection.tls.as_ref(), context.host_name(), server) {
-        nowhere(record, parts);
-        return local(
-            error::plain(StatusCode::MISDIRECTED_REQUEST),
-            body,
-            expectation,
-            http1,
-        );
-    }
+    let server = match found {
+        Ok(server) => server,
+        Err(status) => {
+            nowhere(record, parts);
+            return local(error::plain(status), body, expectation, http1);
+        }
+    };
     if server.client_auth.is_some() {
         let session = connection.tls.as_ref();
         context.client_cert = session.and_then(|session| session.client.as_deref());

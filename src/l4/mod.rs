@@ -2,6 +2,7 @@
 
 pub mod bridge;
 pub mod flows;
+pub mod names;
 pub(crate) mod pace;
 pub mod relay;
 pub mod tcp;

@@ -1,11 +1,10 @@
 //! What one generation does for one `[tcp.NAME]`: who may connect, where a connection goes, and by what it lives.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::{Life, admits, key_of};
-use crate::config::scalar::HostPattern;
 use crate::config::tcp::{TcpSpec, ToSpec};
 use crate::generation::Flight;
 use crate::http::record::AccessLog;
@@ -18,7 +17,7 @@ use crate::upstream::upgrade::Switched;
 use crate::upstream::websocket::Wanted;
 use crate::upstream::{InFlight, Upstream};
 
-/// Shared by the addresses of a listener, and the workers.
+/// Shared by the workers.
 #[derive(Debug)]
 pub struct Tcp {
     pub spec: TcpSpec,
@@ -26,18 +25,8 @@ pub struct Tcp {
     pub log: Option<Arc<AccessLog>>,
     /// What it presents; `None`: it does not end TLS.
     pub tls: Option<Server>,
-    to: To,
-}
-
-#[derive(Debug)]
-enum To {
-    One(Arc<Upstream>),
-    Sni {
-        exact: HashMap<Box<str>, Arc<Upstream>>,
-        /// `*.a.test` under `a.test`.
-        below: HashMap<Box<str>, Arc<Upstream>>,
-        rest: Option<Arc<Upstream>>,
-    },
+    /// Those that it names.
+    upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
 }
 
 /// A client that has connected.
@@ -65,27 +54,28 @@ impl Tcp {
         tls: Option<Server>,
         log: Option<Arc<AccessLog>>,
     ) -> Option<Tcp> {
-        let to = To::new(&spec.to, upstreams)?;
-        Some(Tcp { spec, log, tls, to })
+        let names = spec.to.upstreams();
+        let got = names.map(|name| Some((name.clone(), upstreams.get(name)?.clone())));
+        let upstreams = got.collect::<Option<_>>()?;
+        Some(Tcp {
+            spec,
+            log,
+            tls,
+            upstreams,
+        })
     }
 
-    /// Whether it must know which name a client asks for.
-    pub fn asks_for_sni(&self) -> bool {
-        matches!(self.to, To::Sni { .. })
+    /// Where all its clients go; `None`: their names tell.
+    pub fn upstream(&self) -> Option<&Arc<Upstream>> {
+        match &self.spec.to {
+            ToSpec::Upstream(name) => self.upstreams.get(name),
+            ToSpec::Sni(_) => None,
+        }
     }
 
-    /// Where a client goes that asks for `sni` (lower case); `None`: nowhere.
-    pub fn upstream(&self, sni: Option<&str>) -> Option<&Arc<Upstream>> {
-        let (exact, below, rest) = match &self.to {
-            To::One(upstream) => return Some(upstream),
-            To::Sni { exact, below, rest } => (exact, below, rest),
-        };
-        let named = sni.and_then(|name| {
-            let mut above = name.match_indices('.').map(|(at, _)| &name[at + 1..]);
-            let below = || above.find_map(|domain| below.get(domain));
-            exact.get(name).or_else(below)
-        });
-        named.or(rest.as_ref())
+    /// One of those that it names.
+    pub fn upstream_called(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.upstreams.get(name)
     }
 
     /// Whether a client may connect at all. Those of a unix socket have the rights of its file.
@@ -104,7 +94,7 @@ impl Tcp {
 
     /// Whether a session that lives by `definition` could have begun here.
     pub fn holds(&self, definition: u64) -> bool {
-        let mut upstreams = self.to.upstreams();
+        let mut upstreams = self.upstreams.values();
         upstreams.any(|upstream| self.life(upstream).holds(definition))
     }
 
@@ -145,40 +135,5 @@ impl Tcp {
         flight.define(self.life(to).digest(Some(&in_flight.target.key().1)));
         flight.set_long(self.spec.on_change);
         Ok((target, in_flight))
-    }
-}
-
-impl To {
-    fn new(spec: &ToSpec, upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>) -> Option<To> {
-        let get = |name: &Arc<str>| upstreams.get(name).cloned();
-        let sni = match spec {
-            ToSpec::Upstream(name) => return get(name).map(To::One),
-            ToSpec::Sni(sni) => sni,
-        };
-        let (mut exact, mut below) = (HashMap::new(), HashMap::new());
-        for (pattern, upstream) in &sni.names {
-            let upstream = get(upstream)?;
-            match pattern {
-                HostPattern::Exact(name) => _ = exact.insert(name.as_str().into(), upstream),
-                HostPattern::Below(name) => _ = below.insert(name.as_str().into(), upstream),
-                // The document was refused.
-                HostPattern::Regex(_) => {}
-            }
-        }
-        let rest = match &sni.rest {
-            Some(name) => Some(get(name)?),
-            None => None,
-        };
-        Some(To::Sni { exact, below, rest })
-    }
-
-    fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
-        let (one, named) = match self {
-            To::One(one) => (Some(one), None),
-            To::Sni { exact, below, rest } => {
-                (rest.as_ref(), Some(exact.values().chain(below.values())))
-            }
-        };
-        named.into_iter().flatten().chain(one)
     }
 }

@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Plane};
 use super::http::{self, Listener};
-use super::{forward, l4, proxy_protocol, tls, tunnel};
+use super::l4::Coming;
+use super::{forward, l4, names, proxy_protocol, tls, tunnel};
 use crate::config::scalar::ListenAddr;
 use crate::generation::{EpochGuard, Serving};
 use crate::http::Face as _;
@@ -453,8 +454,27 @@ impl Accepted {
             Plane::Tcp(tcp) => {
                 let tcp = tcp.clone();
                 drop(serving);
-                let connection = l4::serve(stream, peer, local, listener, tcp, guard);
-                spawn(connection, peer, held);
+                let coming = Coming {
+                    peer,
+                    local,
+                    listener,
+                    guard,
+                };
+                spawn(l4::serve(stream, coming, tcp), peer, held);
+            }
+            Plane::Names(names) => {
+                let accepted = names::Accepted {
+                    names: names.clone(),
+                    secure: entry.http().secure(),
+                };
+                drop(serving);
+                let coming = Coming {
+                    peer,
+                    local,
+                    listener,
+                    guard,
+                };
+                spawn(names::serve(stream, coming, accepted), peer, held);
             }
             // It has no connections.
             Plane::Udp(_) => {}

@@ -10,9 +10,11 @@ use ipnet::IpNet;
 
 use super::tunnel::Accepting;
 use crate::config::http::ConnectionSpec;
+use crate::config::tcp::TcpSpec;
 use crate::forward::Forward;
 use crate::http::client::is_trusted;
 use crate::http::{self, Face};
+use crate::l4::names::Names;
 use crate::l4::tcp::Tcp;
 use crate::l4::udp::Udp;
 use crate::net::Peer;
@@ -31,6 +33,8 @@ pub enum Plane {
     Http,
     Forward(Arc<Forward>),
     Tcp(Arc<Tcp>),
+    /// TLS that is told apart by the name in a hello, and passed on unopened; or ended here, where there is HTTP too.
+    Names(Arc<Names>),
     /// Behind an address of datagrams, and nothing else is.
     Udp(Arc<Udp>),
     /// Agents come here.
@@ -80,18 +84,24 @@ impl Entry {
 
     /// An address of a TCP listener. `http`: without servers.
     pub fn of_tcp(http: http::Entry, tcp: Arc<Tcp>) -> Entry {
-        let spec = &tcp.spec;
         Entry {
-            admission: Admission {
-                connections: spec.connections,
-                connections_per_client: spec.connections_per_client,
-                behind: spec.proxy_protocol.then(|| Behind {
-                    trusted_proxies: spec.trusted_proxies.clone(),
-                    within: spec.header,
-                }),
-            },
+            admission: Admission::of_tcp(&tcp.spec),
             plane: Plane::Tcp(tcp),
             http,
+        }
+    }
+
+    /// An address whose clients are told apart by name. `http`: for those that no listener has; without servers, nobody.
+    pub fn of_names(http: http::Entry, names: Arc<Names>) -> Entry {
+        // They agree with each other.
+        let admission = match (http.is_secure(), names.listeners().first()) {
+            (false, Some(tcp)) => Admission::of_tcp(&tcp.spec),
+            _ => Admission::of(&http.connection),
+        };
+        Entry {
+            admission,
+            plane: Plane::Names(names.clone()),
+            http: http.beside(names),
         }
     }
 
@@ -124,6 +134,7 @@ impl Face for Entry {
             Plane::Http => self.http.holds(definition),
             Plane::Forward(forward) => forward.holds(definition),
             Plane::Tcp(tcp) => tcp.holds(definition),
+            Plane::Names(names) => names.holds(definition) || self.http.holds(definition),
             Plane::Udp(udp) => udp.holds(definition),
             Plane::Tunnel(_) => false,
         }
@@ -138,6 +149,17 @@ impl Admission {
             behind: connection.proxy_protocol.then(|| Behind {
                 trusted_proxies: connection.trusted_proxies.clone(),
                 within: connection.header_timeout,
+            }),
+        }
+    }
+
+    fn of_tcp(spec: &TcpSpec) -> Admission {
+        Admission {
+            connections: spec.connections,
+            connections_per_client: spec.connections_per_client,
+            behind: spec.proxy_protocol.then(|| Behind {
+                trusted_proxies: spec.trusted_proxies.clone(),
+                within: spec.header,
             }),
         }
     }

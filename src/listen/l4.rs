@@ -1,108 +1,100 @@
-//! Connections of `[tcp]`: let in, connected to a target, and passed on until they end. Where it ends TLS, or goes by the name
-//! in a hello, that comes first, within `timeouts.header`.
+//! Connections of `[tcp]`: let in, connected to a target, and passed on until they end. Where TLS is ended here, that comes
+//! first, within `timeouts.header`; where they go by the name in a hello, `names` has read it.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::timeout;
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::entry::{Entry, Plane};
 use super::http::Listener;
 use super::tls::late;
-use crate::generation::{EpochGuard, Serving};
+use crate::generation::{EpochGuard, Flight, Serving};
 use crate::http::Face as _;
 use crate::http::record::session::{SessionLine, came_to_nothing};
 use crate::l4::bridge::with_target;
+use crate::l4::names::Way;
 use crate::l4::relay::{Terms, relay};
 use crate::l4::tcp::{Client, Target, Tcp};
 use crate::net::{Peer, Sever};
 use crate::session::{Kind, Start};
-use crate::tls::hello::{self, Hello};
 use crate::tls::{Failure, Handshake, Session};
 
-/// How long an alert may take to leave.
-const LAST_WRITE: Duration = Duration::from_secs(5);
-
-/// A connection on its way to a target.
-struct Coming {
-    peer: Peer,
-    local: Option<SocketAddr>,
-    listener: Arc<Listener>,
-    /// What the address did when it looked at the first byte.
-    accepted: Arc<Tcp>,
-    guard: EpochGuard,
+/// A connection that has been let in.
+pub(super) struct Coming {
+    pub(super) peer: Peer,
+    /// The address of ours that it came to.
+    pub(super) local: Option<SocketAddr>,
+    pub(super) listener: Arc<Listener>,
+    pub(super) guard: EpochGuard,
 }
 
-/// Serves one accepted connection to its end. It is a long flow from the moment that it has a target: then it lives and ends by
-/// its own definition, not with the connections of its epoch.
-pub async fn serve<S>(
-    mut stream: S,
-    peer: Peer,
-    local: Option<SocketAddr>,
-    listener: Arc<Listener>,
-    accepted: Arc<Tcp>,
-    guard: EpochGuard,
-) where
+/// Serves one accepted connection to its end. `accepted` is what the address did when it came. It is a long flow from the moment
+/// that it has a target: then it lives and ends by its own definition, not with the connections of its epoch.
+pub(super) async fn serve<S>(stream: S, coming: Coming, accepted: Arc<Tcp>)
+where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     // A swap may have come between.
-    let accepted = match &listener.slot.pin().entry.plane {
+    let accepted = match &coming.listener.slot.pin().entry.plane {
         Plane::Tcp(tcp) => tcp.clone(),
         _ => accepted,
     };
+    let peer = coming.peer;
     if !accepted.admits(peer.ip()) {
         tracing::debug!(%peer, listener = %accepted.spec.name, "not allowed");
         stream.sever();
         return;
     }
-    let coming = Coming {
-        peer,
-        local,
-        listener,
-        accepted,
-        guard,
-    };
-    if coming.accepted.tls.is_some() {
+    if accepted.tls.is_some() {
         // Boxed: the larger of them would be the size of all.
-        return Box::pin(coming.secure(stream)).await;
+        Box::pin(coming.secure(stream, accepted)).await;
+    } else if let Some((way, flight)) = coming.way(accepted) {
+        coming.join(stream, way, flight, Bytes::new()).await;
     }
-    if !coming.accepted.asks_for_sni() {
-        return coming.pass(stream, None).await;
-    }
-    match coming.in_time(hello::read(&mut stream)).await {
-        Ok(hello) => coming.pass(stream, Some(hello)).await,
-        Err(error) => {
-            let listener = &coming.accepted.spec.name;
-            tracing::debug!(%peer, %listener, %error, "no TLS hello");
-        }
+}
+
+/// What serves now. An address that is another thing by now, or treats the first bytes in another way, goes on as it was
+/// accepted.
+fn now(serving: &Serving<Entry>, accepted: &Arc<Tcp>) -> Arc<Tcp> {
+    match &serving.entry.plane {
+        Plane::Tcp(tcp) if tcp.tls.is_some() == accepted.tls.is_some() => tcp.clone(),
+        _ => accepted.clone(),
     }
 }
 
 impl Coming {
-    /// What must be over before there is a target.
-    async fn in_time<T>(&self, what: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    /// What must be over before there is a target, `limit` after the connection came.
+    pub(super) async fn in_time<T>(
+        &self,
+        limit: Option<std::time::Duration>,
+        what: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
         tokio::select! {
             biased;
             done = what => done,
-            () = late(self.accepted.spec.header, &self.guard) => Err(io::ErrorKind::TimedOut.into()),
+            () = late(limit, Instant::now(), &self.guard) => Err(io::ErrorKind::TimedOut.into()),
         }
     }
 
     /// Ends TLS.
-    async fn secure<S>(self, stream: S)
+    async fn secure<S>(self, stream: S, accepted: Arc<Tcp>)
     where
         S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
     {
         let counters = &self.listener.handshakes;
-        match self.in_time(self.handshake(stream)).await {
+        let handshake = self.handshake(stream, &accepted);
+        match self.in_time(accepted.spec.header, handshake).await {
             Ok((stream, session)) => {
                 counters.done(session.resumed);
-                self.pass(stream, None).await;
+                if let Some((way, flight)) = self.way(accepted) {
+                    self.join(stream, way, flight, Bytes::new()).await;
+                }
             }
             Err(error) => {
                 counters.failed(match error.kind() {
@@ -114,12 +106,16 @@ impl Coming {
         }
     }
 
-    async fn handshake<S>(&self, stream: S) -> io::Result<(TlsStream<S>, Session)>
+    async fn handshake<S>(
+        &self,
+        stream: S,
+        accepted: &Arc<Tcp>,
+    ) -> io::Result<(TlsStream<S>, Session)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let hello = LazyConfigAcceptor::new(Default::default(), stream).await?;
-        let now = self.now(&self.listener.slot.pin(), false);
+        let now = now(&self.listener.slot.pin(), accepted);
         let Some(server) = &now.tls else {
             return Err(io::ErrorKind::Unsupported.into());
         };
@@ -133,54 +129,40 @@ impl Coming {
         Ok((stream, session))
     }
 
-    /// What serves now. An address that is another thing by now, or treats the first bytes in another way, goes on as it was
-    /// accepted. `read`: the hello was.
-    fn now(&self, serving: &Serving<Entry>, read: bool) -> Arc<Tcp> {
-        let accepted = &self.accepted;
-        match &serving.entry.plane {
-            Plane::Tcp(tcp)
-                if tcp.tls.is_some() == accepted.tls.is_some() && (read || !tcp.asks_for_sni()) =>
-            {
-                tcp.clone()
-            }
-            _ => accepted.clone(),
-        }
+    /// Where it goes now, by the one upstream that its listener has. What it goes on with needs no routes: a session must not keep
+    /// those of an old generation in memory.
+    fn way(&self, accepted: Arc<Tcp>) -> Option<(Way, Flight)> {
+        let serving = self.listener.slot.pin();
+        let tcp = now(&serving, &accepted);
+        let upstream = tcp.upstream()?.clone();
+        let flight = serving.generation.begin(self.listener.slot.binding);
+        Some((Way { tcp, upstream }, flight))
     }
 
-    /// Joins it with a target. `hello`: what was read of it.
-    async fn pass<S>(self, stream: S, hello: Option<Hello>)
+    /// Joins it with a target. `read`: what was read of it. `flight` has begun in the generation that `way` is of, or in a later
+    /// one.
+    pub(super) async fn join<S>(self, stream: S, way: Way, flight: Flight, read: Bytes)
     where
         S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
     {
-        let serving = self.listener.slot.pin();
-        let tcp = self.now(&serving, hello.is_some());
-        let flight = serving.generation.begin(self.listener.slot.binding);
-        // What it goes on with needs no other routes: a session must not keep those of an old generation in memory.
-        drop(serving);
+        let Way { tcp, upstream } = way;
         let Coming {
             peer,
             local,
             listener,
-            accepted,
             guard,
         } = self;
-        drop(accepted);
         let worker = listener.worker.clone();
         if !tcp.admits(peer.ip()) {
-            tracing::debug!(%peer, listener = %tcp.spec.name, "not allowed any more");
+            tracing::debug!(%peer, listener = %tcp.spec.name, "not allowed");
             stream.sever();
             return;
         }
-        let Hello { sni, bytes } = hello.unwrap_or_default();
-        let Some(upstream) = tcp.upstream(sni.as_deref()).cloned() else {
-            tracing::debug!(%peer, listener = %tcp.spec.name, ?sni, "nobody has this name");
-            return refuse(stream).await;
-        };
         let client = Client {
             peer: peer.address(),
             local,
         };
-        let began = Instant::now();
+        let began = std::time::Instant::now();
         let connecting = tcp.connect(&worker, client, &upstream, &flight);
         let Some(connected) = guard.epoch.cut.run_until_cancelled(connecting).await else {
             stream.sever();
@@ -226,10 +208,10 @@ impl Coming {
             session: Some(&session),
         };
         let (relayed, last) = match target {
-            Target::Stream(link) => (relay(stream, link, bytes, terms).await, None),
+            Target::Stream(link) => (relay(stream, link, read, terms).await, None),
             Target::Websocket(switched) => {
                 // Boxed: of many sessions few come here.
-                let (relayed, last) = Box::pin(with_target(stream, switched, bytes, terms)).await;
+                let (relayed, last) = Box::pin(with_target(stream, switched, read, terms)).await;
                 (relayed, Some(last))
             }
         };
@@ -241,13 +223,4 @@ impl Coming {
             Box::pin(last.say()).await;
         }
     }
-}
-
-/// Says that no server has the name that was asked for, and closes.
-async fn refuse<S: AsyncWrite + Unpin>(mut stream: S) {
-    let last = async {
-        stream.write_all(&hello::UNRECOGNIZED_NAME).await?;
-        stream.shutdown().await
-    };
-    let _ = timeout(LAST_WRITE, last).await;
 }

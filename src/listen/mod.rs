@@ -7,6 +7,7 @@ pub mod framing;
 pub mod http;
 pub mod io;
 pub mod l4;
+mod names;
 mod proxy_protocol;
 mod resets;
 pub mod streams;

@@ -4,10 +4,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::LazyConfigAcceptor;
+use bytes::Bytes;
+use rustls::ServerConnection;
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::http::{self, Listener, Protocol};
 use crate::config::http::ConnectionSpec;
@@ -17,11 +22,39 @@ use crate::http::{Face as _, Secure};
 use crate::net::{Peer, Sever};
 use crate::tls::{Failure, Handshake, Session};
 
+/// A handshake of which something was read already, to see whose it is.
+pub(super) struct Begun {
+    /// What was read.
+    pub(super) first: Bytes,
+    /// When its time began.
+    pub(super) since: Instant,
+}
+
 /// Serves one accepted connection to its end, as [`http::serve`] does. `secure`: of the entry it was accepted under.
 ///
 /// What is not TLS, and a hello that has no version, cipher or protocol in common with us, is answered by an alert.
-pub async fn serve<S>(
+pub fn serve<S>(
     stream: S,
+    peer: Peer,
+    local: Option<SocketAddr>,
+    listener: Arc<Listener>,
+    secure: Secure,
+    guard: EpochGuard,
+) -> impl Future<Output = ()> + Send + 'static
+where
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
+{
+    let begun = Begun {
+        first: Bytes::new(),
+        since: Instant::now(),
+    };
+    serve_begun(stream, begun, peer, local, listener, secure, guard)
+}
+
+/// The same for a connection of which something was read already.
+pub(super) async fn serve_begun<S>(
+    stream: S,
+    begun: Begun,
     peer: Peer,
     local: Option<SocketAddr>,
     listener: Arc<Listener>,
@@ -31,10 +64,11 @@ pub async fn serve<S>(
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let counters = listener.handshakes.clone();
-    let late = late(secure.connection.header_timeout, &guard);
+    let Begun { first, since } = begun;
+    let late = late(secure.connection.header_timeout, since, &guard);
     let done = tokio::select! {
         biased;
-        done = handshake(stream, &listener, secure) => done,
+        done = handshake(stream, first, &listener, secure) => done,
         () = late => {
             counters.failed(Failure::Timeout);
             return;
@@ -66,13 +100,14 @@ pub async fn serve<S>(
 
 async fn handshake<S>(
     stream: S,
+    first: Bytes,
     listener: &Listener,
     accepted: Secure,
 ) -> io::Result<(TlsStream<S>, Arc<ConnectionSpec>, Session)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let hello = LazyConfigAcceptor::new(Default::default(), stream).await?;
+    let (hello, rest) = hello(stream, first).await?;
     // An address that speaks cleartext by now has told this connection to finish: it may do so as it was accepted.
     let secure = listener
         .slot
@@ -85,16 +120,54 @@ where
         config,
         client_auth,
     } = secure.server.handshake(hello.client_hello().server_name());
-    let stream = hello.into_stream(config).await?;
+    let stream = hello.into_stream_with(config, |session| take_in(session, &rest));
+    let stream = stream.await?;
     let session = Session::of(stream.get_ref().1, client_auth)?;
     Ok((stream, secure.connection, session))
 }
 
-/// Ends when the handshake must: its time is over, or its epoch has no more patience.
-pub(super) async fn late(limit: Option<std::time::Duration>, guard: &EpochGuard) {
+/// The client's hello, of which `first` was read already, and what of that came behind it.
+async fn hello<S>(mut stream: S, first: Bytes) -> io::Result<(StartHandshake<S>, Bytes)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut acceptor = Acceptor::default();
+    let mut rest = &first[..];
+    while !rest.is_empty() {
+        acceptor.read_tls(&mut rest)?;
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => {
+                let hello = StartHandshake::from_parts(accepted, stream);
+                return Ok((hello, first.slice_ref(rest)));
+            }
+            Err((error, mut alert)) => {
+                let mut last = Vec::new();
+                alert.write_all(&mut last)?;
+                stream.write_all(&last).await?;
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    }
+    let hello = LazyConfigAcceptor::new(acceptor, stream).await?;
+    Ok((hello, Bytes::new()))
+}
+
+/// Hands over what came behind a hello. It is less than a session takes at once.
+fn take_in(session: &mut ServerConnection, mut rest: &[u8]) {
+    while !rest.is_empty() {
+        if let Err(error) = session.read_tls(&mut rest) {
+            // The handshake finds that something is missing, and fails.
+            return tracing::debug!(%error, "more than a handshake takes came behind a hello");
+        }
+    }
+}
+
+/// Ends when the handshake must: its time, which began at `since`, is over, or its epoch has no more patience.
+pub(super) async fn late(limit: Option<Duration>, since: Instant, guard: &EpochGuard) {
     let limit = async {
-        match limit {
-            Some(limit) => tokio::time::sleep(limit).await,
+        match limit.and_then(|limit| since.checked_add(limit)) {
+            Some(end) => tokio::time::sleep_until(end).await,
             None => std::future::pending().await,
         }
     };

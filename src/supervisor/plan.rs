@@ -162,11 +162,16 @@ fn is_same(
 fn is_refreshed(was: &Behind<'_>, is: &Behind<'_>) -> bool {
     // What agents must prove; all else is asked anew with each of their flows.
     let proves = |behind: &Behind<'_>| behind.tunnel.map(|tunnel| tunnel.tls.client_auth.clone());
+    // Clients of `sni` are not told apart before their hello, and then go by what serves.
+    let alone = |behind: &Behind<'_>| {
+        let mut tcp = behind.tcp.iter().filter(|tcp| !tcp.is_by_name());
+        tcp.next().map(|tcp| proved(tcp.tls.as_ref()))
+    };
     proves(was) != proves(is)
-        || connection(&was.http) != connection(&is.http)
+        || (!was.http.is_empty() && connection(&was.http) != connection(&is.http))
         || asks_otherwise(&was.http, &is.http)
         || was.forward.map(|f| proved(f.tls.as_ref())) != is.forward.map(|f| proved(f.tls.as_ref()))
-        || was.tcp.map(|t| proved(t.tls.as_ref())) != is.tcp.map(|t| proved(t.tls.as_ref()))
+        || alone(was) != alone(is)
 }
 
 /// What the clients of a forward proxy or a TCP listener have proved by their connection.
@@ -276,6 +281,41 @@ mod tests {
                 ("127.0.0.1:1".to_owned(), Change::Close)
             ]
         );
+    }
+
+    #[test]
+    fn names_come_to_an_address_and_go_and_no_connection_is_asked_to_finish() {
+        let web = "[http.web]\nlisten = '127.0.0.1:1'\nrespond = ''\ntls.self_signed = 'w.test'\n";
+        let names = |name: &str| {
+            format!(
+                "[tcp.{name}]\nlisten = '127.0.0.1:1'\nsni = {{ '{name}.test' = '127.0.0.1:9' }}\n"
+            )
+        };
+        let (a, b) = (names("a"), names("b"));
+        let all = [web, &a, &b].concat();
+        let steps = [
+            web,
+            &[web, &a].concat(),
+            &all,
+            &[&a[..], &b].concat(),
+            &b,
+            web,
+        ];
+        let told: Vec<_> = steps.windows(2).map(|w| changes(w[0], w[1])[0].1).collect();
+        // Where HTTP goes, its connections are.
+        let expected = [
+            Change::Update,
+            Change::Update,
+            Change::Refresh,
+            Change::Update,
+            Change::Update,
+        ];
+        assert_eq!(told, expected);
+        let (plan, _) = plan(None, Some(&document(&all)));
+        assert_eq!(plan.listeners[0].servers, ["web", "a", "b"]);
+        // One that had the address alone has other connections.
+        let alone = "[tcp.a]\nlisten = '127.0.0.1:1'\nupstream = '127.0.0.1:9'\n";
+        assert_eq!(changes(alone, &a)[0].1, Change::Refresh);
     }
 
     #[test]

@@ -56,6 +56,7 @@ mod samples;
 mod scale;
 mod sessions;
 mod sni;
+mod sni_shared;
 mod sockets;
 mod socks;
 mod socks_refused;

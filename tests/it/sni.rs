@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -15,17 +16,17 @@ use crate::kit::tls::{Authority, Client, Pair, Tls};
 use crate::kit::{Call, Gate, PATIENCE, free_port, until};
 use crate::tcp::{echo, open};
 
-fn local(port: u16) -> SocketAddr {
+pub(crate) fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 /// Ends TLS with a certificate of its own, and echoes.
-struct Site {
-    addr: SocketAddr,
-    pair: Pair,
+pub(crate) struct Site {
+    pub(crate) addr: SocketAddr,
+    pub(crate) pair: Pair,
 }
 
-fn site(name: &str) -> Site {
+pub(crate) fn site(name: &str) -> Site {
     let pair = Pair::new(&[name]);
     let chain = vec![CertificateDer::from(pair.der.clone())];
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
@@ -56,7 +57,7 @@ fn site(name: &str) -> Site {
     Site { addr, pair }
 }
 
-fn exchange(conn: &mut Conn<Tls>, text: &str) {
+pub(crate) fn exchange(conn: &mut Conn<Tls>, text: &str) {
     conn.stream.write_all(text.as_bytes()).unwrap();
     let mut back = vec![0; text.len()];
     conn.stream.read_exact(&mut back).unwrap();
@@ -64,14 +65,14 @@ fn exchange(conn: &mut Conn<Tls>, text: &str) {
 }
 
 /// Whose certificate a client of `name` gets, once bytes have gone both ways.
-fn given(to: SocketAddr, name: &str) -> Vec<u8> {
+pub(crate) fn given(to: SocketAddr, name: &str) -> Vec<u8> {
     let mut conn = Client::new().open(to, name).unwrap();
     exchange(&mut conn, "hello");
     conn.certificate()
 }
 
 /// The description of the alert that ends a handshake.
-fn refused(client: &Client, to: SocketAddr, name: &str) -> rustls::AlertDescription {
+pub(crate) fn refused(client: &Client, to: SocketAddr, name: &str) -> rustls::AlertDescription {
     let error = client.open(to, name).err().unwrap();
     let inner = error.get_ref().and_then(|e| e.downcast_ref());
     match inner {
@@ -140,22 +141,16 @@ fn a_name_that_nobody_has_is_told_so_and_what_is_no_tls_is_closed() {
     );
 }
 
-#[test]
-fn a_hello_may_come_in_pieces_but_not_for_ever() {
-    let a = site("a.test");
-    let listen = local(free_port());
-    let more = "timeouts.header = \"300ms\"\n";
-    let text = routing(listen, &format!("\"*\" = \"{}\"", a.addr)) + more;
-    let _gate = Gate::start(&text);
-    // A relay of the test's own that splits what the client says into bytes.
+/// A relay for one connection that splits what its client says into bytes.
+pub(crate) fn in_bytes(to: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
     let between = TcpListener::bind("127.0.0.1:0").unwrap();
     let through = between.local_addr().unwrap();
     let splitting = std::thread::spawn(move || {
         let (client, _) = between.accept().unwrap();
-        let mut there = TcpStream::connect(listen).unwrap();
+        let mut there = TcpStream::connect(to).unwrap();
         there.set_nodelay(true).unwrap();
-        let (mut back, mut to) = (there.try_clone().unwrap(), client.try_clone().unwrap());
-        let backward = std::thread::spawn(move || io::copy(&mut back, &mut to));
+        let (mut back, mut forth) = (there.try_clone().unwrap(), client.try_clone().unwrap());
+        let backward = std::thread::spawn(move || io::copy(&mut back, &mut forth));
         for byte in io::BufReader::new(client).bytes().map_while(Result::ok) {
             if there.write_all(&[byte]).is_err() {
                 break;
@@ -164,6 +159,17 @@ fn a_hello_may_come_in_pieces_but_not_for_ever() {
         let _ = there.shutdown(std::net::Shutdown::Both);
         let _ = backward.join();
     });
+    (through, splitting)
+}
+
+#[test]
+fn a_hello_may_come_in_pieces_but_not_for_ever() {
+    let a = site("a.test");
+    let listen = local(free_port());
+    let more = "timeouts.header = \"300ms\"\n";
+    let text = routing(listen, &format!("\"*\" = \"{}\"", a.addr)) + more;
+    let _gate = Gate::start(&text);
+    let (through, splitting) = in_bytes(listen);
     assert!(given(through, "a.test") == a.pair.der);
     splitting.join().unwrap();
     let mut silent = open(listen);
@@ -217,7 +223,10 @@ fn wrong_names_are_refused_with_the_place() {
          [tcp.b]\nlisten = \"127.0.0.1:0\"\nsni = {{}}\n\
          [tcp.c]\nlisten = \"127.0.0.1:0\"\nsni = {{ \"~x\" = \"{a}\", \"10.0.0.1\" = \"{a}\", \
          \"x.test\" = \"nobody\", \"y.test\" = \"https://{a}\", \"z.test\" = \"{a}\", \"Z.test\" = \"{a}\" }}\n\
-         [tcp.d]\nlisten = \"127.0.0.1:0\"\n"
+         [tcp.d]\nlisten = \"127.0.0.1:0\"\n\
+         [tcp.e]\nlisten = \"127.0.0.1:0\"\nupstream = \"{a}\"\nalpn = \"h2\"\n\
+         [tcp.f]\nlisten = \"127.0.0.1:0\"\nsni = {{ \"*\" = \"{a}\" }}\nalpn = [\"\", \"h2\", \"h2\"]\n\
+         [tcp.g]\nlisten = \"127.0.0.1:0\"\nsni = {{ \"*\" = \"{a}\" }}\nalpn = []\n"
     );
     let text = gate.reload(&wrong).json().to_string();
     for told in [
@@ -230,6 +239,10 @@ fn wrong_names_are_refused_with_the_place() {
         "`z.test` is there twice",
         "or `sni`",
         "/tcp/c/sni/y.test",
+        "among the clients that `sni` names",
+        "1 to 255 bytes",
+        "`h2` is there twice",
+        "an empty list of protocols",
     ] {
         assert!(text.contains(told), "{told}: {text}");
     }
@@ -243,7 +256,7 @@ fn ending(listen: SocketAddr, upstream: &str, tls: &str) -> String {
     )
 }
 
-fn with_files(pair: &Pair) -> Setup {
+pub(crate) fn with_files(pair: &Pair) -> Setup {
     Gate::setup()
         .file("site.crt", pair.cert.clone())
         .file("site.key", pair.key.clone())

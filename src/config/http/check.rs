@@ -368,11 +368,18 @@ const SETTINGS: [Setting; 16] = [
 ];
 
 /// Where it is written; a default is nowhere.
-fn place<T>(value: &Option<Loc<T>>) -> Option<At> {
+pub(in crate::config) fn place<T>(value: &Option<Loc<T>>) -> Option<At> {
     value.as_ref().map(|v| v.at).filter(|at| *at != At::NOWHERE)
 }
 
 impl Checked {
+    /// Where a setting of the connection is written; else the server.
+    pub fn place(&self, key: &str) -> At {
+        let number = SETTINGS.iter().position(|(name, ..)| *name == key);
+        let at = number.and_then(|number| self.settings_at.get(number));
+        at.copied().flatten().unwrap_or(self.at)
+    }
+
     /// The settings of the connection in which two servers differ, each with its place in either.
     pub fn differences(&self, other: &Checked) -> Vec<(&'static str, At, At)> {
         let at = |of: &Checked, index: usize| {
