@@ -329,10 +329,14 @@ async fn relay_within(
         let mut buffer = BytesMut::new();
         loop {
             buffer.reserve(CHUNK);
-            match from.read_buf(&mut buffer).await? {
-                0 => break,
-                _ => send_all(&mut send, buffer.split().freeze()).await?,
+            let size = tokio::select! {
+                read = from.read_buf(&mut buffer) => read?,
+                reset = poll_fn(|cx| send.poll_reset(cx)) => return Err(given_up(reset)),
+            };
+            if size == 0 {
+                break;
             }
+            send_all(&mut send, buffer.split().freeze()).await?;
         }
         send.send_data(Bytes::new(), true).map_err(broken)
     };
