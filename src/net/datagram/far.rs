@@ -9,6 +9,7 @@ use tokio::net::UdpSocket;
 use super::Room;
 #[cfg(target_os = "linux")]
 use super::linux::Said;
+use super::room::Expected;
 use super::send::{self, Cutting, Stopped, To};
 
 /// The socket.
@@ -17,6 +18,7 @@ pub struct Far {
     socket: UdpSocket,
     #[cfg(target_os = "linux")]
     said: Said,
+    expected: Expected,
     cutting: Cutting,
 }
 
@@ -38,6 +40,7 @@ impl Far {
                 v6: target.is_ipv6(),
                 local: false,
             },
+            expected: Expected::new(),
             cutting: Cutting::of(&socket),
             socket,
         })
@@ -68,11 +71,11 @@ impl Far {
         #[cfg(not(target_os = "linux"))]
         let kind = true;
         // The runtime knows the two apart, and takes no sum of them here.
-        let more = room.fill(&self.socket, kind, Interest::READABLE)?;
+        let more = room.fill(&self.socket, (kind, &self.expected), Interest::READABLE)?;
         if more || !room.is_empty() {
             return Ok(more);
         }
-        room.fill(&self.socket, kind, Interest::ERROR)
+        room.fill(&self.socket, (kind, &self.expected), Interest::ERROR)
     }
 
     /// Sends `data`, with `head` before each.

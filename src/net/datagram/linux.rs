@@ -60,7 +60,7 @@ pub(super) fn receive(
             let space = said.local.then(|| cmsg_space!(in6_pktinfo));
             MultiHeaders::preallocate(BATCH, space)
         });
-        let mut slots = slots.chunks_mut(SLOT);
+        let mut slots = slots.chunks_mut(SLOT).take(most);
         let mut parts: [[IoSliceMut<'_>; 1]; BATCH] =
             std::array::from_fn(|_| [IoSliceMut::new(slots.next().unwrap_or_default())]);
         let parts = parts.iter_mut().take(most);

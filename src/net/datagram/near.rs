@@ -8,6 +8,7 @@ use tokio::net::UdpSocket;
 
 #[cfg(target_os = "linux")]
 use super::linux::Said;
+use super::room::Expected;
 use super::send::{self, Cutting, Stopped, To};
 use super::{Room, Way};
 
@@ -18,6 +19,7 @@ pub struct Near {
     bound: SocketAddr,
     #[cfg(target_os = "linux")]
     said: Said,
+    expected: Expected,
     cutting: Cutting,
 }
 
@@ -31,6 +33,7 @@ impl Near {
                 local: bound.as_ref().is_ok_and(|b| b.ip().is_unspecified()),
             },
             bound: bound.unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0))),
+            expected: Expected::new(),
             cutting: Cutting::of(&socket),
             socket,
         }
@@ -53,7 +56,7 @@ impl Near {
         let kind = self.said;
         #[cfg(not(target_os = "linux"))]
         let kind = false;
-        room.fill(&self.socket, kind, Interest::READABLE)
+        room.fill(&self.socket, (kind, &self.expected), Interest::READABLE)
     }
 
     /// The address of ours that a client has sent to; the one that is bound, where the system does not say more.

@@ -2,11 +2,13 @@
 //! call. None is ever cut short.
 //!
 //! A thread has one room. It has a slot for the largest datagram as often as a batch has datagrams, but memory only where
-//! datagrams have been: when they are large, they are taken one by one.
+//! datagrams have been: a socket's next batch is as large as the last one lets expect, and large datagrams are taken one by
+//! one.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -28,8 +30,6 @@ pub struct Room {
     slots: Vec<u8>,
     /// By slot.
     came: Vec<Came>,
-    /// How many may be taken next.
-    most: usize,
     #[cfg(target_os = "linux")]
     headers: Headers,
 }
@@ -39,6 +39,37 @@ pub(super) struct Came {
     pub(super) size: usize,
     /// `None`: the system has not said.
     pub(super) way: Option<Way>,
+}
+
+/// How many datagrams the next call takes of a socket, at most: one more than there will be tells that there are no more.
+#[derive(Debug)]
+pub(super) struct Expected(AtomicUsize);
+
+impl Expected {
+    /// Of a socket from which nothing has come.
+    pub(super) fn new() -> Expected {
+        Expected(AtomicUsize::new(2))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn most(&self) -> usize {
+        self.0.load(Ordering::Relaxed).clamp(1, BATCH)
+    }
+
+    /// So many came of `most`.
+    #[cfg(target_os = "linux")]
+    fn learn(&self, most: usize, came: &[Came]) {
+        let largest = came.iter().map(|came| came.size).max();
+        let next = match largest {
+            None => return,
+            Some(largest) if largest > LARGE => 1,
+            Some(_) if came.len() == most => 2 * most,
+            Some(_) => came.len() + 1,
+        };
+        if next != most {
+            self.0.store(next.min(BATCH), Ordering::Relaxed);
+        }
+    }
 }
 
 /// Lends the thread's room: nothing may lend it once more meanwhile.
@@ -54,11 +85,10 @@ pub fn with_room<T>(f: impl FnOnce(&mut Room) -> T) -> T {
 
 impl Room {
     fn new() -> Room {
-        let most = if cfg!(target_os = "linux") { BATCH } else { 1 };
+        let slots = if cfg!(target_os = "linux") { BATCH } else { 1 };
         Room {
-            slots: vec![0; most * SLOT],
-            came: Vec::with_capacity(most),
-            most,
+            slots: vec![0; slots * SLOT],
+            came: Vec::with_capacity(slots),
             #[cfg(target_os = "linux")]
             headers: Headers::default(),
         }
@@ -79,28 +109,26 @@ impl Room {
     pub(super) fn fill(
         &mut self,
         socket: &UdpSocket,
-        said: Said,
+        (said, expected): (Said, &Expected),
         interest: Interest,
     ) -> io::Result<bool> {
         let Room {
             slots,
             came,
-            most,
             headers,
         } = self;
         came.clear();
+        let most = expected.most();
         let read = socket.try_io(interest, || {
-            let count = linux::receive(socket, said, headers, (slots, *most), came)?;
+            let count = linux::receive(socket, said, headers, (slots, most), came)?;
             // That there are no more, the runtime has to learn within this call: after it, it would forget what comes
             // in between.
-            if count < *most {
+            if count < most {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             Ok(())
         });
-        if let Some(largest) = came.iter().map(|came| came.size).max() {
-            *most = if largest > LARGE { 1 } else { BATCH };
-        }
+        expected.learn(most, came);
         Ok(super::unless_empty(read)?.is_some())
     }
 
@@ -109,7 +137,7 @@ impl Room {
     pub(super) fn fill(
         &mut self,
         socket: &UdpSocket,
-        connected: bool,
+        (connected, _): (bool, &Expected),
         interest: Interest,
     ) -> io::Result<bool> {
         use std::io::Read as _;
@@ -136,7 +164,6 @@ impl fmt::Debug for Room {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Room")
             .field("came", &self.came.len())
-            .field("most", &self.most)
             .finish_non_exhaustive()
     }
 }
