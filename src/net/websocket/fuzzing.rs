@@ -1,5 +1,6 @@
 //! What `scripts/fuzz` asks of the codec.
 
+use super::frame::*;
 use super::*;
 
 /// What is found in bytes that come in pieces of `size`: payload, the last Ping, a Close; `None`: it is no websocket.

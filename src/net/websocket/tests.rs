@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 use tokio::io::duplex;
 
+use super::frame::*;
 use super::*;
 
 const KEY: Option<[u8; 4]> = Some([1, 2, 3, 4]);
