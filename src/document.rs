@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::admin::{AdminRaw, AdminSpec};
-use crate::config::agent::{AgentRaw, AgentSpec};
+use crate::config::agent::{self, AgentRaw, AgentSpec};
 use crate::config::check::Checker;
 use crate::config::decode::{Decode, List, Map, Switch, section};
 use crate::config::defaults::{DefaultsRaw, lay_under};
@@ -433,6 +433,21 @@ impl Document {
             .map(|(name, raw)| raw.spec(name, raw.at, on_change, &mut references, check))
             .collect();
         udp.retain(|listener| listener.enabled);
+        let agents_raw = root.agents.unwrap_or_default().value;
+        check.names(&agents_raw);
+        let agents = agents_raw
+            .iter()
+            .filter_map(|(name, raw)| {
+                let around = agent::Around {
+                    references: &mut references,
+                    upstreams: &upstreams,
+                    running: running.and_then(|r| r.agents.get(name.as_str())),
+                    running_upstreams,
+                };
+                let spec = raw.spec(name, raw.at, around, check)?;
+                Some((spec.name.clone(), spec))
+            })
+            .collect();
         references.warn_unused(check);
         sets.warn_unused(check);
         upstreams.append(&mut references.implicit);
@@ -450,16 +465,6 @@ impl Document {
         let placed = upstreams.values().map(|u| (u, references.place(&u.name)));
         check_agents(&tunnels, placed, check);
         tunnels.retain(|tunnel| tunnel.enabled);
-        let agents_raw = root.agents.unwrap_or_default().value;
-        check.names(&agents_raw);
-        let agents = agents_raw
-            .iter()
-            .filter_map(|(name, raw)| {
-                let running = running.and_then(|r| r.agents.get(name.as_str()));
-                let spec = raw.spec(name, raw.at, running, check)?;
-                Some((spec.name.clone(), spec))
-            })
-            .collect();
         servers.retain(|server| server.enabled);
         across::add_redirects(&mut servers, check);
         across::check(&servers, &admin.listen, check);

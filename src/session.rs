@@ -419,6 +419,12 @@ impl Session {
         }
     }
 
+    /// Bytes from the client and to it.
+    pub fn so_far(&self) -> (u64, u64) {
+        let passed = self.shared.passed();
+        (passed.received, passed.sent)
+    }
+
     fn count(&self, counter: &AtomicU64, bytes: u64) {
         // One writer: no need for an exchange that locks the line.
         let sum = counter.load(Ordering::Relaxed).wrapping_add(bytes);

@@ -202,6 +202,7 @@ impl Snapshot {
             })
             .collect();
         let admin = admin_tls(document, &certificates, tls).map(Arc::new);
+        let agents = agents_of(document, agents, &clients, &upstreams, before);
         Snapshot {
             upstreams,
             entries,
@@ -210,7 +211,7 @@ impl Snapshot {
             certificates,
             access_log,
             admin,
-            agents: agents_of(document, agents, &clients, before),
+            agents,
             clients,
             tunnels,
         }
@@ -318,23 +319,30 @@ fn agents_of(
     document: &Document,
     agents: &Agents,
     clients: &Clients,
+    upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
     before: Option<(&Document, &Snapshot)>,
 ) -> BTreeMap<Arc<str>, (Arc<Agent>, Arc<Settings>)> {
     let one = |(name, spec): (&Arc<str>, &AgentSpec)| {
-        // Every agent has one.
+        // Every agent has one, and every service that speaks TLS.
         let client = clients.of(&tls::client::agent(name))?.clone();
+        let of = |service: &Arc<str>| {
+            let client = clients.of(&tls::client::service(name, service))?;
+            Some((service.clone(), client.clone()))
+        };
+        let settings = Settings {
+            spec: spec.clone(),
+            client,
+            services: spec.services.keys().filter_map(of).collect(),
+            via: spec.via.as_ref().map(|via| Via::build(via, upstreams)),
+        };
         let kept = before.and_then(|(_, snapshot)| snapshot.agents.get(name));
         let same = |(_, old): &&(Arc<Agent>, Arc<Settings>)| {
-            old.spec == *spec && Arc::ptr_eq(&old.client, &client)
+            old.same(&settings) && same_way(old.via.as_ref(), settings.via.as_ref())
         };
         if let Some(kept) = kept.filter(same) {
             return Some((name.clone(), kept.clone()));
         }
-        let settings = Arc::new(Settings {
-            spec: spec.clone(),
-            client,
-        });
-        Some((name.clone(), (agents.lease(spec), settings)))
+        Some((name.clone(), (agents.lease(spec), Arc::new(settings))))
     };
     document.agents.iter().filter_map(one).collect()
 }

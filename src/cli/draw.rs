@@ -1,5 +1,7 @@
 //! What people read: findings with their line and caret, the phases of a swap, the table of `status`.
 
+mod tunnels;
+
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -332,6 +334,7 @@ pub(crate) fn status(status: &Status) -> String {
         ],
         rows.collect(),
     );
+    tunnels::draw(&mut text, &status.tunnels, &status.agents);
     certificates(&mut text, status);
     text
 }

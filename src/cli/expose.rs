@@ -27,12 +27,15 @@ pub(crate) struct Edge {
     /// Where agents come: HOST:PORT or :PORT (all addresses)
     #[arg(long, value_name = "ADDR", default_value = ":7000")]
     listen: String,
-    /// Where requests for an `http` service come; :8080 if nothing else is published
+    /// Where requests for an `http` or `https` service come; :8080 if nothing else is published
     #[arg(long, value_name = "ADDR")]
     http: Option<String>,
     /// Where connections for a `tcp` service come
     #[arg(long, value_name = "ADDR")]
     tcp: Option<String>,
+    /// Where datagrams for a `udp` service come
+    #[arg(long, value_name = "ADDR")]
+    udp: Option<String>,
     #[command(flatten)]
     alike: Alike,
     #[command(flatten)]
@@ -42,7 +45,10 @@ pub(crate) struct Edge {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Service {
     Http,
+    /// HTTP over TLS. The certificate of a service on this machine is not checked
+    Https,
     Tcp,
+    Udp,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -87,9 +93,9 @@ pub(crate) fn edge(args: &Edge) -> Exit {
         "tokens": { agent.as_str(): args.alike.secret() },
     });
     document.insert("tunnels".into(), json!({ "edge": tunnel }));
-    let http = match (&args.http, &args.tcp) {
-        (None, None) => Some(":8080"),
-        (http, _) => http.as_deref(),
+    let http = match (&args.http, &args.tcp, &args.udp) {
+        (None, None, None) => Some(":8080"),
+        (http, ..) => http.as_deref(),
     };
     if let Some(listen) = http {
         let server = json!({ "listen": listen, "proxy": format!("tunnel:{agent}/http") });
@@ -99,18 +105,30 @@ pub(crate) fn edge(args: &Edge) -> Exit {
         let port = json!({ "listen": listen, "upstream": format!("tunnel:{agent}/tcp") });
         document.insert("tcp".into(), json!({ "edge": port }));
     }
+    if let Some(listen) = &args.udp {
+        let port = json!({ "listen": listen, "upstream": format!("tunnel:{agent}/udp") });
+        document.insert("udp".into(), json!({ "edge": port }));
+    }
     quick::run(&args.common, "edge", document)
 }
 
 pub(crate) fn expose(args: &Expose) -> Exit {
-    let kind = match args.kind {
-        Service::Http => "http",
-        Service::Tcp => "tcp",
+    // The edge takes requests for either kind to one name.
+    let (kind, name) = match args.kind {
+        Service::Http => ("http", "http"),
+        Service::Https => ("https", "http"),
+        Service::Tcp => ("tcp", "tcp"),
+        Service::Udp => ("udp", "udp"),
     };
-    let host = match args.at.parse::<u16>() {
-        Ok(port) => format!("127.0.0.1:{port}"),
-        Err(_) => args.at.clone(),
+    let (host, is_here) = match args.at.parse::<u16>() {
+        Ok(port) => (format!("127.0.0.1:{port}"), true),
+        Err(_) => (args.at.clone(), is_loopback(&args.at)),
     };
+    let mut service = json!({ "to": format!("{kind}://{host}") });
+    if args.kind == Service::Https && is_here {
+        // No CA vouches for such an address, and nobody is between.
+        service["tls"] = json!({ "insecure": true });
+    }
     let tls = match (&args.pin, &args.ca) {
         (Some(pin), _) => json!({ "pin": pin }),
         (None, Some(ca)) => json!({ "ca": ca }),
@@ -122,11 +140,16 @@ pub(crate) fn expose(args: &Expose) -> Exit {
         "tls": tls,
         // What was named is what is meant, and nothing else.
         "permit": [host.as_str()],
-        "services": { kind: format!("{kind}://{host}") },
+        "services": { name: service },
     });
     let agents = json!({ args.alike.agent.as_str(): agent });
     let document = Map::from_iter([("agents".to_owned(), agents)]);
     quick::run(&args.common, "expose", document)
+}
+
+fn is_loopback(at: &str) -> bool {
+    let address = at.parse::<std::net::SocketAddr>();
+    at.starts_with("localhost:") || address.is_ok_and(|address| address.ip().is_loopback())
 }
 
 /// An edge's address with its port.

@@ -1,21 +1,23 @@
 //! `[agents.NAME]`: the private side of tunnels. An agent dials the public side, and serves what that asks of it: its
 //! services, as far as the machine it runs on permits.
 
+mod permit;
+mod service;
+
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use ipnet::IpNet;
-
-use super::check::{Checker, shorten};
-use super::decode::{List, Loc, Map, section, words};
+use super::check::Checker;
+use super::decode::{List, Map, section};
 use super::http::KeyRaw;
-use super::scalar::{HostPattern, Pin, Secret, SecretRef, Span, TargetAddr, Wrong, cidr};
+use super::scalar::{Pin, Secret, SecretRef, TargetAddr, Wrong};
 use super::tree::At;
 use super::tunnel::token;
-use super::upstream::{UpstreamTlsRaw, UpstreamTlsSpec};
+use super::upstream::{References, UpstreamSpec, UpstreamTlsRaw, UpstreamTlsSpec};
+use super::via::{self, HopRaw, ViaSpec};
+
+pub use permit::Permit;
+pub use service::{ProxyVersion, ServiceKind, ServiceRaw, ServiceSpec};
 
 section! {
     /// Publishes services of this machine, or of those that it can reach, at a public one. The table's name is the agent's.
@@ -31,12 +33,14 @@ section! {
         /// What may be dialled, whatever a service says: `ADDRESS:PORT`, where the address is an IP address, a range
         /// (`10.0.0.0/8`), a name or `*.name`, and the port a number, two with `-` between, or `*`.
         permit: List<String> = ["127.0.0.0/8:*", "[::1]:*"],
+        /// The proxies on the way to the server, as in `[forward.NAME]`; left out: none.
+        via: List<HopRaw>,
         /// Connections to the server at once, 1 to 8. With two of them one may be lost without anybody's noticing.
         sessions: u64 = 2,
         /// What is published, by name.
         services: Map<ServiceRaw>,
     }
-    later = [&["via"]];
+    later = [];
 }
 
 section! {
@@ -58,49 +62,6 @@ section! {
     later = [];
 }
 
-section! {
-    /// A service: what kind it is, and where it is found from here.
-    pub struct ServiceRaw {
-        /// `http://host:port` or `tcp://host:port`.
-        to: String,
-        /// How long connecting may take.
-        connect: Span = "5s",
-        /// Each connection to a `tcp` service begins with a PROXY header that says who the client is.
-        proxy_protocol: ProxyVersion,
-    }
-    short = to;
-    later = [&["dedicated", "tls"]];
-}
-
-/// A version of the PROXY protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ProxyVersion {
-    V1,
-    V2,
-}
-
-words!(ProxyVersion { "v1" => ProxyVersion::V1, "v2" => ProxyVersion::V2 });
-
-/// What a service speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ServiceKind {
-    Http,
-    Tcp,
-    Udp,
-}
-
-words!(ServiceKind {
-    "http" => ServiceKind::Http, "tcp" => ServiceKind::Tcp, "udp" => ServiceKind::Udp
-} later ["https"]);
-
-impl ServiceKind {
-    /// The kind that a word stands for.
-    pub fn of(word: &str) -> Option<ServiceKind> {
-        let all = [ServiceKind::Http, ServiceKind::Tcp, ServiceKind::Udp];
-        all.into_iter().find(|kind| kind.word() == word)
-    }
-}
-
 /// Checked `[agents.NAME]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AgentSpec {
@@ -112,116 +73,36 @@ pub struct AgentSpec {
     pub token: Option<Secret>,
     pub tls: UpstreamTlsSpec,
     pub permit: Arc<[Permit]>,
+    /// The proxies on the way to the server.
+    pub via: Option<ViaSpec>,
     /// 1 to 8.
     pub sessions: usize,
     pub services: BTreeMap<Arc<str>, ServiceSpec>,
 }
 
-/// Checked service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceSpec {
-    pub kind: ServiceKind,
-    /// An IP address or a name.
-    pub to: TargetAddr,
-    /// Only of streams.
-    pub proxy_protocol: Option<ProxyVersion>,
-    pub connect: Duration,
-}
-
-/// Something that an agent may dial.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Permit {
-    host: PermitHost,
-    /// Both ends are meant.
-    ports: (u16, u16),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum PermitHost {
-    Any,
-    Net(IpNet),
-    Name(HostPattern),
-}
-
-impl Permit {
-    /// Parses `ADDRESS:PORT`.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn parse(text: &str) -> Result<Permit, Wrong> {
-        let wrong = |what: &str| {
-            Wrong::new(format!("`{}` is not a permit: {what}", shorten(text))).help(
-                "such as `127.0.0.1:*`, `10.0.0.0/8:22`, `[::1]:8000-8999` or `db.internal:5432`",
-            )
-        };
-        let (host, ports) = text
-            .rsplit_once(':')
-            .ok_or_else(|| wrong("it has no port"))?;
-        let port = |text: &str| match text.parse::<u16>() {
-            Ok(port) if port > 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
-            _ => Err(wrong(
-                "ports are 1 to 65535, two of them with `-` between, or `*`",
-            )),
-        };
-        let ports = match (ports, ports.split_once('-')) {
-            ("*", _) => (1, u16::MAX),
-            (_, Some((first, last))) => (port(first)?, port(last)?),
-            (one, None) => (port(one)?, port(one)?),
-        };
-        if ports.0 > ports.1 {
-            return Err(wrong("the range of ports is empty"));
-        }
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'));
-        if bare.is_none() && host.contains(':') {
-            return Err(wrong("an IPv6 address stands in brackets"));
-        }
-        let host = match (host, cidr(bare.unwrap_or(host))) {
-            ("*", _) => PermitHost::Any,
-            (_, Ok(net)) => PermitHost::Net(net),
-            (name, Err(_)) => match HostPattern::parse(name)? {
-                HostPattern::Regex(_) => return Err(wrong("it takes no regular expressions")),
-                pattern => PermitHost::Name(pattern),
-            },
-        };
-        Ok(Permit { host, ports })
-    }
-
-    /// Whether this permits to dial `ip`, which `name` stands for if it has one.
-    pub fn allows(&self, name: Option<&str>, ip: IpAddr, port: u16) -> bool {
-        if !(self.ports.0..=self.ports.1).contains(&port) {
-            return false;
-        }
-        match &self.host {
-            PermitHost::Any => true,
-            PermitHost::Net(net) => net.contains(&ip.to_canonical()),
-            PermitHost::Name(HostPattern::Exact(exact)) => name == Some(exact.as_str()),
-            PermitHost::Name(HostPattern::Below(domain)) => name.is_some_and(|name| {
-                name.strip_suffix(domain.as_str())
-                    .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
-            }),
-            PermitHost::Name(HostPattern::Regex(_)) => false,
-        }
-    }
-}
-
-impl fmt::Display for ServiceKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
-    }
+/// What an agent is checked with.
+pub struct Around<'a, 'd> {
+    pub references: &'a mut References<'d>,
+    /// Those that are declared.
+    pub upstreams: &'a BTreeMap<Arc<str>, UpstreamSpec>,
+    /// What serves under the agent's name.
+    pub running: Option<&'a AgentSpec>,
+    /// What serves of upstreams.
+    pub running_upstreams: Option<&'a BTreeMap<Arc<str>, UpstreamSpec>>,
 }
 
 impl AgentRaw {
-    /// Checks one agent, whose defaults are in; `at` is its place. `running` is what runs under the same name. `None`: it is
-    /// disabled, or something is wrong that it cannot be without.
+    /// Checks one agent, whose defaults are in; `at` is its place. `None`: it is disabled, or something is wrong that it cannot
+    /// be without.
     pub fn spec(
         &self,
         name: &str,
         at: At,
-        running: Option<&AgentSpec>,
+        around: Around<'_, '_>,
         check: &mut Checker<'_>,
     ) -> Option<AgentSpec> {
+        let running = around.running;
+        let enabled = self.enabled.as_ref().is_none_or(|enabled| enabled.value);
         let server = self.server(at, check);
         let token = self
             .token
@@ -262,7 +143,8 @@ impl AgentRaw {
             Some(map) => {
                 check.names(map);
                 for (service, raw) in map.iter() {
-                    let spec = raw.spec(raw.at, &permit, check);
+                    let running = running.and_then(|r| r.services.get(service.as_str()));
+                    let spec = raw.spec(raw.at, &permit, running, check);
                     services.extend(spec.map(|spec| (Arc::from(service.as_str()), spec)));
                 }
             }
@@ -274,16 +156,36 @@ impl AgentRaw {
                     .help("`services = { blog = \"http://127.0.0.1:4000\" }`");
             }
         }
-        let enabled = self.enabled.as_ref().is_none_or(|enabled| enabled.value);
+        let via = self.via(name, enabled, around, check);
         server.filter(|_| enabled).map(|server| AgentSpec {
             name: name.into(),
             server,
             token,
             tls,
             permit,
+            via,
             sessions,
             services,
         })
+    }
+
+    fn via(
+        &self,
+        name: &str,
+        live: bool,
+        around: Around<'_, '_>,
+        check: &mut Checker<'_>,
+    ) -> Option<ViaSpec> {
+        let list = self.via.as_ref()?;
+        let mut around = via::Around {
+            references: around.references,
+            upstreams: around.upstreams,
+            pointer: format!("/agents/{name}/via"),
+            live,
+            running: around.running.and_then(|running| running.via.as_ref()),
+            running_upstreams: around.running_upstreams,
+        };
+        via::via(&list.value, list.at, &mut around, check)
     }
 
     fn server(&self, at: At, check: &mut Checker<'_>) -> Option<TargetAddr> {
@@ -340,124 +242,6 @@ impl AgentTlsRaw {
             pins: pins.into_iter().map(|(pin, _)| pin).collect(),
             insecure,
             ..raw.spec(running, check)
-        }
-    }
-}
-
-impl ServiceRaw {
-    fn spec(&self, at: At, permit: &[Permit], check: &mut Checker<'_>) -> Option<ServiceSpec> {
-        let Some(text) = &self.to else {
-            if !self.spoiled.contains(&"to") {
-                check
-                    .findings
-                    .error(at, "a service needs `to`")
-                    .help("such as `to = \"http://127.0.0.1:3000\"`");
-            }
-            return None;
-        };
-        let parsed = service(text, check);
-        let (kind, to) = check.take(text.at, parsed)?;
-        if let TargetAddr::Ip(ip) = &to
-            && !permit.iter().any(|p| p.allows(None, ip.ip(), ip.port()))
-        {
-            check
-                .findings
-                .warning(
-                    text.at,
-                    format!("`permit` does not let this agent dial {ip}"),
-                )
-                .help(format!(
-                    "add `{ip}` to `permit`; nobody reaches this service without"
-                ));
-        }
-        let proxy_protocol = self.proxy_protocol.as_ref().map(|raw| {
-            if kind != ServiceKind::Tcp {
-                check
-                    .findings
-                    .error(raw.at, "`proxy_protocol` is for `tcp` services")
-                    .help("the requests of others say in their fields who the client is");
-            }
-            raw.value
-        });
-        Some(ServiceSpec {
-            kind,
-            to,
-            proxy_protocol,
-            connect: check.duration(self.connect.as_ref()),
-        })
-    }
-}
-
-/// Takes `kind://host:port` apart.
-fn service(text: &Loc<String>, check: &Checker<'_>) -> Result<(ServiceKind, TargetAddr), Wrong> {
-    let help = "such as `http://127.0.0.1:3000` or `tcp://127.0.0.1:22`";
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return Err(Wrong::new(format!("`{}` does not say what it is", shorten(text))).help(help));
-    };
-    if scheme == "https" {
-        return Err(Wrong::new("`https` services are not supported yet")
-            .help("a `tcp` service carries TLS as it is"));
-    }
-    if scheme == "udp" {
-        return Err(Wrong::new("`udp` services are not supported yet"));
-    }
-    let Some(kind) = ServiceKind::of(scheme) else {
-        return Err(Wrong::new(format!("`{}` is no kind of service", shorten(scheme))).help(help));
-    };
-    let rest = match kind {
-        ServiceKind::Http => rest.strip_suffix('/').unwrap_or(rest),
-        ServiceKind::Tcp | ServiceKind::Udp => rest,
-    };
-    if rest.contains(['/', '?', '#', '@']) {
-        return Err(
-            Wrong::new(format!("`{}` is not `host:port`", shorten(rest)))
-                .help("paths are the matter of whoever proxies to the service"),
-        );
-    }
-    let has_port = rest
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| !port.ends_with(']'));
-    let whole = match kind {
-        ServiceKind::Http if !has_port => format!("{rest}:80"),
-        _ => rest.to_owned(),
-    };
-    let address = TargetAddr::parse(&whole, check.base).and_then(dialled)?;
-    Ok((kind, address))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_permit_is_an_address_and_ports() {
-        let allows = |permit: &str, name, ip: &str, port| {
-            let permit = Permit::parse(permit).unwrap();
-            permit.allows(name, ip.parse().unwrap(), port)
-        };
-        assert!(allows("127.0.0.1:*", None, "127.0.0.1", 1));
-        assert!(!allows("127.0.0.1:*", None, "127.0.0.2", 1));
-        assert!(allows("10.0.0.0/8:22", None, "10.1.2.3", 22));
-        assert!(!allows("10.0.0.0/8:22", None, "10.1.2.3", 23));
-        assert!(allows("[::1]:80-90", None, "::1", 90));
-        assert!(!allows("[::1]:80-90", None, "::1", 91));
-        assert!(allows("127.0.0.0/8:*", None, "::ffff:127.0.0.1", 5));
-        assert!(allows(
-            "db.internal:5432",
-            Some("db.internal"),
-            "10.9.9.9",
-            5432
-        ));
-        assert!(!allows("db.internal:5432", None, "10.9.9.9", 5432));
-        assert!(allows("*.internal:*", Some("a.b.internal"), "10.9.9.9", 1));
-        assert!(!allows("*.internal:*", Some("internal"), "10.9.9.9", 1));
-        assert!(!allows("*.internal:*", Some("xinternal"), "10.9.9.9", 1));
-        assert!(allows("*:443", Some("x"), "192.0.2.1", 443));
-        for wrong in [
-            "", "a", "::1:80", "a:0", "a:x", "a:9-8", "a:1-", "~a:1", "a:+1", "a b:1",
-        ] {
-            assert!(Permit::parse(wrong).is_err(), "{wrong}");
         }
     }
 }

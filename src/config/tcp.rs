@@ -1,6 +1,7 @@
 //! `[tcp.NAME]`: streams from clients to the targets of an upstream and back.
 
 mod names;
+mod websocket;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use super::runtime::OnChange;
 use super::scalar::{HostPattern, ListenAddr, Span, Speed, cidr};
 use super::tree::At;
 use super::upstream::{References, UpstreamSpec};
+pub use websocket::WebsocketSpec;
+use websocket::Written;
 
 section! {
     /// Passes connections on, byte for byte: each to one target of an upstream, the next one where it cannot be had.
@@ -34,6 +37,10 @@ section! {
         /// `*` these get the alert `unrecognized_name`. What is no TLS is closed. On an address that `[http]` servers have too,
         /// their `hosts` count as names, and they get what no name takes.
         sni: Map<String>,
+        /// Each connection goes on in a websocket, as binary messages: a URL, `ws://host[:port]/path` or `wss://` (TLS, checked
+        /// against the system's CAs), instead of `upstream`; or, beside an `upstream` (or `sni`), the path alone: its targets
+        /// speak websocket then, with its policy, checks, limits, `tls` and `via`.
+        websocket: String,
         /// Of the clients that `sni` names only those that offer one of these protocols in their hello (ALPN), such as `h2`,
         /// `postgresql` or `acme-tls/1`. They go before a listener that asks for no protocol of the same name.
         alpn: List<String>,
@@ -56,7 +63,7 @@ section! {
         /// target); left out: as `[runtime]` says.
         on_change: OnChange,
     }
-    later = [&["websocket"]];
+    later = [];
 }
 
 section! {
@@ -92,6 +99,8 @@ pub struct TcpSpec {
     /// In the document's order, never empty.
     pub listen: Vec<ListenAddr>,
     pub to: ToSpec,
+    /// `None`: targets get the bytes as they are.
+    pub websocket: Option<WebsocketSpec>,
     /// Protocols of which a client must offer one; empty: any, or none. Only with [`ToSpec::Sni`].
     pub alpn: Vec<Box<str>>,
     /// `None`: what clients say is passed on as it is. Never with [`ToSpec::Sni`].
@@ -207,7 +216,10 @@ impl TcpRaw {
     ) -> CheckedTcp {
         let enabled = self.enabled.as_ref().is_none_or(|e| e.value);
         let (listen, listen_at) = self.listen(at, check).into_iter().unzip();
-        let (to, names_at) = self.to(at, enabled, references, check);
+        let websocket = self.websocket.as_ref();
+        let websocket = websocket.and_then(|w| check.take(w.at, Written::parse(w)));
+        let url = websocket.as_ref().and_then(|w| w.url.as_deref());
+        let (to, names_at) = self.to(at, url, enabled, references, check);
         let alpn = names::protocols(self.alpn.as_ref(), self.sni.is_some(), check);
         let tls = self.tls.as_ref().map(|tls| {
             let running = running.and_then(|r| r.tls.as_ref());
@@ -251,6 +263,7 @@ impl TcpRaw {
                 name: name.into(),
                 listen,
                 to,
+                websocket: websocket.map(|written| written.spec),
                 alpn,
                 tls,
                 min_version: self
@@ -276,6 +289,7 @@ impl TcpRaw {
             listen_at,
             upstream_at: (self.upstream.as_ref().map(|upstream| upstream.at))
                 .or(self.sni.as_ref().map(|sni| sni.at))
+                .or(self.websocket.as_ref().map(|websocket| websocket.at))
                 .unwrap_or(at),
             names_at,
             settings_at: SETTINGS.map(|(_, place)| place(self)),
@@ -299,13 +313,33 @@ impl TcpRaw {
         addresses(list, check)
     }
 
+    /// `url`: of `websocket`, if it has one.
     fn to(
         &self,
         at: At,
+        url: Option<&str>,
         enabled: bool,
         references: &mut References<'_>,
         check: &mut Checker<'_>,
     ) -> (ToSpec, Vec<(String, At)>) {
+        if let (Some(url), Some(websocket)) = (url, &self.websocket) {
+            if self.has("upstream") || self.has("sni") {
+                check
+                    .findings
+                    .error(
+                        websocket.at,
+                        "the URL of `websocket` stands instead of an upstream",
+                    )
+                    .help("leave one of them out, or write the path alone");
+            }
+            let text = Loc {
+                value: url.to_owned(),
+                at: websocket.at,
+            };
+            let found = references.resolve(&text, enabled, check);
+            let upstream = found.map(|found| found.upstream).unwrap_or_default();
+            return (ToSpec::Upstream(upstream), Vec::new());
+        }
         if let (Some(sni), Some(_)) = (&self.sni, &self.upstream) {
             check
                 .findings
@@ -317,10 +351,10 @@ impl TcpRaw {
             return (ToSpec::Sni(spec), names);
         }
         let Some(text) = &self.upstream else {
-            if !["upstream", "sni"]
-                .iter()
-                .any(|key| self.spoiled.contains(key))
-            {
+            // A URL that is wrong has been told.
+            let path = self.websocket.as_ref().is_none_or(|w| w.starts_with('/'));
+            let keys = ["upstream", "sni", "websocket"];
+            if path && !keys.iter().any(|key| self.spoiled.contains(key)) {
                 check
                     .findings
                     .error(at, "a TCP listener needs an `upstream`, or `sni`")

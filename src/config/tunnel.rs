@@ -9,7 +9,7 @@ use super::agent::ServiceKind;
 use super::check::{Checker, shorten};
 use super::decode::{Limit, List, Loc, Map, section};
 use super::http::{CertificateRaw, ClientAuthMode, ClientAuthRaw, TlsRaw, TlsSpec, addresses};
-use super::scalar::{ListenAddr, Secret, SecretRef, TargetAddr, Wrong};
+use super::scalar::{ListenAddr, Secret, SecretRef, Speed, TargetAddr, Wrong};
 use super::tree::At;
 use super::upstream::UpstreamSpec;
 
@@ -53,8 +53,10 @@ section! {
         kinds: List<ServiceKind>,
         /// Connections through the agent at once.
         flows: Limit<u64> = "unlimited",
+        /// Bytes a second through the agent in each direction, all its flows together.
+        bandwidth: Limit<Speed> = "unlimited",
     }
-    later = [&["bandwidth"]];
+    later = [];
 }
 
 /// Checked `[tunnels.NAME]`.
@@ -77,6 +79,8 @@ pub struct GrantSpec {
     pub kinds: Option<Vec<ServiceKind>>,
     /// `None`: any number.
     pub flows: Option<usize>,
+    /// Bytes a second, each way. `None`: as many as there are.
+    pub bandwidth: Option<u64>,
 }
 
 /// The name of a service, or the beginning of one.
@@ -296,10 +300,12 @@ impl GrantRaw {
             let count = raw.get()?;
             Some(check.count(raw.at, count))
         });
+        let bandwidth = self.bandwidth.as_ref().and_then(|raw| raw.get());
         GrantSpec {
             services,
             kinds,
             flows,
+            bandwidth: bandwidth.map(|speed| speed.0),
         }
     }
 }

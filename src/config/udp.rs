@@ -222,15 +222,12 @@ fn refusal(upstream: &UpstreamSpec) -> Option<l4::Refusal> {
         .targets
         .iter()
         .find_map(|target| match &target.address {
-            TargetAddr::Ip(_) | TargetAddr::Name(..) => None,
+            TargetAddr::Ip(_) | TargetAddr::Name(..) | TargetAddr::Tunnel(..) => None,
             TargetAddr::Unix(_) => {
                 let message = format!("no datagrams go to the target {}", target.address);
-                Some((message, Some("a target of UDP is `host:port`")))
+                let help = "a target of UDP is `host:port`, or a `udp` service in a tunnel";
+                Some((message, Some(help)))
             }
-            TargetAddr::Tunnel(..) => Some((
-                format!("UDP to the target {} is not supported yet", target.address),
-                None,
-            )),
         })
 }
 

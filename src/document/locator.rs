@@ -184,7 +184,12 @@ impl Document {
             .agents
             .iter()
             .map(|(name, agent)| (format!("/agents/{name}/tls"), &agent.tls));
-        for (pointer, tls) in upstreams.chain(agents) {
+        let services = self.agents.iter().flat_map(|(name, agent)| {
+            let place = move |service| format!("/agents/{name}/services/{service}/tls");
+            let all = agent.services.iter();
+            all.filter_map(move |(service, spec)| Some((place(service), spec.tls.as_ref()?)))
+        });
+        for (pointer, tls) in upstreams.chain(agents).chain(services) {
             if let Some(PemSource::File(path)) = &tls.ca {
                 out.push((path.clone(), format!("{pointer}/ca")));
             }

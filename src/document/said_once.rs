@@ -275,8 +275,8 @@ fn an_error_in_defaults_is_said_once_and_where_it_is_written() {
         ["main:2:10 /defaults/http/listen expected a string, found an integer"]
     );
     assert_eq!(
-        wrong("[defaults.tcp]\nwebsocket = 'ws://a'"),
-        ["main:2:1 /defaults/tcp/websocket `websocket` is not supported yet"]
+        wrong("[defaults.udp]\nproxy_protocol = true"),
+        ["main:2:1 /defaults/udp/proxy_protocol `proxy_protocol` is not supported yet"]
     );
 }
 

@@ -556,11 +556,11 @@ fn secrets_are_redacted_kept_and_read() {
 
 #[test]
 fn what_is_not_built_is_refused_at_its_own_place() {
-    let text = "[defaults.tcp]\nwebsocket = 'ws://a'\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\n\
+    let text = "[defaults.udp]\nsni = {}\n[http.web]\nlisten = ':1'\nprotocols = ['h3']\ntls = { self_signed = 'x', acme = {} }\n\
                 [udp.x]\nproxy_protocol = true\nlisten = ':1'\nupstream = 'u'\n[upstreams.u]\ntargets = '127.0.0.1:1'\n";
     let found = errors(text);
     for key in [
-        "/defaults/tcp/websocket: `websocket`",
+        "/defaults/udp/sni: `sni`",
         "/http/web/protocols/0: `h3`",
         "/http/web/tls/acme: `acme`",
         "/udp/x/proxy_protocol: `proxy_protocol`",

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::net::datagram::{self, Way};
 use crate::session::Session;
+use crate::upstream::dial::Datagrams;
 
 /// Datagrams of a session that wait while it has no target, and their bytes; one may be larger.
 const WAITING: usize = 16;
@@ -54,8 +55,16 @@ pub struct Flow {
 
 #[derive(Debug)]
 struct Line {
-    socket: Arc<UdpSocket>,
+    far: Far,
     session: Session,
+}
+
+/// What leads to the target.
+#[derive(Debug, Clone)]
+pub enum Far {
+    Socket(Arc<UdpSocket>),
+    /// Within another connection.
+    Flow(Arc<dyn Datagrams>),
 }
 
 #[derive(Debug, Default)]
@@ -181,15 +190,10 @@ impl Flow {
     ///
     /// # Errors
     /// The first datagram that did not leave.
-    pub fn connect(
-        &self,
-        socket: Arc<UdpSocket>,
-        session: Session,
-        header: &[u8],
-    ) -> io::Result<()> {
+    pub fn connect(&self, far: Far, session: Session, header: &[u8]) -> io::Result<()> {
         // Nothing may overtake what waits.
         let mut waiting = self.waiting.lock();
-        let line = self.line.get_or_init(|| Line { socket, session });
+        let line = self.line.get_or_init(|| Line { far, session });
         let mut datagrams = std::mem::take(&mut *waiting).datagrams;
         if let Some(first) = datagrams.first_mut() {
             first.splice(..0, header.iter().copied());
@@ -205,7 +209,10 @@ impl Flow {
 
 impl Line {
     fn send(&self, data: &[u8]) -> io::Result<()> {
-        datagram::send(&self.socket, data)?;
+        match &self.far {
+            Far::Socket(socket) => datagram::send(socket, data)?,
+            Far::Flow(flow) => flow.send(data)?,
+        }
         self.session.received(data.len() as u64);
         Ok(())
     }
@@ -323,7 +330,8 @@ mod tests {
         assert!(place.flow.forward(b"too many").is_err());
         let socket = Arc::new(datagram::connect(target.local_addr().unwrap()).unwrap());
         let session = Sessions::new(0, 1).open(Kind::Udp, Start::default());
-        place.flow.connect(socket, session, b"header").unwrap();
+        let far = Far::Socket(socket);
+        place.flow.connect(far, session, b"header").unwrap();
         place.flow.forward(b"\xff").unwrap();
         let mut came = Vec::new();
         let mut room = [0; 16];

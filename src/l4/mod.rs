@@ -1,5 +1,6 @@
 //! Layer 4: streams and datagrams passed on as they come.
 
+pub mod bridge;
 pub mod flows;
 pub mod names;
 pub(crate) mod pace;
@@ -23,18 +24,21 @@ fn admits(allow: &[IpNet], deny: &[IpNet], client: IpAddr) -> bool {
     !among(deny) && (allow.is_empty() || among(allow))
 }
 
-/// By what a session lives (see `generation::Flight::define`): its listener, upstream and, once it has one, target.
+/// By what a session lives (see `generation::Flight::define`): its listener, upstream and, once it has one, target; where the
+/// targets speak websocket, also what is asked for there.
 #[derive(Debug, Clone, Copy)]
 struct Life<'a> {
     kind: &'static str,
     name: &'a Arc<str>,
+    path: Option<&'a str>,
     upstream: &'a Arc<Upstream>,
 }
 
 impl Life<'_> {
     fn digest(&self, target: Option<&TargetAddr>) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.kind, self.name, self.upstream.name(), target).hash(&mut hasher);
+        (self.kind, self.name, self.path).hash(&mut hasher);
+        (self.upstream.name(), target).hash(&mut hasher);
         hasher.finish().max(1)
     }
 

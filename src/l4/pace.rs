@@ -108,6 +108,10 @@ impl<S: Sever> Sever for Paced<S> {
     fn sever(&self) {
         self.stream.sever();
     }
+
+    fn poll_severed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_severed(cx)
+    }
 }
 
 impl<S: Stream> Stream for Paced<S> {}

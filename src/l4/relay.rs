@@ -69,20 +69,29 @@ pub struct Relayed {
 }
 
 /// Two that are joined.
-trait Joined {
+pub(super) trait Joined {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<End>>;
 
     /// Bytes of the client, and to it.
     fn passed(&self) -> (u64, u64);
+
+    /// As [`Sever::poll_severed`] of the client has it.
+    fn poll_severed(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
 }
 
 impl<A, B> Joined for Pair<A, B, Anywhere>
 where
-    A: AsyncRead + AsyncWrite + Unpin,
+    A: AsyncRead + AsyncWrite + Sever + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<End>> {
         Pair::poll(self, cx)
+    }
+
+    fn poll_severed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.a.poll_severed(cx)
     }
 
     fn passed(&self) -> (u64, u64) {
@@ -136,7 +145,8 @@ where
     Pair::new(a, b, forth, back, idle)
 }
 
-async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
+/// Moves what can be moved until the end; nobody is told of it here.
+pub(super) async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
     let mut told = false;
     let mut ended = poll_fn(|cx| {
         let polled = joined.poll(cx);
@@ -146,6 +156,9 @@ async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
         }
         if let Poll::Ready(end) = polled {
             return Poll::Ready(Some(end));
+        }
+        if joined.poll_severed(cx).is_ready() {
+            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())));
         }
         let down = terms.in_flight.as_mut();
         told = down.is_some_and(|target| target.poll_cut(cx).is_ready())
@@ -166,6 +179,9 @@ async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
         .await;
     }
     let (from_client, to_client) = joined.passed();
+    if let Some(session) = terms.session {
+        session.passed(from_client, to_client);
+    }
     Relayed {
         from_client,
         to_client,

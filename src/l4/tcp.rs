@@ -13,6 +13,8 @@ use crate::tls::Server;
 use crate::upstream::error::Error;
 use crate::upstream::link::Link;
 use crate::upstream::stream::Connecting;
+use crate::upstream::upgrade::Switched;
+use crate::upstream::websocket::Wanted;
 use crate::upstream::{InFlight, Upstream};
 
 /// Shared by the workers.
@@ -34,6 +36,14 @@ pub struct Client {
     pub peer: Option<SocketAddr>,
     /// The address of ours that it came to.
     pub local: Option<SocketAddr>,
+}
+
+/// What a client was connected to.
+#[derive(Debug)]
+pub enum Target {
+    Stream(Link),
+    /// It speaks websocket.
+    Websocket(Switched),
 }
 
 impl Tcp {
@@ -77,6 +87,7 @@ impl Tcp {
         Life {
             kind: "tcp",
             name: &self.spec.name,
+            path: self.spec.websocket.as_ref().map(|w| w.path.as_str()),
             upstream,
         }
     }
@@ -97,7 +108,7 @@ impl Tcp {
         client: Client,
         to: &Arc<Upstream>,
         flight: &Flight,
-    ) -> Result<(Link, InFlight), Error> {
+    ) -> Result<(Target, InFlight), Error> {
         flight.define(self.life(to).digest(None));
         let upstream = to.lead(|_| None, false).upstream;
         let asking = Connecting {
@@ -105,9 +116,24 @@ impl Tcp {
             client: client.peer.zip(client.local),
             within: self.spec.connect,
         };
-        let connected = upstream.connect(worker, asking).await?;
-        flight.define(self.life(to).digest(Some(&connected.1.target.key().1)));
+        let (target, in_flight) = match &self.spec.websocket {
+            None => {
+                let (link, in_flight) = upstream.connect(worker, asking).await?;
+                (Target::Stream(link), in_flight)
+            }
+            Some(spec) => {
+                let wanted = Wanted {
+                    path: &spec.path,
+                    host: spec.host.as_ref(),
+                };
+                // Boxed: of many sessions few come here.
+                let agreeing = Box::pin(upstream.websocket(worker, wanted, asking));
+                let (switched, in_flight) = agreeing.await?;
+                (Target::Websocket(switched), in_flight)
+            }
+        };
+        flight.define(self.life(to).digest(Some(&in_flight.target.key().1)));
         flight.set_long(self.spec.on_change);
-        Ok(connected)
+        Ok((target, in_flight))
     }
 }

@@ -1,7 +1,7 @@
 //! What one generation does for one `[udp.NAME]`: whose datagrams are taken, where those of a client go, and by what its
 //! session lives.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Life, admits, key_of};
@@ -10,6 +10,7 @@ use crate::generation::Flight;
 use crate::metrics::WorkerContext;
 use crate::net::proxy_protocol;
 use crate::upstream::error::Error;
+use crate::upstream::stream::Towards;
 use crate::upstream::{Client, InFlight, Upstream};
 
 /// Shared by the addresses of a listener, and the workers.
@@ -21,7 +22,7 @@ pub struct Udp {
 
 /// Where the datagrams of a session go.
 pub struct Picked {
-    pub target: SocketAddr,
+    pub target: Towards,
     pub in_flight: InFlight,
     /// What the first one begins with; mostly empty.
     pub header: Vec<u8>,
@@ -41,6 +42,7 @@ impl Udp {
         Life {
             kind: "udp",
             name: &self.spec.name,
+            path: None,
             upstream: &self.upstream,
         }
     }
@@ -65,7 +67,7 @@ impl Udp {
         let upstream = self.upstream.lead(|_| None, false).upstream;
         let (source, destination) = client;
         let key = key_of(upstream, Some(source.ip()));
-        let (target, in_flight) = upstream.datagram(worker, key).await?;
+        let (target, in_flight) = upstream.datagram(worker, key, client).await?;
         flight.define(self.life().digest(Some(&in_flight.target.key().1)));
         flight.set_long(self.spec.on_change);
         let header = match upstream.tells_client() {

@@ -3,31 +3,35 @@
 //! of the client's request is over within `timeouts.handshake`, and nothing is dialled before that. Every request that
 //! cannot be met is answered in its protocol, and then the connection ends.
 
+mod asked;
+
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::entry::Plane;
-use super::http::{self, Listener};
+use super::http::{Listener, serve_read};
 use crate::forward::associate::{self, Association};
-use crate::forward::socks::v5::{self, Method, To};
+use crate::forward::socks::v5::{self, Method};
 use crate::forward::socks::{Parsed, Reply, v4};
-use crate::forward::{Ask, Destination, Forward, Reached, Refused};
+use crate::forward::{Ask, Forward, Reached, Refused};
 use crate::generation::EpochGuard;
 use crate::http::Face as _;
 use crate::http::connection::{Connection, IDLE_LINGER};
-use crate::http::record::session::SessionLine;
+use crate::http::record::session::{SessionLine, came_to_nothing};
 use crate::l4::relay::{Terms, relay};
 use crate::net::{Peer, Sever};
-use crate::session::{Kind, Start};
+use crate::session::Start;
 use crate::tls::{Failure, Handshake, Session};
+use asked::{Asked, Over, Refusal, Version, What, bad};
 
 /// Of each read before a session begins.
 const READ: usize = 1024;
@@ -49,6 +53,7 @@ struct Client {
     accepted: Arc<Forward>,
     /// `None`: cleartext.
     session: Option<Session>,
+    began: Instant,
 }
 
 impl Client {
@@ -59,51 +64,24 @@ impl Client {
             _ => self.accepted.clone(),
         }
     }
-}
 
-/// What a client asks for.
-struct Asked {
-    version: Version,
-    user: Option<Arc<str>>,
-    what: What,
-}
-
-enum What {
-    Connect(Destination),
-    Associate,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
-    Socks4,
-    Socks5,
-}
-
-impl Version {
-    fn refusal(self, reply: Reply) -> Vec<u8> {
-        match self {
-            Version::Socks4 => v4::REFUSED.to_vec(),
-            Version::Socks5 => v5::refusal(reply),
-        }
+    /// Writes down that it is not met.
+    fn refused(&self, refusal: &mut Refusal) {
+        let serving = self.listener.slot.pin();
+        let flight = serving.generation.begin(self.listener.slot.binding);
+        let proxy = self.proxy();
+        let start = Start {
+            client: self.peer.address(),
+            user: refusal.user.take(),
+            listener: Some(proxy.name.clone()),
+            destination: refusal.to.take(),
+            watch: Some(flight.watch()),
+            ..Start::default()
+        };
+        let (worker, log) = (self.listener.worker.index, proxy.log.as_ref());
+        let began = self.began.into_std();
+        came_to_nothing(log, worker, refusal.kind, start, began, refusal.status);
     }
-
-    fn success(self, bound: Option<SocketAddr>) -> Vec<u8> {
-        match (self, bound) {
-            (Version::Socks4, _) => v4::GRANTED.to_vec(),
-            (Version::Socks5, Some(bound)) => v5::reply(Reply::Succeeded, bound),
-            (Version::Socks5, None) => v5::refusal(Reply::Succeeded),
-        }
-    }
-}
-
-/// Why a handshake comes to nothing.
-enum Over {
-    /// The client left, or speaks nothing that could be answered.
-    Silently,
-    /// With these last bytes.
-    With(Vec<u8>),
-    /// It is HTTP, which is spoken elsewhere.
-    Http,
 }
 
 /// Serves one accepted connection to its end. The caller holds permits and counts, catches panics.
@@ -128,6 +106,7 @@ pub async fn serve<S>(
         listener,
         accepted: proxy,
         session: None,
+        began: Instant::now(),
     };
     if client.accepted.tls.is_none() {
         return speak(stream, client, deadline, guard).await;
@@ -197,7 +176,7 @@ where
     };
     match asked {
         Ok(Ok(asked)) => session(said, client, asked, guard).await,
-        Ok(Err(Over::With(last))) => said.end(&last).await,
+        Ok(Err(Over::With(refusal))) => said.refuse(&client, *refusal).await,
         Ok(Err(Over::Silently)) => {}
         Ok(Err(Over::Http)) => Box::pin(said.http(client, guard)).await,
         Err(_) => {
@@ -241,6 +220,10 @@ where
             return Err(Over::Silently);
         };
         let proxy = client.proxy();
+        let nobody = |last: [u8; 2]| {
+            let status = StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+            Over::with(Version::Socks5, last, status)
+        };
         let method = match proxy.asks_for_users() {
             true => offer.password.then_some(Method::Password),
             // Whoever insists on showing a password is let in with any.
@@ -249,13 +232,13 @@ where
         };
         let choice = v5::choice(method);
         let Some(method) = method else {
-            return Err(Over::With(choice.to_vec()));
+            return Err(nobody(choice));
         };
         self.send(&choice).await?;
         let mut user = None;
         if method == Method::Password {
             let Ok(given) = self.message(v5::credentials).await? else {
-                return Err(Over::With(v5::verdict(false).to_vec()));
+                return Err(nobody(v5::verdict(false)));
             };
             if proxy.asks_for_users() {
                 let name = given.name.unwrap_or_default();
@@ -264,16 +247,20 @@ where
                     Err(denied) => {
                         let (peer, proxy) = (client.peer, &proxy.name);
                         tracing::debug!(%peer, %proxy, ?denied, "nobody we know");
-                        return Err(Over::With(v5::verdict(false).to_vec()));
+                        return Err(nobody(v5::verdict(false)));
                     }
                 }
             }
             self.send(&v5::verdict(true)).await?;
         }
         let request = self.message(v5::request).await?;
-        let request = request.map_err(|reply| Over::With(v5::refusal(reply)))?;
+        let request = request.map_err(|reply| bad(Version::Socks5, reply, &user))?;
         let what = match request.command {
-            v5::Command::Connect => What::Connect(destination(request.to, Version::Socks5)?),
+            v5::Command::Connect => {
+                let to = request.to.destination();
+                let bad = || bad(Version::Socks5, Reply::Failed, &user);
+                What::Connect(to.ok_or_else(bad)?)
+            }
             v5::Command::Associate => What::Associate,
         };
         Ok(Asked {
@@ -285,11 +272,12 @@ where
 
     async fn socks4(&mut self) -> Result<Asked, Over> {
         let request = self.message(v4::request).await?;
-        let request = request.map_err(|_| Over::With(v4::REFUSED.to_vec()))?;
+        let bad = || bad(Version::Socks4, Reply::Failed, &None);
+        let request = request.map_err(|_| bad())?;
         Ok(Asked {
             version: Version::Socks4,
             user: None,
-            what: What::Connect(destination(request.to, Version::Socks4)?),
+            what: What::Connect(request.to.destination().ok_or_else(bad)?),
         })
     }
 
@@ -359,10 +347,15 @@ where
             None => connection,
         };
         let read = self.bytes.freeze();
-        http::serve_read(self.stream, read, connection, listener, guard).await;
+        serve_read(self.stream, read, connection, listener, guard).await;
     }
 
-    /// Says its last words and ends.
+    /// Says its last words and ends; that is written down.
+    async fn refuse(self, client: &Client, mut refusal: Refusal) {
+        client.refused(&mut refusal);
+        self.end(&refusal.last).await;
+    }
+
     async fn end(mut self, last: &[u8]) {
         let write = async {
             self.stream.write_all(last).await?;
@@ -395,20 +388,28 @@ fn bracketed(bytes: &[u8]) -> Option<BytesMut> {
     Some(whole)
 }
 
-fn destination(to: To, version: Version) -> Result<Destination, Over> {
-    to.destination()
-        .ok_or_else(|| Over::With(version.refusal(Reply::Failed)))
-}
-
 /// What a request becomes: it gets where it wants to, and is a long flow from then on.
 async fn session<S>(mut said: Said<S>, client: Client, asked: Asked, guard: EpochGuard)
 where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let (serving, proxy) = (client.listener.slot.pin(), client.proxy());
+    let refusal = |asked: &Asked, reply: Reply, status: StatusCode| Refusal {
+        user: asked.user.clone(),
+        to: asked.to(),
+        kind: asked.kind(),
+        ..Refusal::new(asked.version, asked.version.refusal(reply), status)
+    };
     // A swap may have come since he was asked; and in SOCKS4 nobody is.
-    if !proxy.may_connect(client.peer.ip()) || !proxy.knows(asked.user.as_ref()) {
-        return said.end(&asked.version.refusal(Reply::NotAllowed)).await;
+    let may = proxy.may_connect(client.peer.ip());
+    if !may || !proxy.knows(asked.user.as_ref()) {
+        let status = match may {
+            true => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            false => StatusCode::FORBIDDEN,
+        };
+        drop(serving);
+        let refusal = refusal(&asked, Reply::NotAllowed, status);
+        return said.refuse(&client, refusal).await;
     }
     let flight = serving.generation.begin(client.listener.slot.binding);
     flight.define(proxy.definition());
@@ -418,12 +419,15 @@ where
     let begun = tokio::select! {
         biased;
         begun = begin(&proxy, &client, &asked) => begun,
-        () = std::future::poll_fn(|cx| flight.poll_cut(cx)) => Err(Reply::Failed),
-        () = guard.epoch.cut.cancelled() => Err(Reply::Failed),
+        () = std::future::poll_fn(|cx| flight.poll_cut(cx)) => Err(CUT),
+        () = guard.epoch.cut.cancelled() => Err(CUT),
     };
     let begun = match begun {
         Ok(begun) => begun,
-        Err(reply) => return said.end(&asked.version.refusal(reply)).await,
+        Err((reply, status)) => {
+            let refusal = refusal(&asked, reply, status);
+            return said.refuse(&client, refusal).await;
+        }
     };
     let bound = match &begun {
         Begun::Connected(reached) => reached.local,
@@ -441,22 +445,15 @@ where
     // From now on it lives and ends by its own definition, not with the connections of its epoch.
     drop(guard);
     let Said { stream, bytes } = said;
+    let (kind, destination) = (asked.kind(), asked.to());
     let (peer, to) = (client.peer, asked.what);
-    let kind = match (&begun, asked.version) {
-        (Begun::Associated(_), _) => Kind::SocksUdp,
-        (Begun::Connected(_), Version::Socks4) => Kind::Socks4,
-        (Begun::Connected(_), Version::Socks5) => Kind::Socks5,
-    };
     let session = client.listener.worker.sessions.open(
         kind,
         Start {
             client: peer.address(),
             user: asked.user,
             listener: Some(proxy.name.clone()),
-            destination: match &to {
-                What::Connect(to) => Some(to.to_string().into()),
-                What::Associate => None,
-            },
+            destination,
             watch: Some(flight.watch()),
             ..Start::default()
         },
@@ -496,12 +493,19 @@ enum Begun {
     Associated(Box<Association>),
 }
 
-async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<Begun, Reply> {
+/// Why there is no session: in SOCKS, and what HTTP would have answered.
+type Why = (Reply, StatusCode);
+
+/// A swap, or the end of the process, came between.
+const CUT: Why = (Reply::Failed, StatusCode::SERVICE_UNAVAILABLE);
+const NO_DATAGRAMS: Why = (Reply::NoSuchCommand, StatusCode::NOT_IMPLEMENTED);
+
+async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<Begun, Why> {
     let (peer, user) = (client.peer, asked.user.as_ref());
     let refused = |refused: Refused| {
         let detail = &refused.error.detail;
         tracing::debug!(%peer, detail, "not reached");
-        refused.reply()
+        (refused.reply(), refused.error.status())
     };
     match &asked.what {
         What::Connect(destination) => {
@@ -516,10 +520,10 @@ async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<B
         What::Associate => {
             if proxy.has_ways() {
                 tracing::debug!(%peer, "datagrams through other proxies are not supported yet");
-                return Err(Reply::NoSuchCommand);
+                return Err(NO_DATAGRAMS);
             }
             let (Some(ip), Some(local)) = (peer.ip(), client.local) else {
-                return Err(Reply::NoSuchCommand);
+                return Err(NO_DATAGRAMS);
             };
             let place = proxy.place(user).map_err(refused)?;
             proxy.room().map_err(refused)?;
@@ -531,7 +535,7 @@ async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<B
             let made = Association::open(proxy.clone(), who, place);
             let made = made.map_err(|error| {
                 tracing::warn!(%error, proxy = %proxy.name, "no port for datagrams");
-                Reply::Failed
+                (Reply::Failed, StatusCode::INTERNAL_SERVER_ERROR)
             })?;
             Ok(Begun::Associated(Box::new(made)))
         }

@@ -16,10 +16,11 @@ use super::http::Listener;
 use super::tls::late;
 use crate::generation::{EpochGuard, Flight, Serving};
 use crate::http::Face as _;
-use crate::http::record::session::SessionLine;
+use crate::http::record::session::{SessionLine, came_to_nothing};
+use crate::l4::bridge::with_target;
 use crate::l4::names::Way;
 use crate::l4::relay::{Terms, relay};
-use crate::l4::tcp::{Client, Tcp};
+use crate::l4::tcp::{Client, Target, Tcp};
 use crate::net::{Peer, Sever};
 use crate::session::{Kind, Start};
 use crate::tls::{Failure, Handshake, Session};
@@ -161,16 +162,26 @@ impl Coming {
             peer: peer.address(),
             local,
         };
+        let began = std::time::Instant::now();
         let connecting = tcp.connect(&worker, client, &upstream, &flight);
         let Some(connected) = guard.epoch.cut.run_until_cancelled(connecting).await else {
             stream.sever();
             return;
         };
+        let start = Start {
+            client: client.peer,
+            listener: Some(tcp.spec.name.clone()),
+            upstream: Some(upstream.name().clone()),
+            watch: Some(flight.watch()),
+            ..Start::default()
+        };
         let (target, mut in_flight) = match connected {
             Ok(connected) => connected,
             Err(error) => {
-                tracing::debug!(%peer, listener = %tcp.spec.name, %error, "no target");
+                tracing::warn!(%peer, listener = %tcp.spec.name, %error, "no target");
                 stream.sever();
+                let (log, status) = (tcp.log.as_ref(), error.status().as_u16());
+                came_to_nothing(log, worker.index, Kind::Tcp, start, began, status);
                 return;
             }
         };
@@ -182,12 +193,8 @@ impl Coming {
         let session = worker.sessions.open(
             Kind::Tcp,
             Start {
-                client: client.peer,
-                listener: Some(tcp.spec.name.clone()),
-                upstream: Some(upstream.name().clone()),
                 destination: Some(in_flight.target.key().1.to_string().into()),
-                watch: Some(flight.watch()),
-                ..Start::default()
+                ..start
             },
         );
         let line = SessionLine::new(tcp.log.clone(), worker.index, &session);
@@ -200,9 +207,20 @@ impl Coming {
             in_flight: Some(&mut in_flight),
             session: Some(&session),
         };
-        let relayed = relay(stream, target, read, terms).await;
+        let (relayed, last) = match target {
+            Target::Stream(link) => (relay(stream, link, read, terms).await, None),
+            Target::Websocket(switched) => {
+                // Boxed: of many sessions few come here.
+                let (relayed, last) = Box::pin(with_target(stream, switched, read, terms)).await;
+                (relayed, Some(last))
+            }
+        };
         in_flight.end_session(relayed.to_client);
+        drop(in_flight);
         line.end((&relayed.cause).into());
         tracing::debug!(%peer, ?relayed, "session ended");
+        if let Some(last) = last {
+            Box::pin(last.say()).await;
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::config::tunnel::TunnelSpec;
 use crate::generation::EpochGuard;
 use crate::net::Peer;
 use crate::tls::{Failure, Server, names_of};
+use crate::tunnel::greeting::secured;
 use crate::tunnel::session::{self, Ends};
 use crate::tunnel::{Hub, Tunnel};
 
@@ -60,7 +61,7 @@ pub async fn serve<S>(
     counters.done(false);
     drop(counters);
     let names = names_of(connection).unwrap_or_default();
-    let secured = match session::secured(connection, names) {
+    let secured = match secured(connection, names) {
         Ok(secured) => secured,
         Err(error) => {
             tracing::warn!(%peer, %error, "an agent is not let in");

@@ -1,11 +1,12 @@
-//! A session of UDP: a client, one target, and a socket of our own between them. It is a long flow: it lives and ends by its
-//! own definition, goes on over swaps of other things, and keeps its port towards the target.
+//! A session of UDP: a client, one target, and a socket of our own (or a flow in a tunnel) between them. It is a long flow: it
+//! lives and ends by its own definition, goes on over swaps of other things, and keeps its port towards the target.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
@@ -14,12 +15,14 @@ use super::accept::ConnectionLimit;
 use super::http::Listener;
 use crate::generation::Flight;
 use crate::http::Face as _;
-use crate::l4::flows::Place;
+use crate::l4::flows::{Far, Place};
 use crate::l4::udp::{Picked, Udp};
 use crate::net::datagram::{self, Near};
 use crate::session::{Kind, Start};
 use crate::upstream::InFlight;
+use crate::upstream::dial::Datagrams;
 use crate::upstream::error::{self, Error};
+use crate::upstream::stream::Towards;
 
 /// Answers that are passed on before others have their turn.
 const ROUNDS: usize = 64;
@@ -73,17 +76,21 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
         newest.entry.holds(definition)
     });
     drop((newest, listener));
-    let far = match datagram::connect(target) {
-        Ok(far) if !limit.is_last_for(&far) => Arc::new(far),
-        Ok(_) => {
-            tracing::warn!(%client, "no session: the descriptors that are left are kept");
-            return;
-        }
-        Err(error) => {
-            tracing::debug!(%client, %target, %error, "no socket for a session");
-            in_flight.broken(&refused(target, &error));
-            return;
-        }
+    let to = in_flight.target.key().1.clone();
+    let far = match target {
+        Towards::Flow(flow) => Far::Flow(flow),
+        Towards::Address(target) => match datagram::connect(target) {
+            Ok(far) if !limit.is_last_for(&far) => Far::Socket(Arc::new(far)),
+            Ok(_) => {
+                tracing::warn!(%client, "no session: the descriptors that are left are kept");
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(%client, %target, %error, "no socket for a session");
+                in_flight.broken(&refused(&target, &error));
+                return;
+            }
+        },
     };
     let session = worker.sessions.open(
         Kind::Udp,
@@ -91,13 +98,13 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
             client: Some(client),
             listener: Some(udp.spec.name.clone()),
             upstream: Some(udp.spec.upstream.clone()),
-            destination: Some(in_flight.target.key().1.to_string().into()),
+            destination: Some(to.to_string().into()),
             watch: Some(flight.watch()),
             ..Start::default()
         },
     );
     if let Err(error) = place.flow.connect(far.clone(), session, &header) {
-        tracing::debug!(%client, %target, %error, "a datagram did not leave");
+        tracing::debug!(%client, %to, %error, "a datagram did not leave");
     }
     let (idle, replies) = (udp.spec.idle, udp.spec.replies);
     // What it goes on with needs nothing else of its generation.
@@ -122,7 +129,7 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
                 () = &mut refusing => {
                     break Ended::Refused(io::ErrorKind::ConnectionRefused.into());
                 }
-                heard = datagram::heard(&far) => match heard.and_then(|()| relay.round()) {
+                passed = relay.next() => match passed {
                     Ok(Round::Answered) => break Ended::Answered,
                     Ok(Round::More) => tokio::task::yield_now().await,
                     Ok(Round::Empty) => {}
@@ -137,9 +144,9 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
             }
         }
     };
-    tracing::debug!(%client, %target, ?ended, answers = relay.answers, "session ended");
+    tracing::debug!(%client, %to, ?ended, answers = relay.answers, "session ended");
     if let Ended::Refused(error) = &ended {
-        in_flight.broken(&refused(target, error));
+        in_flight.broken(&refused(&to, error));
     }
     // One that was refused and never answered has come to nothing.
     if relay.answers > 0 || !matches!(ended, Ended::Refused(_)) {
@@ -161,7 +168,7 @@ enum Round {
 /// Answers on their way.
 struct Relay<'a> {
     near: &'a Near,
-    far: &'a UdpSocket,
+    far: &'a Far,
     place: &'a Place,
     /// Passed on, and their bytes.
     answers: u64,
@@ -171,12 +178,43 @@ struct Relay<'a> {
 }
 
 impl Relay<'_> {
+    /// Waits for answers and passes them on. Cancel-safe: what came is passed on before this gives way.
+    async fn next(&mut self) -> io::Result<Round> {
+        match self.far {
+            Far::Socket(socket) => {
+                datagram::heard(socket).await?;
+                self.round(socket)
+            }
+            Far::Flow(flow) => poll_fn(|cx| self.poll_round(flow, cx)).await,
+        }
+    }
+
+    /// As [`Relay::round`], of those that come in a tunnel.
+    fn poll_round(
+        &mut self,
+        flow: &Arc<dyn Datagrams>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Round>> {
+        for passed in 0..ROUNDS {
+            match flow.poll_receive(cx)? {
+                Poll::Ready(data) => {
+                    if self.answer(&data, Instant::now()) {
+                        return Poll::Ready(Ok(Round::Answered));
+                    }
+                }
+                Poll::Pending if passed == 0 => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(Ok(Round::Empty)),
+            }
+        }
+        Poll::Ready(Ok(Round::More))
+    }
+
     /// Passes on so many that others are not kept waiting.
-    fn round(&mut self) -> io::Result<Round> {
+    fn round(&mut self, socket: &UdpSocket) -> io::Result<Round> {
         let now = Instant::now();
         datagram::with_room(|room| {
             for _ in 0..ROUNDS {
-                let size = match datagram::receive(self.far, room) {
+                let size = match datagram::receive(socket, room) {
                     Ok(Some(size)) => size,
                     Ok(None) => return Ok(Round::Empty),
                     Err(error) if datagram::is_refusal(&error) => return Err(error),
@@ -186,31 +224,34 @@ impl Relay<'_> {
                         continue;
                     }
                 };
-                let data = room.get(..size).unwrap_or_default();
-                // What cannot leave at once is lost, as datagrams are.
-                if let Err(error) = self.near.send(data, self.place.way) {
-                    tracing::debug!(client = %self.place.way.client, %error, "an answer did not leave");
-                }
-                self.answers += 1;
-                self.bytes += size as u64;
-                if let Some(session) = self.place.flow.session() {
-                    session.sent(size as u64);
-                }
-                self.place.answered(now);
-                if let Some(replies) = self.replies
-                    && self.place.ends_answered(self.answers, replies)
-                {
+                if self.answer(room.get(..size).unwrap_or_default(), now) {
                     return Ok(Round::Answered);
                 }
             }
             Ok(Round::More)
         })
     }
+
+    /// Passes an answer on; true: all that was asked is answered.
+    fn answer(&mut self, data: &[u8], now: Instant) -> bool {
+        // What cannot leave at once is lost, as datagrams are.
+        if let Err(error) = self.near.send(data, self.place.way) {
+            tracing::debug!(client = %self.place.way.client, %error, "an answer did not leave");
+        }
+        self.answers += 1;
+        self.bytes += data.len() as u64;
+        if let Some(session) = self.place.flow.session() {
+            session.sent(data.len() as u64);
+        }
+        self.place.answered(now);
+        self.replies
+            .is_some_and(|replies| self.place.ends_answered(self.answers, replies))
+    }
 }
 
 /// Ready when a swap, its target or an operator has told it to end.
 fn told(
-    cx: &mut std::task::Context<'_>,
+    cx: &mut Context<'_>,
     flight: &Flight,
     in_flight: &mut InFlight,
     place: &Place,
@@ -225,7 +266,11 @@ fn told(
     Poll::Pending
 }
 
-fn refused(target: std::net::SocketAddr, error: &io::Error) -> Error {
+fn refused(target: &impl fmt::Display, error: &io::Error) -> Error {
     let detail = format!("{target}: {error}");
-    Error::upstream(error::Kind::ConnectionRefused, detail)
+    let kind = match error.kind() {
+        io::ErrorKind::ConnectionAborted => error::Kind::ConnectionTerminated,
+        _ => error::Kind::ConnectionRefused,
+    };
+    Error::upstream(kind, detail)
 }

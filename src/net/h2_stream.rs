@@ -29,6 +29,8 @@ struct State {
     task: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Of whoever runs it.
     waker: Option<Waker>,
+    /// Of whoever waits for its end.
+    watch: Option<Waker>,
 }
 
 impl State {
@@ -38,6 +40,9 @@ impl State {
         };
         ready!(task.as_mut().poll(cx));
         self.task = None;
+        if let Some(watch) = self.watch.take() {
+            watch.wake();
+        }
         Poll::Ready(())
     }
 }
@@ -48,6 +53,7 @@ impl Sending {
         let state = State {
             task: Some(Box::pin(task)),
             waker: None,
+            watch: None,
         };
         Sending {
             state: Arc::new(Mutex::new(state)),
@@ -74,6 +80,18 @@ impl Sending {
         let waker = state.waker.clone();
         let waker = waker.as_ref().unwrap_or(Waker::noop());
         state.poll(&mut Context::from_waker(waker)).is_ready()
+    }
+
+    fn poll_over(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.task.is_none() {
+            return Poll::Ready(());
+        }
+        match &state.watch {
+            Some(known) if known.will_wake(cx.waker()) => {}
+            _ => state.watch = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     fn sever(&self) {
@@ -119,6 +137,14 @@ impl H2Stream {
 impl Sever for H2Stream {
     fn sever(&self) {
         self.sending.sever();
+    }
+
+    /// What sends ends before our side does only by a reset.
+    fn poll_severed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.shut {
+            true => Poll::Pending,
+            false => self.sending.poll_over(cx),
+        }
     }
 }
 

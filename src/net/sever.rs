@@ -13,6 +13,12 @@ pub trait Sever {
     /// Makes the close that follows a reset. A unix socket has none: there a cut end looks like any other.
     fn sever(&self);
 
+    /// Ready when the other end has severed it. Only for those whose reads cannot tell once they have come to their end, and
+    /// only what a read of them does not tell.
+    fn poll_severed(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
     /// The socket itself, if its bytes are what the other end sent: nothing is encrypted, nothing waits in a buffer.
     fn plain_tcp(&self) -> Option<&tokio::net::TcpStream> {
         None
@@ -77,6 +83,10 @@ impl<S: Sever> Drop for SeverOnDrop<S> {
 impl<S: Sever> Sever for SeverOnDrop<S> {
     fn sever(&self) {
         self.stream.sever();
+    }
+
+    fn poll_severed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_severed(cx)
     }
 
     fn plain_tcp(&self) -> Option<&tokio::net::TcpStream> {

@@ -1,11 +1,15 @@
-//! A stream of bytes in the messages of a websocket (RFC 6455): [`Carrier`] reads what they carry and writes binary ones.
+//! A stream of bytes in the messages of a websocket (RFC 6455): [`Carrier`] reads what they carry and writes binary ones, as
+//! the server or as the client ([`Role`]).
 //!
 //! It promises: a frame of any size passes in constant memory, since payload is handed on as it comes and no message is
 //! gathered; at most one frame waits to be written; a Ping is answered, the newest one if several wait (section 5.5.3). A
-//! Close of the other side is the end of what is read while writing goes on, as with a TCP stream: libraries, for which
-//! messages are the point, end both at once, so that none is used here. Text is carried like bytes; extensions are never
-//! agreed on, so a reserved bit is an error.
+//! Close of the other side that says that all is well (1000, or nothing) is the end of what is read while writing goes on, as
+//! with a TCP stream: libraries, for which messages are the point, end both at once, so that none is used here. Any other Close
+//! is a break, as a reset is: who reads must not take it for the end of the data. Text is carried like bytes; extensions are
+//! never agreed on, so a reserved bit is an error.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg(test)]
 mod tests;
 
@@ -42,9 +46,17 @@ pub const GOING_AWAY: u16 = 1001;
 pub const PROTOCOL_ERROR: u16 = 1002;
 pub const INTERNAL_ERROR: u16 = 1011;
 
-/// Finds in frames of a client what they carry.
-#[derive(Debug, Default)]
+/// Which side is ours: a client masks what it writes and nobody else does (section 5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Server,
+    Client,
+}
+
+/// Finds in frames of the other side what they carry.
+#[derive(Debug)]
 struct Decoder {
+    role: Role,
     header: [u8; HEADER],
     /// Bytes of a header that have come.
     have: usize,
@@ -58,7 +70,8 @@ struct Decoder {
     fragmented: bool,
     /// To be answered.
     ping: Option<Vec<u8>>,
-    closed: bool,
+    /// A Close has come, with its reason if it gave one.
+    closed: Option<Option<u16>>,
 }
 
 /// It is no websocket, or not one as was agreed.
@@ -66,10 +79,24 @@ struct Decoder {
 struct Violation(&'static str);
 
 impl Decoder {
+    fn new(role: Role) -> Decoder {
+        Decoder {
+            role,
+            header: [0; HEADER],
+            have: 0,
+            left: 0,
+            mask: [0; 4],
+            control: None,
+            fragmented: false,
+            ping: None,
+            closed: None,
+        }
+    }
+
     /// Puts what `bytes` carry at their beginning; returns how much that is. Nothing counts after a Close.
     fn decode(&mut self, bytes: &mut [u8]) -> Result<usize, Violation> {
         let (mut from, mut to) = (0, 0);
-        while from < bytes.len() && !self.closed {
+        while from < bytes.len() && self.closed.is_none() {
             if self.left == 0 {
                 self.header[self.have] = bytes[from];
                 self.have += 1;
@@ -82,8 +109,10 @@ impl Decoder {
             }
             let rest = bytes.len() - from;
             let size = usize::try_from(self.left).map_or(rest, |left| left.min(rest));
-            unmask(&mut bytes[from..from + size], self.mask);
-            self.mask.rotate_left(size % 4);
+            if self.role == Role::Server {
+                mask(&mut bytes[from..from + size], self.mask);
+                self.mask.rotate_left(size % 4);
+            }
             self.left -= size as u64;
             if let Some((_, payload)) = &mut self.control {
                 payload.extend_from_slice(&bytes[from..from + size]);
@@ -119,10 +148,12 @@ impl Decoder {
         };
         let long = rest[..bytes].iter();
         self.left = long.fold(size, |size, byte| size << 8 | u64::from(*byte));
-        if second & MASKED == 0 {
-            return Err(Violation("a frame of a client without a mask"));
+        match (self.role, second & MASKED == 0) {
+            (Role::Server, true) => return Err(Violation("a frame of a client without a mask")),
+            (Role::Client, false) => return Err(Violation("a frame of a server with a mask")),
+            (Role::Server, false) => self.mask.copy_from_slice(&rest[bytes..bytes + 4]),
+            (Role::Client, true) => {}
         }
-        self.mask.copy_from_slice(&rest[bytes..bytes + 4]);
         if first & 0x70 != 0 {
             return Err(Violation("a reserved bit"));
         }
@@ -156,10 +187,17 @@ impl Decoder {
     /// A control frame is whole.
     fn control(&mut self) -> Result<(), Violation> {
         match self.control.take() {
-            Some((CLOSE, reason)) if reason.len() == 1 => {
-                return Err(Violation("a Close with half a reason"));
-            }
-            Some((CLOSE, _)) => self.closed = true,
+            Some((CLOSE, reason)) => match reason[..] {
+                [] => self.closed = Some(None),
+                [_] => return Err(Violation("a Close with half a reason")),
+                [high, low, ..] => {
+                    let code = u16::from_be_bytes([high, low]);
+                    if !is_code(code) {
+                        return Err(Violation("a Close with a reason that is none"));
+                    }
+                    self.closed = Some(Some(code));
+                }
+            },
             Some((PING, payload)) => self.ping = Some(payload),
             _ => {}
         }
@@ -167,7 +205,13 @@ impl Decoder {
     }
 }
 
-fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
+/// Whether a Close may say this (sections 7.4.1 and 7.4.2, with what the registry has added).
+fn is_code(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
+
+/// Masks, or takes the mask away: it is the same.
+fn mask(bytes: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let key = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
     let (wide, rest) = bytes.as_chunks_mut::<8>();
@@ -179,26 +223,32 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
     }
 }
 
-/// A whole frame as a server writes it.
-fn put_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+/// A whole frame. `key`: of a client.
+fn put_frame(out: &mut Vec<u8>, opcode: u8, key: Option<[u8; 4]>, payload: &[u8]) {
     out.reserve(HEADER + payload.len());
     out.push(FIN | opcode);
+    let masked = if key.is_some() { MASKED } else { 0 };
     match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
-        (Ok(short @ 0..126), _) => out.push(short),
+        (Ok(short @ 0..126), _) => out.push(masked | short),
         (_, Ok(middle)) => {
-            out.push(126);
+            out.push(masked | 126);
             out.extend(middle.to_be_bytes());
         }
         _ => {
-            out.push(127);
+            out.push(masked | 127);
             out.extend((payload.len() as u64).to_be_bytes());
         }
     }
+    out.extend(key.into_iter().flatten());
+    let at = out.len();
     out.extend_from_slice(payload);
+    if let Some(key) = key {
+        mask(&mut out[at..], key);
+    }
 }
 
-/// The server's side of a websocket as the stream that it carries. Its reader's end is the client's Close, its shutdown a
-/// Close with [`NORMAL`].
+/// One side of a websocket as the stream that it carries. Its reader's end is the other side's Close, its shutdown a Close with
+/// [`NORMAL`].
 #[derive(Debug)]
 pub struct Carrier<S> {
     inner: S,
@@ -222,15 +272,17 @@ pub enum Fault {
     Broken,
     /// What comes is no websocket.
     Violation,
+    /// The other side has closed it for this reason, which is not that it was done.
+    Closed(u16),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
-    /// `early`: what has come behind the handshake.
-    pub fn new(inner: S, early: Bytes) -> Carrier<S> {
+    /// `role`: which side is ours; `early`: what has come behind the handshake.
+    pub fn new(role: Role, inner: S, early: Bytes) -> Carrier<S> {
         Carrier {
             inner,
             early,
-            decoder: Decoder::default(),
+            decoder: Decoder::new(role),
             out: Vec::new(),
             sent: 0,
             closing: false,
@@ -244,9 +296,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
         self.fault
     }
 
-    /// The client has sent its Close.
+    /// The other side has sent its Close.
     pub fn is_closed(&self) -> bool {
-        self.decoder.closed
+        self.decoder.closed.is_some()
     }
 
     /// We have said Close.
@@ -259,17 +311,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
         std::mem::take(&mut self.heard)
     }
 
-    fn say_close(&mut self, code: u16) {
+    fn say_close(&mut self, code: u16) -> io::Result<()> {
         if !std::mem::replace(&mut self.closing, true) {
-            put_frame(&mut self.out, CLOSE, &code.to_be_bytes());
+            self.put(CLOSE, &code.to_be_bytes())?;
         }
+        Ok(())
+    }
+
+    /// Puts a frame at the end of what waits, with a mask that nobody could guess if one is due (section 5.3).
+    fn put(&mut self, opcode: u8, payload: &[u8]) -> io::Result<()> {
+        let key = match self.decoder.role {
+            Role::Server => None,
+            Role::Client => {
+                let mut key = [0; 4];
+                if aws_lc_rs::rand::fill(&mut key).is_err() {
+                    self.fault = Some(Fault::Broken);
+                    return Err(io::Error::other("no randomness for a mask"));
+                }
+                Some(key)
+            }
+        };
+        put_frame(&mut self.out, opcode, key, payload);
+        Ok(())
     }
 
     /// Says Close, unless that was said, and ends the connection. Waits for the other side to end too, for closing with
     /// unread bytes would be a reset, which may overtake the Close. Takes two seconds at most.
     pub async fn finish(mut self, code: u16) {
-        self.say_close(code);
         let write = async {
+            self.say_close(code)?;
             self.flush().await?;
             self.inner.shutdown().await
         };
@@ -298,7 +368,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             self.out.clear();
             self.sent = 0;
             match self.decoder.ping.take() {
-                Some(ping) if !self.closing => put_frame(&mut self.out, PONG, &ping),
+                Some(ping) if !self.closing => self.put(PONG, &ping)?,
                 _ => return Poll::Ready(Ok(())),
             }
         }
@@ -331,7 +401,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Carrier<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         for _ in 0..ROUNDS {
-            if this.decoder.closed || buf.remaining() == 0 {
+            match this.decoder.closed {
+                Some(None | Some(NORMAL)) => return Poll::Ready(Ok(())),
+                Some(Some(code)) => {
+                    this.fault = Some(Fault::Closed(code));
+                    let why = format!("it was closed with {code}");
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, why)));
+                }
+                None => {}
+            }
+            if buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
             // What frames carry is never longer than they are: it has room where they came.
@@ -381,7 +460,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Carrier<S> {
         }
         let size = buf.len().min(FRAME);
         if size > 0 {
-            put_frame(&mut this.out, BINARY, &buf[..size]);
+            this.put(BINARY, &buf[..size])?;
             let _ = this.poll_out(cx)?;
         }
         Poll::Ready(Ok(size))
@@ -398,7 +477,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Carrier<S> {
 
     /// The connection stays: the other side may still send, and answers the Close.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.say_close(NORMAL);
+        self.say_close(NORMAL)?;
         self.poll_flush(cx)
     }
 }

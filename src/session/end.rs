@@ -11,6 +11,8 @@ pub enum End {
     Cut,
     /// A side broke off.
     Broken,
+    /// It never began, for which HTTP would have this status.
+    Nothing(u16),
 }
 
 impl End {
@@ -21,6 +23,8 @@ impl End {
             End::Idle => "idle",
             End::Cut => "cut",
             End::Broken => "broken",
+            End::Nothing(401 | 403 | 407) => "refused",
+            End::Nothing(_) => "failed",
         }
     }
 
@@ -31,6 +35,7 @@ impl End {
             End::Idle => 408,
             End::Cut => 503,
             End::Broken => 502,
+            End::Nothing(status) => status,
         }
     }
 }

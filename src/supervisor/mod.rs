@@ -40,7 +40,8 @@ pub use request::{Source, SubmitError, SwapRecord, SwapRequest};
 pub use sessions::{LiveSession, SessionList, SessionTotals};
 pub use state_dir::folder as state_folder;
 pub use status::{
-    CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus, UpstreamStatus,
+    AgentSummary, CheckStatus, GenerationStatus, ListenerStatus, Status, TargetStatus,
+    TunnelSummary, UpstreamStatus,
 };
 pub use target_state::{TargetRefused, TargetRequest};
 pub use tunnels::TunnelList;

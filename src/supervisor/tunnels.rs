@@ -51,6 +51,8 @@ pub struct PublishingStatus {
     pub sent: u64,
     /// Bytes from its services.
     pub received: u64,
+    /// Datagrams to its services for which there was no room.
+    pub dropped: u64,
     pub sessions: Vec<SessionStatus>,
     pub services: Vec<PublishedStatus>,
 }
@@ -78,7 +80,7 @@ pub struct SessionStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PublishedStatus {
     pub service: String,
-    /// `http`, `tcp`, `udp`, or `unknown`.
+    /// `http`, `https`, `tcp`, `udp`, or `unknown`.
     pub kind: String,
     /// `up`, or `refused`: it may not be used.
     pub state: String,
@@ -111,6 +113,8 @@ pub struct AgentSessionStatus {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub round_trip_us: Option<u64>,
     pub flows: u64,
+    /// Datagrams from its services for which there was no room.
+    pub dropped: u64,
     /// What is wrong: `unreachable`; `refused`: the server does not let it in; `distrusted`: it does not take it for its
     /// server.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -225,6 +229,7 @@ fn publishing(name: &str, view: Option<&AgentView>) -> PublishingStatus {
             opened: 0,
             sent: 0,
             received: 0,
+            dropped: 0,
             sessions: Vec::new(),
             services: Vec::new(),
         };
@@ -253,6 +258,7 @@ fn publishing(name: &str, view: Option<&AgentView>) -> PublishingStatus {
         opened: view.counts.opened.load(Ordering::Relaxed),
         sent: view.counts.sent.load(Ordering::Relaxed),
         received: view.counts.received.load(Ordering::Relaxed),
+        dropped: view.counts.dropped.load(Ordering::Relaxed),
         sessions: view.sessions.iter().map(|s| session(s)).collect(),
         services: services.into_iter().flatten().map(service).collect(),
     }
@@ -303,6 +309,7 @@ fn slot(state: State) -> AgentSessionStatus {
         session: None,
         round_trip_us: None,
         flows: 0,
+        dropped: 0,
         trouble: None,
         why: None,
         since: None,
@@ -315,6 +322,7 @@ fn slot(state: State) -> AgentSessionStatus {
             session: Some(running.session.clone()),
             round_trip_us: running.round_trip.get().map(micros),
             flows: running.flows.load(Ordering::Relaxed) as u64,
+            dropped: running.dropped.load(Ordering::Relaxed),
             since: told(running.since),
             ..none
         },

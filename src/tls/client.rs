@@ -125,7 +125,7 @@ pub struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// All of a document: upstreams by their names, agents by [`agent`].
+    /// All of a document: upstreams by their names, agents by [`agent`], their services by [`service`].
     pub fn all(document: &Document) -> impl Iterator<Item = Wanted<'_>> {
         let upstreams = document.upstreams.values().filter_map(|upstream| {
             Some(Wanted {
@@ -134,17 +134,32 @@ impl Wanted<'_> {
                 tls: upstream.tls.as_ref()?,
             })
         });
-        upstreams.chain(document.agents.values().map(|spec| Wanted {
+        let agents = document.agents.values().map(|spec| Wanted {
             name: agent(&spec.name).into(),
             pointer: format!("/agents/{}/tls", spec.name),
             tls: &spec.tls,
-        }))
+        });
+        let services = document.agents.values().flat_map(|spec| {
+            spec.services.iter().filter_map(|(name, service_spec)| {
+                Some(Wanted {
+                    name: service(&spec.name, name).into(),
+                    pointer: format!("/agents/{}/services/{name}/tls", spec.name),
+                    tls: service_spec.tls.as_ref()?,
+                })
+            })
+        });
+        upstreams.chain(agents).chain(services)
     }
 }
 
 /// What an agent is called among those who speak TLS. No upstream can have this name.
 pub fn agent(name: &str) -> String {
     format!("[agents.{name}]")
+}
+
+/// The same for a service of an agent.
+pub fn service(agent: &str, name: &str) -> String {
+    format!("[agents.{agent}.services.{name}]")
 }
 
 impl Clients {

@@ -4,21 +4,20 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use tokio::net::UdpSocket;
 
 use super::carrier::{broken, send_all};
+use crate::net::datagram::is_refusal;
 
 /// Datagrams and bytes that wait.
 const QUEUE: usize = 64;
 const QUEUE_BYTES: usize = 128 * 1024;
 /// The largest that UDP has, and its context.
 const LARGEST: usize = 65_528;
-/// A flow without datagrams ends; the side that has the client ends it first.
-const IDLE: Duration = Duration::from_secs(300);
 
 /// A datagram as a capsule.
 pub fn encode(datagram: &[u8]) -> Bytes {
@@ -78,19 +77,17 @@ pub fn take(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
 pub struct Queue {
     waiting: VecDeque<Bytes>,
     bytes: usize,
-    /// Since the beginning.
-    pub dropped: u64,
 }
 
 impl Queue {
-    /// Puts a capsule at its end, or drops it.
-    pub fn push(&mut self, capsule: Bytes) {
+    /// Puts a capsule at its end; false: it is dropped.
+    pub fn push(&mut self, capsule: Bytes) -> bool {
         if self.waiting.len() >= QUEUE || self.bytes + capsule.len() > QUEUE_BYTES {
-            self.dropped += 1;
-            return;
+            return false;
         }
         self.bytes += capsule.len();
         self.waiting.push_back(capsule);
+        true
     }
 
     /// All that waits.
@@ -108,19 +105,25 @@ impl Queue {
     }
 }
 
-/// Passes on datagrams both ways, until the flow ends or has been silent for long.
-pub(super) async fn relay(socket: UdpSocket, mut receive: RecvStream, mut send: SendStream<Bytes>) {
+/// An agent's side of a flow: passes on datagrams both ways until the flow ends, or the service refuses what it is sent.
+/// `dropped`: counts what had no room.
+pub(super) async fn relay(
+    socket: UdpSocket,
+    mut receive: RecvStream,
+    mut send: SendStream<Bytes>,
+    dropped: &AtomicU64,
+) {
     let queue = parking_lot::Mutex::new(Queue::default());
     let there = tokio::sync::Notify::new();
-    let moved = tokio::sync::Notify::new();
     let read = async {
         let mut buffer = vec![0; LARGEST];
         loop {
-            // A port that nobody listens on is told by an error, and somebody may listen later.
-            if let Ok(size) = socket.recv(&mut buffer).await {
-                queue.lock().push(encode(&buffer[..size]));
-                there.notify_one();
-                moved.notify_one();
+            match socket.recv(&mut buffer).await {
+                Ok(size) if queue.lock().push(encode(&buffer[..size])) => there.notify_one(),
+                Ok(_) => {
+                    dropped.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
             }
         }
     };
@@ -141,29 +144,30 @@ pub(super) async fn relay(socket: UdpSocket, mut receive: RecvStream, mut send: 
             flow.release_capacity(chunk.len()).map_err(broken)?;
             buffer.extend_from_slice(&chunk);
             while let Some(datagram) = take(&mut buffer)? {
-                moved.notify_one();
-                // As above; what is not taken is lost, as UDP has it.
-                let _ = socket.send(&datagram).await;
+                match socket.send(&datagram).await {
+                    Err(error) if is_refusal(&error) => return Err(error),
+                    // What is not taken is lost, as UDP has it.
+                    _ => {}
+                }
             }
         }
         Ok(())
     };
-    let silent = async { while tokio::time::timeout(IDLE, moved.notified()).await.is_ok() {} };
     let ended: io::Result<()> = tokio::select! {
         ended = down => ended,
         ended = up => ended,
-        () = read => Ok(()),
-        () = silent => Ok(()),
+        ended = read => ended,
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a flow of datagrams broke");
+    match ended {
+        Ok(()) => {
+            // It fails where the other side has ended it.
+            let _ = send.send_data(Bytes::new(), true);
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a flow of datagrams broke");
+            send.send_reset(h2::Reason::CANCEL);
+        }
     }
-    let dropped = queue.lock().dropped;
-    if dropped > 0 {
-        tracing::debug!(dropped, "datagrams that had no room");
-    }
-    // It fails where the other side has ended it.
-    let _ = send.send_data(Bytes::new(), true);
 }
 
 #[cfg(test)]
@@ -199,20 +203,17 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_dropped_and_counted_when_there_is_no_room() {
+    fn the_newest_is_dropped_when_there_is_no_room() {
         let mut queue = Queue::default();
-        for n in 0..QUEUE + 3 {
-            queue.push(encode(&[n as u8]));
-        }
-        assert_eq!(queue.dropped, 3);
+        let pushed = (0..QUEUE + 3).filter(|n| queue.push(encode(&[*n as u8])));
+        assert_eq!(pushed.count(), QUEUE);
         let mut all = BytesMut::from(&queue.take().unwrap()[..]);
         for n in 0..QUEUE {
             assert_eq!(take(&mut all).unwrap().unwrap()[..], [n as u8]);
         }
         assert!(all.is_empty() && queue.take().is_none());
-        queue.push(encode(&[0; 60_000]));
-        queue.push(encode(&[0; 60_000]));
-        queue.push(encode(&[0; 60_000]));
-        assert_eq!(queue.dropped, 4);
+        let large = [0; 60_000];
+        assert!(queue.push(encode(&large)) && queue.push(encode(&large)));
+        assert!(!queue.push(encode(&large)));
     }
 }

@@ -1,9 +1,11 @@
 //! A service as a target of upstreams.
 
+use std::sync::Arc;
+
 use super::flow::Flow;
 use super::hub::{Ask, Hub, Reason, Refusal};
 use crate::net::Sever;
-use crate::upstream::dial::{Dial, Dialing, ServiceAt, Stream};
+use crate::upstream::dial::{Datagrams, Dial, Dialing, DialingDatagrams, ServiceAt, Stream};
 use crate::upstream::error::{Error, Kind};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -11,18 +13,34 @@ use tokio_util::sync::CancellationToken;
 impl Dial for Hub {
     fn dial<'a>(&'a self, to: ServiceAt<'a>, deadline: Instant) -> Dialing<'a> {
         Box::pin(async move {
-            let ask = Ask {
-                agent: to.agent,
-                service: to.service,
-                datagrams: false,
-                client: to.client,
-                deadline,
-            };
-            match self.open(ask).await {
+            match self.open(ask(to, false, deadline)).await {
                 Ok(flow) => Ok(Box::new(flow) as Box<dyn Stream>),
                 Err(refusal) => Err(error(refusal)),
             }
         })
+    }
+
+    fn datagrams<'a>(&'a self, to: ServiceAt<'a>, deadline: Instant) -> DialingDatagrams<'a> {
+        Box::pin(async move {
+            let flow = self.open(ask(to, true, deadline)).await.map_err(error)?;
+            let carried = flow.into_datagrams();
+            let carried = carried.ok_or_else(|| {
+                let detail = format!("service {} of agent {} is dedicated", to.service, to.agent);
+                error(Refusal::new(Reason::Unreachable, detail))
+            })?;
+            Ok(Arc::new(carried) as Arc<dyn Datagrams>)
+        })
+    }
+}
+
+fn ask<'a>(to: ServiceAt<'a>, datagrams: bool, deadline: Instant) -> Ask<'a> {
+    Ask {
+        agent: to.agent,
+        service: to.service,
+        datagrams,
+        client: to.client,
+        speaks: to.speaks,
+        deadline,
     }
 }
 

@@ -1,8 +1,9 @@
-//! One connection to a service, as the public side holds it: a stream of the carrier that reads and writes like a socket.
+//! One connection to a service, as the public side holds it: a stream of the carrier, or a connection of its own, that reads
+//! and writes like a socket.
 //!
 //! It promises: what the reader does not take is not asked for, beyond the stream's window; what the other side does not
 //! take is not accepted, beyond the stream's buffer; half a close is half a close on the other side; dropping it before
-//! its end resets it, and so does the end of what it was made under ([`Standing`]).
+//! its end resets it, and so does the end of what it was made under ([`Standing`]). It goes no faster than its agent may.
 
 use std::io;
 use std::pin::Pin;
@@ -13,10 +14,14 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::carrier::{FRAME, broken};
+use super::allowance::{Allowance, Direction, Pause};
+use super::carried::Carried;
+use super::carrier::broken;
 use super::offer::Standing;
+use super::ticket::Own;
 
 /// What flows through something, and has.
 #[derive(Debug, Default)]
@@ -28,20 +33,24 @@ pub struct Counts {
     pub sent: AtomicU64,
     /// Bytes from the service.
     pub received: AtomicU64,
+    /// Datagrams to the service for which there was no room.
+    pub dropped: AtomicU64,
 }
 
 /// A place in counts, from the first try to the end of the flow.
 #[derive(Debug)]
 pub struct Counted {
     counts: [Arc<Counts>; 2],
+    /// The agent's.
+    allowance: Arc<Allowance>,
     /// Told at the end.
     ended: Arc<tokio::sync::Notify>,
 }
 
 impl Counted {
     /// Of the agent and of the session. `None`: the agent has `limit` of them already.
-    pub fn take(
-        agent: &Arc<Counts>,
+    pub(super) fn take(
+        (agent, allowance): (&Arc<Counts>, &Arc<Allowance>),
         session: &Arc<Counts>,
         limit: Option<usize>,
         ended: &Arc<tokio::sync::Notify>,
@@ -55,6 +64,7 @@ impl Counted {
         session.open.fetch_add(1, Ordering::AcqRel);
         Some(Counted {
             counts: [agent.clone(), session.clone()],
+            allowance: allowance.clone(),
             ended: ended.clone(),
         })
     }
@@ -66,16 +76,32 @@ impl Counted {
         }
     }
 
-    pub fn sent(&self, bytes: usize) {
+    /// Bytes to the service; until when no more may follow.
+    pub(super) fn sent(&self, bytes: usize) -> Option<Instant> {
         for counts in &self.counts {
             counts.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         }
+        self.allowance.take(Direction::ToService, bytes)
     }
 
-    pub fn received(&self, bytes: usize) {
+    /// Bytes from the service; until when no more may follow.
+    pub(super) fn received(&self, bytes: usize) -> Option<Instant> {
         for counts in &self.counts {
             counts.received.fetch_add(bytes as u64, Ordering::Relaxed);
         }
+        self.allowance.take(Direction::FromService, bytes)
+    }
+
+    /// A datagram that had no room.
+    pub(super) fn dropped(&self) {
+        for counts in &self.counts {
+            counts.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes that may pass in one piece.
+    pub(super) fn piece(&self) -> usize {
+        self.allowance.piece()
     }
 }
 
@@ -88,39 +114,64 @@ impl Drop for Counted {
     }
 }
 
+/// When a flow is cut.
+pub(super) type Cut = Pin<Box<WaitForCancellationFutureOwned>>;
+
 /// A connection to a service.
 #[derive(Debug)]
 pub struct Flow {
-    send: SendStream<Bytes>,
-    receive: RecvStream,
-    /// Came, and was not read yet.
-    chunk: Bytes,
-    shut: bool,
+    line: Line,
     counted: Counted,
+    pauses: [Pause; 2],
     /// Of what it was made under.
     withdrawn: CancellationToken,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: Cut,
     // Whoever withdraws it sees by it that there are flows.
-    _standing: Arc<Standing>,
+    standing: Arc<Standing>,
 }
 
-impl Flow {
-    pub(super) fn new(
+/// What carries a flow.
+#[derive(Debug)]
+pub(super) struct Line(Way);
+
+#[derive(Debug)]
+enum Way {
+    Stream {
         send: SendStream<Bytes>,
         receive: RecvStream,
-        counted: Counted,
-        standing: Arc<Standing>,
-    ) -> Flow {
-        counted.opened();
-        Flow {
+        /// Came, and was not read yet.
+        chunk: Bytes,
+        shut: bool,
+    },
+    /// A connection of its own, which is cut with its session too.
+    Own(Own, Cut),
+}
+
+impl Line {
+    pub(super) fn stream(send: SendStream<Bytes>, receive: RecvStream) -> Line {
+        Line(Way::Stream {
             send,
             receive,
             chunk: Bytes::new(),
             shut: false,
+        })
+    }
+
+    pub(super) fn own(own: Own, cut: CancellationToken) -> Line {
+        Line(Way::Own(own, Box::pin(cut.cancelled_owned())))
+    }
+}
+
+impl Flow {
+    pub(super) fn new(line: Line, counted: Counted, standing: Arc<Standing>) -> Flow {
+        counted.opened();
+        Flow {
+            line,
             counted,
+            pauses: Default::default(),
             withdrawn: standing.withdrawn.clone(),
             cut: Box::pin(standing.cut.clone().cancelled_owned()),
-            _standing: standing,
+            standing,
         }
     }
 
@@ -129,9 +180,47 @@ impl Flow {
         self.withdrawn.clone()
     }
 
-    /// Its parts, for those who have bytes of their own.
-    pub fn into_parts(self) -> (SendStream<Bytes>, RecvStream, Counted) {
-        (self.send, self.receive, self.counted)
+    /// The same for datagrams. `None`: a connection of its own carries none.
+    pub(super) fn into_datagrams(self) -> Option<Carried> {
+        match self.line.0 {
+            Way::Stream { send, receive, .. } => {
+                let stands = (self.cut, self.standing);
+                Some(Carried::new((send, receive), self.counted, stands))
+            }
+            Way::Own(..) => None,
+        }
+    }
+
+    /// Nothing is here that could be read.
+    fn waits(&self) -> bool {
+        match &self.line.0 {
+            Way::Stream { chunk, .. } => chunk.is_empty(),
+            Way::Own(..) => true,
+        }
+    }
+
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Way::Own(_, cut) = &mut self.line.0
+            && cut.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(());
+        }
+        self.cut.as_mut().poll(cx)
+    }
+}
+
+fn withdrawn() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionReset,
+        "the service is withdrawn, or its session over",
+    )
+}
+
+/// A connection that ends without the word for it has broken.
+fn cut_short(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::ConnectionReset, error),
+        _ => error,
     }
 }
 
@@ -142,26 +231,40 @@ impl AsyncRead for Flow {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        while this.chunk.is_empty() {
-            if this.cut.as_mut().poll(cx).is_ready() {
-                let why = "the service is withdrawn";
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, why)));
-            }
-            match ready!(this.receive.poll_data(cx)) {
-                Some(Ok(chunk)) => this.chunk = chunk,
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => return Poll::Ready(Ok(())),
-            }
+        if this.waits() && this.poll_cut(cx).is_ready() {
+            return Poll::Ready(Err(withdrawn()));
         }
-        let size = this.chunk.len().min(out.remaining());
-        out.put_slice(&this.chunk[..size]);
-        this.chunk.advance(size);
-        if this.chunk.is_empty() {
-            this.chunk = Bytes::new();
-        }
-        this.counted.received(size);
-        // It fails for more than came, which this is not.
-        let _ = this.receive.flow_control().release_capacity(size);
+        let pause = &mut this.pauses[Direction::FromService as usize];
+        ready!(pause.poll(cx));
+        let most = this.counted.piece().min(out.remaining());
+        let size = match &mut this.line.0 {
+            Way::Stream { receive, chunk, .. } => {
+                while chunk.is_empty() {
+                    match ready!(receive.poll_data(cx)) {
+                        Some(Ok(came)) => *chunk = came,
+                        Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                        None => return Poll::Ready(Ok(())),
+                    }
+                }
+                let size = chunk.len().min(most);
+                out.put_slice(&chunk[..size]);
+                chunk.advance(size);
+                if chunk.is_empty() {
+                    *chunk = Bytes::new();
+                }
+                // It fails for more than came, which this is not.
+                let _ = receive.flow_control().release_capacity(size);
+                size
+            }
+            Way::Own(own, _) => {
+                let mut piece = ReadBuf::new(out.initialize_unfilled_to(most));
+                ready!(Pin::new(&mut own.io).poll_read(cx, &mut piece)).map_err(cut_short)?;
+                let size = piece.filled().len();
+                out.advance(size);
+                size
+            }
+        };
+        pause.until(this.counted.received(size));
         Poll::Ready(Ok(()))
     }
 }
@@ -176,31 +279,47 @@ impl AsyncWrite for Flow {
             return Poll::Ready(Ok(0));
         }
         let this = &mut *self;
-        let wanted = bytes.len().min(FRAME as usize);
-        this.send.reserve_capacity(wanted);
-        while this.send.capacity() == 0 {
-            match ready!(this.send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        let pause = &mut this.pauses[Direction::ToService as usize];
+        ready!(pause.poll(cx));
+        let wanted = bytes.len().min(this.counted.piece());
+        let size = match &mut this.line.0 {
+            Way::Stream { send, .. } => {
+                send.reserve_capacity(wanted);
+                while send.capacity() == 0 {
+                    match ready!(send.poll_capacity(cx)) {
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                        None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                    }
+                }
+                let size = wanted.min(send.capacity());
+                let piece = Bytes::copy_from_slice(&bytes[..size]);
+                send.send_data(piece, false).map_err(broken)?;
+                size
             }
-        }
-        let size = wanted.min(this.send.capacity());
-        let piece = Bytes::copy_from_slice(&bytes[..size]);
-        this.send.send_data(piece, false).map_err(broken)?;
-        this.counted.sent(size);
+            Way::Own(own, _) => ready!(Pin::new(&mut own.io).poll_write(cx, &bytes[..wanted]))?,
+        };
+        pause.until(this.counted.sent(size));
         Poll::Ready(Ok(size))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The carrier's task writes what it has.
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.line.0 {
+            // The carrier's task writes what it has.
+            Way::Stream { .. } => Poll::Ready(Ok(())),
+            Way::Own(own, _) => Pin::new(&mut own.io).poll_flush(cx),
+        }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !std::mem::replace(&mut self.shut, true) {
-            self.send.send_data(Bytes::new(), true).map_err(broken)?;
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.line.0 {
+            Way::Stream { send, shut, .. } => {
+                if !std::mem::replace(shut, true) {
+                    send.send_data(Bytes::new(), true).map_err(broken)?;
+                }
+                Poll::Ready(Ok(()))
+            }
+            Way::Own(own, _) => Pin::new(&mut own.io).poll_shutdown(cx),
         }
-        Poll::Ready(Ok(()))
     }
 }

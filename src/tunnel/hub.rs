@@ -13,11 +13,14 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::allowance::Allowance;
 use super::flow::{Counted, Counts, Flow};
 use super::session::Session;
+use super::ticket::Tickets;
 use crate::config::agent::ServiceKind;
 use crate::config::tunnel::{GrantSpec, TunnelSpec};
 use crate::registry::Registry;
+use crate::tls::client::Offer;
 
 /// Sessions of one agent: as many as it can have, twice, for a while in which it makes new ones.
 pub(super) const MAX_SESSIONS: usize = 32;
@@ -28,6 +31,7 @@ pub struct Hub {
     tunnels: Registry<Arc<str>, Tunnel>,
     table: Mutex<Table>,
     numbers: AtomicU64,
+    tickets: Arc<Tickets>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +61,7 @@ pub struct Tunnel {
 #[derive(Debug, Default)]
 struct Agent {
     counts: Arc<Counts>,
+    allowance: Arc<Allowance>,
     state: Mutex<AgentState>,
 }
 
@@ -79,6 +84,8 @@ pub struct Ask<'a> {
     pub datagrams: bool,
     /// The client, and the address that it reached.
     pub client: Option<(SocketAddr, SocketAddr)>,
+    /// As in [`ServiceAt`](crate::upstream::dial::ServiceAt).
+    pub speaks: Offer,
     pub deadline: Instant,
 }
 
@@ -156,13 +163,19 @@ impl Hub {
             return;
         }
         tunnel.rules.store(Arc::new(spec.clone()));
-        for agent in self.table.lock().agents.values() {
+        for (name, agent) in &self.table.lock().agents {
             for session in &agent.state.lock().sessions {
                 if session.tunnel.name == tunnel.name {
+                    agent.allow(name, spec);
                     session.review();
                 }
             }
         }
+    }
+
+    /// Connections that agents are asked to make for flows.
+    pub(super) fn tickets(&self) -> &Arc<Tickets> {
+        &self.tickets
     }
 
     /// What a new session is called: unlike any other's.
@@ -181,6 +194,7 @@ impl Hub {
     pub(super) fn join(&self, session: &Arc<Session>) -> bool {
         let mut table = self.table.lock();
         let agent = table.agents.entry(session.agent.clone()).or_default();
+        agent.allow(&session.agent, &session.tunnel.rules.load());
         agent.join(session)
     }
 
@@ -207,10 +221,17 @@ impl Hub {
         let agent = agent.ok_or_else(|| absent(format!("agent {name} is not connected")))?;
         let mut tried = Vec::new();
         loop {
-            let (session, grant) = agent.choose(&ask, &tried)?;
+            let chosen = agent.choose(&ask, &tried);
+            // What nobody will mend but by the configuration of either side is told there.
+            if let Err(refusal) = &chosen
+                && refusal.reason == Reason::Unreachable
+            {
+                agent.note(service, &refusal.detail);
+            }
+            let (session, grant) = chosen?;
             let limit = grant.and_then(|grant| grant.flows);
-            let counts = (&agent.counts, &session.counts);
-            let Some(counted) = Counted::take(counts.0, counts.1, limit, &session.ended) else {
+            let of = (&agent.counts, &agent.allowance);
+            let Some(counted) = Counted::take(of, &session.counts, limit, &session.ended) else {
                 let detail = format!(
                     "agent {name} has {} flows, as many as it may",
                     limit.unwrap_or(0)
@@ -296,6 +317,12 @@ impl Agent {
         self.state.lock().sessions.is_empty()
     }
 
+    /// How fast it may be, from now on.
+    fn allow(&self, name: &str, spec: &TunnelSpec) {
+        let grant = spec.grants.get(name);
+        self.allowance.set(grant.and_then(|grant| grant.bandwidth));
+    }
+
     fn join(&self, session: &Arc<Session>) -> bool {
         let mut state = self.state.lock();
         if state.sessions.len() >= MAX_SESSIONS {
@@ -357,8 +384,13 @@ impl Agent {
         }
         let datagrams = kind == Some(ServiceKind::Udp);
         if datagrams != ask.datagrams {
-            let what = if datagrams { "UDP" } else { "no UDP" };
-            let detail = format!("service {service} of agent {name} is a {what} service");
+            let kind = kind.map_or("", |kind| kind.word());
+            let asked = match ask.datagrams {
+                true => "datagrams go",
+                false => "stream goes",
+            };
+            let detail =
+                format!("service {service} of agent {name} is a {kind} service: no {asked} there");
             return Err(Refusal::new(Reason::Unreachable, detail));
         }
         Ok((best.clone(), grant))

@@ -4,16 +4,19 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use ::http::{Request, Response, StatusCode};
+use ::http::{HeaderMap, Request, Response, StatusCode};
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason as H2Reason, RecvStream, SendStream};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
-use super::agent::Settings;
+use super::agent::{Connection, Running, Settings, Shared, dedicated};
 use super::carrier::{broken, send_all};
 use super::datagram;
 use super::hub::{Reason, Refusal};
@@ -21,7 +24,9 @@ use super::session::address;
 use super::wire;
 use crate::config::agent::{ServiceKind, ServiceSpec};
 use crate::config::scalar::TargetAddr;
+use crate::net::copy::{Anywhere, Pair, Way};
 use crate::net::{Sever as _, proxy_protocol};
+use crate::tls::client::{Client, Offer};
 
 /// Bytes read from a service at a time.
 const CHUNK: usize = 32 * 1024;
@@ -29,51 +34,98 @@ const CHUNK: usize = 32 * 1024;
 /// What a service is reached over.
 enum Local {
     Stream(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Datagrams(UdpSocket),
+}
+
+/// What an agent serves a flow with.
+pub(super) struct Serving<'a> {
+    pub(super) settings: Arc<Settings>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) running: &'a Running,
 }
 
 /// Serves one flow to its end.
 pub(super) async fn serve(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    settings: &Settings,
+    serving: Serving<'_>,
 ) {
     let (head, receive) = request.into_parts();
-    let name = head.headers.get(wire::SERVICE);
-    let name = name.and_then(|name| name.to_str().ok()).unwrap_or_default();
-    let client =
-        address(head.headers.get(wire::CLIENT)).zip(address(head.headers.get(wire::LOCAL)));
-    let reached = match settings.spec.services.get(name) {
-        Some(service) => reach(service, settings, client)
-            .await
-            .map(|local| (service.kind, local)),
-        None => Err(Refusal::new(
-            Reason::Absent,
-            "the agent has no such service",
-        )),
+    let name = text(&head.headers, wire::SERVICE).unwrap_or_default();
+    let (local, own) = match begin(name, &head.headers, &serving).await {
+        Ok(begun) => begun,
+        Err(refusal) => return refuse(respond, &refusal, &serving.settings, name),
     };
-    let local = match reached {
-        Ok((_, local)) => local,
-        Err(refusal) => {
-            tracing::warn!(agent = %settings.spec.name, service = name, reason = %refusal.reason, "{}", refusal.detail);
-            let answer = Response::builder()
-                .status(StatusCode::BAD_GATEWAY)
-                .header(wire::REASON, refusal.reason.word())
-                .header(wire::DETAIL, printable(&refusal.detail))
-                .body(());
-            if let Ok(answer) = answer {
-                // It fails where the flow has been given up.
-                let _ = respond.send_response(answer, true);
-            }
-            return;
-        }
-    };
-    let Ok(send) = respond.send_response(Response::new(()), false) else {
+    // A flow may outlive them by long.
+    let dropped = &serving.running.dropped;
+    drop((serving, head));
+    let Ok(mut send) = respond.send_response(Response::new(()), false) else {
         return;
     };
-    match local {
-        Local::Stream(stream) => relay(stream, receive, send).await,
-        Local::Datagrams(socket) => datagram::relay(socket, receive, send).await,
+    match (local, own) {
+        (Local::Stream(stream), None) => relay(stream, receive, send).await,
+        (Local::Tls(stream), None) => relay_within(*stream, receive, send).await,
+        (Local::Datagrams(socket), _) => {
+            datagram::relay(socket, receive, send, dropped).await;
+        }
+        (Local::Stream(stream), Some(own)) => {
+            // All that is to be said on the session is said.
+            let _ = send.send_data(Bytes::new(), true);
+            drop(receive);
+            join(stream, own, TcpStream::sever).await;
+        }
+        (Local::Tls(stream), Some(own)) => {
+            let _ = send.send_data(Bytes::new(), true);
+            drop(receive);
+            join(*stream, own, |tls| tls.get_ref().0.sever()).await;
+        }
+    }
+}
+
+fn text<'f>(fields: &'f HeaderMap, name: &str) -> Option<&'f str> {
+    fields.get(name)?.to_str().ok()
+}
+
+/// Both ends of the flow, where the session is not one of them.
+async fn begin(
+    name: &str,
+    fields: &HeaderMap,
+    serving: &Serving<'_>,
+) -> Result<(Local, Option<Connection>), Refusal> {
+    let local = reach(name, &serving.settings, fields).await?;
+    let own = match text(fields, wire::TICKET) {
+        // Boxed: of many flows few come here.
+        Some(ticket) => Some(Box::pin(own(serving, ticket)).await?),
+        None => None,
+    };
+    Ok((local, own))
+}
+
+/// A connection to the server for this flow alone.
+async fn own(serving: &Serving<'_>, ticket: &str) -> Result<Connection, Refusal> {
+    let Serving {
+        settings,
+        shared,
+        running,
+    } = serving;
+    let made = dedicated(settings, shared, running, ticket).await;
+    made.map_err(|failed| {
+        let detail = format!("a connection of its own: {}", failed.why);
+        Refusal::new(Reason::Unreachable, detail)
+    })
+}
+
+fn refuse(mut respond: SendResponse<Bytes>, refusal: &Refusal, settings: &Settings, name: &str) {
+    tracing::warn!(agent = %settings.spec.name, service = name, reason = %refusal.reason, "{}", refusal.detail);
+    let answer = Response::builder()
+        .status(StatusCode::BAD_GATEWAY)
+        .header(wire::REASON, refusal.reason.word())
+        .header(wire::DETAIL, printable(&refusal.detail))
+        .body(());
+    if let Ok(answer) = answer {
+        // It fails where the flow has been given up.
+        let _ = respond.send_response(answer, true);
     }
 }
 
@@ -89,13 +141,59 @@ fn printable(text: &str) -> String {
     text.chars().map(plain).take(500).collect()
 }
 
+/// Connects to a service, with TLS if the agent is to speak that.
+async fn reach(name: &str, settings: &Settings, fields: &HeaderMap) -> Result<Local, Refusal> {
+    let service = settings.spec.services.get(name);
+    let service =
+        service.ok_or_else(|| Refusal::new(Reason::Absent, "the agent has no such service"))?;
+    let client = address(fields.get(wire::CLIENT)).zip(address(fields.get(wire::LOCAL)));
+    let deadline = Instant::now() + service.connect;
+    let local = connect(service, settings, client, deadline).await?;
+    let offer = match text(fields, wire::SPEAKS) {
+        Some(wire::HTTP_1) => Offer::H1,
+        Some(wire::HTTP_2) => Offer::H2,
+        _ => Offer::Nothing,
+    };
+    match (local, settings.services.get(name)) {
+        (Local::Stream(stream), Some(client)) if offer != Offer::Nothing => {
+            secure(stream, client, offer, service, deadline).await
+        }
+        (local, _) => Ok(local),
+    }
+}
+
+/// TLS with a service.
+async fn secure(
+    stream: TcpStream,
+    client: &Client,
+    offer: Offer,
+    service: &ServiceSpec,
+    deadline: Instant,
+) -> Result<Local, Refusal> {
+    let to = &service.to;
+    let connector = TlsConnector::from(client.config(offer));
+    let shaken = timeout_at(deadline, connector.connect(client.name_of(to), stream)).await;
+    let shaken = shaken.map_err(|_| {
+        let detail = format!("{to}: no TLS within {:?}", service.connect);
+        Refusal::new(Reason::Timeout, detail)
+    })?;
+    let stream = shaken
+        .map_err(|error| Refusal::new(Reason::Unreachable, format!("TLS with {to}: {error}")))?;
+    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    if offer == Offer::H2 && !h2 {
+        let detail = format!("TLS with {to}: it did not choose h2 by ALPN");
+        return Err(Refusal::new(Reason::Unreachable, detail));
+    }
+    Ok(Local::Tls(Box::new(stream)))
+}
+
 /// Looks the service's address up, asks whether it may be dialled, and dials.
-async fn reach(
+async fn connect(
     service: &ServiceSpec,
     settings: &Settings,
     client: Option<(SocketAddr, SocketAddr)>,
+    deadline: Instant,
 ) -> Result<Local, Refusal> {
-    let deadline = Instant::now() + service.connect;
     let to = &service.to;
     let late = || {
         let detail = format!("{to}: not connected within {:?}", service.connect);
@@ -217,5 +315,59 @@ async fn relay(mut stream: TcpStream, mut receive: RecvStream, mut send: SendStr
         tracing::debug!(%error, "a flow broke");
         send.send_reset(H2Reason::CANCEL);
         stream.sever();
+    }
+}
+
+/// The same where memory is held for what may come.
+async fn relay_within(
+    stream: TlsStream<TcpStream>,
+    mut receive: RecvStream,
+    mut send: SendStream<Bytes>,
+) {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let up = async {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(CHUNK);
+            let size = tokio::select! {
+                read = from.read_buf(&mut buffer) => read?,
+                reset = poll_fn(|cx| send.poll_reset(cx)) => return Err(given_up(reset)),
+            };
+            if size == 0 {
+                break;
+            }
+            send_all(&mut send, buffer.split().freeze()).await?;
+        }
+        send.send_data(Bytes::new(), true).map_err(broken)
+    };
+    let down = async {
+        while let Some(chunk) = receive.data().await {
+            let chunk = chunk.map_err(broken)?;
+            to.write_all(&chunk).await?;
+            to.flush().await?;
+            let flow = receive.flow_control();
+            flow.release_capacity(chunk.len()).map_err(broken)?;
+        }
+        to.shutdown().await
+    };
+    if let Err(error) = tokio::try_join!(up, down) {
+        tracing::debug!(%error, "a flow broke");
+        send.send_reset(H2Reason::CANCEL);
+        from.unsplit(to).get_ref().0.sever();
+    }
+}
+
+/// The same over a connection of the flow's own. One that is dropped without a word for its end has broken.
+async fn join<S>(mut stream: S, mut own: Connection, sever: impl FnOnce(&S))
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let way = || Way::new(Anywhere, Bytes::new());
+    let mut pair = Pair::new(&mut stream, &mut own, way(), way(), None);
+    let ended = poll_fn(|cx| pair.poll(cx)).await;
+    drop(pair);
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a flow broke");
+        sever(&stream);
     }
 }

@@ -28,6 +28,7 @@ struct Offer {
     /// `None`: not known here.
     kind: Option<ServiceKind>,
     revision: String,
+    dedicated: bool,
     /// Shared with the flows that were made under it.
     standing: Arc<Standing>,
 }
@@ -48,12 +49,19 @@ impl Offers {
         for service in services {
             let kind = ServiceKind::of(&service.kind);
             let offer = match before.remove(service.name.as_str()) {
-                Some(old) if old.kind == kind && old.revision == service.revision => old,
+                Some(old)
+                    if old.kind == kind
+                        && old.revision == service.revision
+                        && old.dedicated == service.dedicated =>
+                {
+                    old
+                }
                 other => {
                     ended.extend(other);
                     Offer {
                         kind,
                         revision: service.revision.clone(),
+                        dedicated: service.dedicated,
                         standing: Arc::default(),
                     }
                 }
@@ -114,6 +122,13 @@ impl Offers {
         Some(self.by_name.get(service)?.standing.clone())
     }
 
+    /// Whether its flows have connections of their own.
+    pub(super) fn is_dedicated(&self, service: &str) -> bool {
+        self.by_name
+            .get(service)
+            .is_some_and(|offer| offer.dedicated)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, Option<ServiceKind>)> {
         let all = self.by_name.iter();
         all.map(|(name, offer)| (&**name, offer.kind))
@@ -130,6 +145,7 @@ mod tests {
             name: name.into(),
             kind: kind.into(),
             revision: revision.into(),
+            dedicated: false,
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::http::{Request, StatusCode};
+use ::http::{Request, Response, StatusCode};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use jiff::Timestamp;
@@ -18,15 +18,16 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::auth::{self, Claim, Prover};
-use super::carrier::{self, Ear, Mouth, RoundTrip, hear, tell};
-use super::flow::{Counted, Counts, Flow};
+use super::carrier::{self, Ear, Mouth, RoundTrip};
+use super::flow::{Counted, Counts, Flow, Line};
+use super::greeting::{Comes, Credential, Secured, greet};
 use super::hub::{self, Ask, Bell, Hub, Reason, Refusal, Tunnel};
 use super::offer::{LAST_FLOWS, Offers};
-use super::wire::{self, Challenge, FromAgent, FromServer, Hello, Verdict};
+use super::ticket::Tickets;
+use super::wire::{self, FromAgent, FromServer};
 use crate::config::agent::ServiceKind;
-use crate::config::scalar::Secret;
 use crate::config::tunnel::TunnelSpec;
+use crate::tls::client::Offer;
 
 /// From the end of the TLS handshake to a running session.
 const GREETING: Duration = Duration::from_secs(10);
@@ -55,21 +56,10 @@ pub struct Session {
     pub(super) recheck: Bell,
     /// A flow has ended.
     pub(super) ended: Arc<Notify>,
-}
-
-/// What an agent was let in by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Credential {
-    Secret(Secret),
-    Certificate,
-}
-
-/// What the TLS handshake has told.
-#[derive(Debug)]
-pub struct Secured {
-    pub exporter: auth::Exporter,
-    /// Names of the certificate that the agent showed.
-    pub names: Vec<String>,
+    /// Connections that its agent makes for flows.
+    tickets: Arc<Tickets>,
+    /// It is over: its flows end, also those that have connections of their own.
+    over: CancellationToken,
 }
 
 /// What ends a session from outside.
@@ -98,10 +88,15 @@ where
     let greeting = Instant::now() + GREETING;
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
     let id = hub.number();
-    let greeted = timeout_at(greeting, greet(&mut io, &id, &secured, &spec, &ends));
-    let (hello, credential) = tokio::select! {
+    let by = (&*spec, hub.tickets());
+    let greeted = timeout_at(greeting, greet(&mut io, &id, &secured, by, &ends));
+    let comes = tokio::select! {
         greeted = greeted => greeted.map_err(late)??,
         () = ends.cut.cancelled() => return Ok("the address is gone".to_owned()),
+    };
+    let (hello, credential) = match comes {
+        Comes::Session(hello, credential) => (hello, credential),
+        Comes::Flow(awaited) => return Ok(awaited.hand_over(io, &ends.cut).await.to_owned()),
     };
     let mut builder = h2::client::Builder::new();
     builder
@@ -136,7 +131,10 @@ where
         credential,
         recheck: Arc::default(),
         ended: Arc::default(),
+        tickets: hub.tickets().clone(),
+        over: CancellationToken::new(),
     });
+    let _over = session.over.clone().drop_guard();
     let control = timeout_at(greeting, session.control()).await;
     let (ear, mouth) = control.map_err(late)??;
     if !hub.join(&session) {
@@ -173,96 +171,6 @@ impl Drop for Joined<'_> {
     fn drop(&mut self) {
         self.0.leave(self.1);
     }
-}
-
-/// Who is it, and may it come?
-async fn greet(
-    io: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    id: &str,
-    secured: &Secured,
-    spec: &TunnelSpec,
-    ends: &Ends,
-) -> io::Result<(Hello, Credential)> {
-    let nonce = auth::random::<32>()?;
-    let challenge = Challenge {
-        evergate: env!("CARGO_PKG_VERSION").to_owned(),
-        version: wire::VERSION,
-        nonce: auth::hex(&nonce),
-    };
-    tell(io, &challenge).await?;
-    let hello: Hello = hear(io).await?;
-    let refusal = |reason, detail: String| (reason, detail);
-    let claim = Claim {
-        exporter: &secured.exporter,
-        nonce: &nonce,
-        agent: &hello.agent,
-    };
-    let judged = if hello.version != wire::VERSION {
-        Err(refusal(
-            wire::Refusal::Version,
-            format!("version {} of the tunnel is not spoken here", hello.version),
-        ))
-    } else if ends.finish.is_cancelled() {
-        Err(refusal(
-            wire::Refusal::Stopping,
-            "this tunnel is going".to_owned(),
-        ))
-    } else {
-        judge(&hello, &claim, &secured.names, spec).ok_or_else(|| {
-            let detail = format!(
-                "agent {} is not known here, or its secret is wrong",
-                hello.agent
-            );
-            refusal(wire::Refusal::Unauthorized, detail)
-        })
-    };
-    match judged {
-        Ok((credential, proof)) => {
-            let session = id.to_owned();
-            tell(io, &Verdict::Welcome { session, proof }).await?;
-            Ok((hello, credential))
-        }
-        Err((reason, detail)) => {
-            let told = detail.clone();
-            tell(io, &Verdict::Refused { reason, detail }).await?;
-            // It is read before the connection goes.
-            let _ = io.shutdown_now().await;
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, told))
-        }
-    }
-}
-
-/// Ends what was written, and waits a moment for the other side to have read it.
-trait ShutdownNow {
-    async fn shutdown_now(&mut self) -> io::Result<()>;
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> ShutdownNow for S {
-    async fn shutdown_now(&mut self) -> io::Result<()> {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        self.shutdown().await?;
-        let mut rest = [0; 64];
-        while self.read(&mut rest).await? > 0 {}
-        Ok(())
-    }
-}
-
-/// What lets it in, and our own proof.
-fn judge(
-    hello: &Hello,
-    claim: &Claim<'_>,
-    names: &[String],
-    spec: &TunnelSpec,
-) -> Option<(Credential, Option<String>)> {
-    let known = spec.tokens.get(hello.agent.as_str());
-    if let Some(proof) = &hello.proof {
-        let secret = claim.which(known.map_or(&[], |list| list.as_slice()), proof)?;
-        let ours = claim.prove(Prover::Server, secret);
-        return Some((Credential::Secret(secret.clone()), Some(ours)));
-    }
-    let named = names.contains(&hello.agent) && crate::config::check::is_name(&hello.agent);
-    let asked = spec.tls.client_auth.is_some();
-    (asked && named).then_some((Credential::Certificate, None))
 }
 
 impl Session {
@@ -422,83 +330,80 @@ impl Session {
         let broken = |error: &dyn std::fmt::Display| {
             Refusal::new(Reason::Broken, format!("agent {agent}: {error}"))
         };
-        let standing = self.offers.lock().standing(service);
+        let (standing, dedicated) = {
+            let offers = self.offers.lock();
+            (offers.standing(service), offers.is_dedicated(service))
+        };
         let standing = standing.ok_or_else(|| broken(&"the service has just gone"))?;
-        let mut request =
-            Request::post(format!("https://tunnel{}", wire::FLOW)).header(wire::SERVICE, service);
-        if let Some((client, local)) = ask.client {
-            request = request
-                .header(wire::CLIENT, client.to_string())
-                .header(wire::LOCAL, local.to_string());
-        }
-        let request = request.body(()).map_err(|error| broken(&error))?;
+        let cut = self.over.child_token();
+        let waiting = dedicated.then(|| self.tickets.issue(&self.agent, cut.clone()));
+        let mut waiting = waiting.transpose().map_err(|error| broken(&error))?;
+        let ticket = waiting.as_ref().map(|waiting| &*waiting.ticket);
+        let request = request(ask, ticket).map_err(|error| broken(&error))?;
         let opening = async {
             let mut h2 = self.h2.clone().ready().await.map_err(|e| broken(&e))?;
-            let (response, send) = h2.send_request(request, false).map_err(|e| broken(&e))?;
+            let (response, send) = h2
+                .send_request(request, dedicated)
+                .map_err(|e| broken(&e))?;
             let response = response.await.map_err(|e| broken(&e))?;
-            Ok((response, send))
+            if response.status() != StatusCode::OK {
+                return Err(refused(ask, &response));
+            }
+            let receive = response.into_body();
+            let Some(waiting) = &mut waiting else {
+                return Ok(Line::stream(send, receive));
+            };
+            // The agent says that it is there when it is.
+            let own = (&mut waiting.own).await;
+            let own = own.map_err(|_| broken(&"it has made no connection for the flow"))?;
+            Ok(Line::own(own, cut))
         };
-        let (response, send) = timeout_at(ask.deadline, opening).await.map_err(|_| {
+        let line = timeout_at(ask.deadline, opening).await.map_err(|_| {
             let detail = format!("service {service} of agent {agent} did not answer in time");
             Refusal::new(Reason::Timeout, detail)
         })??;
-        if response.status() == StatusCode::OK {
-            return Ok(Flow::new(send, response.into_body(), counted, standing));
-        }
-        let text = |name| {
-            let value = response.headers().get(name);
-            value.and_then(|v| v.to_str().ok()).unwrap_or_default()
-        };
-        let detail = match text(wire::DETAIL) {
-            "" => format!("status {}", response.status()),
-            detail => detail.to_owned(),
-        };
-        Err(Refusal::new(
-            Reason::of(text(wire::REASON)),
-            format!("service {service} of agent {agent}: {detail}"),
-        ))
+        Ok(Flow::new(line, counted, standing))
     }
 }
 
-/// Who the peer is by its handshake.
-///
-/// # Errors
-/// When it is not TLS 1.3, or its certificate cannot be read.
-pub fn secured<T>(tls: &T, names: Vec<String>) -> io::Result<Secured>
-where
-    T: Exports,
-{
-    Ok(Secured {
-        exporter: tls.exporter()?,
-        names,
-    })
-}
-
-/// A TLS connection of either side.
-pub trait Exports {
-    /// What only the two ends of it have.
-    ///
-    /// # Errors
-    /// When it is not TLS 1.3.
-    fn exporter(&self) -> io::Result<auth::Exporter>;
-}
-
-macro_rules! exports {
-    ($type:ty) => {
-        impl Exports for $type {
-            fn exporter(&self) -> io::Result<auth::Exporter> {
-                if self.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
-                    return Err(io::Error::other("a tunnel needs TLS 1.3"));
-                }
-                self.export_keying_material([0; 32], auth::LABEL, None)
-                    .map_err(io::Error::other)
-            }
-        }
+/// How a flow is asked for.
+fn request(ask: &Ask<'_>, ticket: Option<&str>) -> ::http::Result<Request<()>> {
+    let mut request =
+        Request::post(format!("https://tunnel{}", wire::FLOW)).header(wire::SERVICE, ask.service);
+    if let Some((client, local)) = ask.client {
+        request = request
+            .header(wire::CLIENT, client.to_string())
+            .header(wire::LOCAL, local.to_string());
+    }
+    let speaks = match ask.speaks {
+        Offer::Nothing => None,
+        Offer::H1 => Some(wire::HTTP_1),
+        Offer::H2 | Offer::Both => Some(wire::HTTP_2),
     };
+    for (name, value) in [(wire::SPEAKS, speaks), (wire::TICKET, ticket)] {
+        if let Some(value) = value {
+            request = request.header(name, value);
+        }
+    }
+    request.body(())
 }
 
-exports!(rustls::ServerConnection);
-exports!(rustls::ClientConnection);
+/// Why the agent does not make it.
+fn refused<B>(ask: &Ask<'_>, response: &Response<B>) -> Refusal {
+    let text = |name| {
+        let value = response.headers().get(name);
+        value.and_then(|v| v.to_str().ok()).unwrap_or_default()
+    };
+    let detail = match text(wire::DETAIL) {
+        "" => format!("status {}", response.status()),
+        detail => detail.to_owned(),
+    };
+    let (agent, service) = (ask.agent, ask.service);
+    Refusal::new(
+        Reason::of(text(wire::REASON)),
+        format!("service {service} of agent {agent}: {detail}"),
+    )
+}
 
 /// An address as it stands in a field, and back.
 pub(super) fn address(value: Option<&::http::HeaderValue>) -> Option<SocketAddr> {

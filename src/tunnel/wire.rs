@@ -3,7 +3,8 @@
 //! A connection begins with three messages, each a length (32 bits, big endian) and JSON: the server's [`Challenge`], the
 //! agent's [`Hello`], the server's [`Verdict`]. Then it is HTTP/2 with the roles reversed: the agent, which dialled, serves.
 //! The server's first request is `POST /control`, whose bodies are such messages both ways ([`FromAgent`], [`FromServer`])
-//! for as long as the session lives; each later `POST /flow` is one connection to a service.
+//! for as long as the session lives; each later `POST /flow` is one connection to a service. Where that is to have a connection
+//! of its own, the agent makes one, which begins with the same three messages; then it is the flow's bytes.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
@@ -24,6 +25,13 @@ pub const FLOW: &str = "/flow";
 pub const SERVICE: &str = "service";
 pub const CLIENT: &str = "client";
 pub const LOCAL: &str = "local";
+/// What the flow's bytes are, for a service with which the agent speaks TLS: [`HTTP_1`] or [`HTTP_2`]. Absent: they are passed
+/// on as they are.
+pub const SPEAKS: &str = "speaks";
+pub const HTTP_1: &str = "h1";
+pub const HTTP_2: &str = "h2";
+/// The flow is to have a connection of its own, which the agent makes with this ([`Hello::ticket`]).
+pub const TICKET: &str = "ticket";
 /// Fields of its answer: why there is none.
 pub const REASON: &str = "reason";
 pub const DETAIL: &str = "detail";
@@ -52,17 +60,23 @@ pub struct Hello {
     /// not know yet that the first is gone.
     pub instance: String,
     pub services: Vec<Service>,
+    /// It comes for a flow, and nothing else: after the server's verdict the connection is that flow's bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
 }
 
 /// A service, as the agent declares it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub name: String,
-    /// `http`, `tcp` or `udp`; the server refuses what it does not know.
+    /// `http`, `https`, `tcp` or `udp`; the server refuses what it does not know.
     pub kind: String,
     /// Says nothing but whether it is the same as before: connections that are kept open to it end when it is not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub revision: String,
+    /// Each of its flows has a connection of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dedicated: bool,
 }
 
 /// What the server makes of it.
@@ -92,6 +106,8 @@ pub enum Refusal {
     /// It has as many sessions as it may have.
     TooMany,
     Version,
+    /// Nobody waits for the flow that it came for.
+    Ticket,
     /// The tunnel is being taken down.
     Stopping,
     #[serde(other)]
@@ -202,7 +218,9 @@ mod tests {
                 name: "ssh".into(),
                 kind: "tcp".into(),
                 revision: "1".into(),
+                dedicated: false,
             }],
+            ticket: None,
         }
     }
 

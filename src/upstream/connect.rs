@@ -58,6 +58,8 @@ pub(super) struct To<'a> {
     pub(super) hops: Option<&'a [Hop]>,
     /// What they are told of those passed before; see [`via::Way`].
     pub(super) passed: Option<&'a HeaderValue>,
+    /// As in [`ServiceAt`].
+    pub(super) speaks: Offer,
     /// For all of it.
     pub(super) within: Duration,
 }
@@ -71,7 +73,13 @@ pub(super) async fn dial(to: To<'_>, slot: Slot, offer: Offer) -> Result<Dialed,
     let (address, transport) = (to.address, to.transport);
     // Where it is kept, its requests may be of many clients.
     let client = to.client.filter(|_| transport.proxy_protocol.is_some());
-    let socket = socket(To { client, ..to }, deadline).await?;
+    let speaks = transport.within(offer);
+    let to = To {
+        client,
+        speaks,
+        ..to
+    };
+    let socket = socket(to, deadline).await?;
     if transport.tls.is_none() && transport.protocol == Protocol::Http1 {
         return http1(socket, slot, address).await;
     }
@@ -182,6 +190,7 @@ async fn connected(to: To<'_>, deadline: Instant) -> Result<Socket, Error> {
                 agent,
                 service,
                 client: to.client,
+                speaks: to.speaks,
             };
             within_tunnel(service, to.transport, deadline).await
         }
@@ -199,11 +208,15 @@ pub(super) async fn within_tunnel(
     deadline: Instant,
 ) -> Result<Socket, Error> {
     let Some(tunnels) = &transport.tunnels else {
-        let ServiceAt { agent, service, .. } = to;
-        let detail = format!("tunnel:{agent}/{service}: there are no tunnels here");
-        return Err(Error::upstream(Kind::DestinationUnavailable, detail).unsent());
+        return Err(no_tunnels(to));
     };
     tunnels.dial(to, deadline).await.map(Socket::Within)
+}
+
+pub(super) fn no_tunnels(to: ServiceAt<'_>) -> Error {
+    let ServiceAt { agent, service, .. } = to;
+    let detail = format!("tunnel:{agent}/{service}: there are no tunnels here");
+    Error::upstream(Kind::DestinationUnavailable, detail).unsent()
 }
 
 /// TLS; whether h2 was chosen in it.

@@ -13,6 +13,11 @@ use super::dial::Stream;
 use super::wire::Socket;
 use crate::net::Sever;
 
+/// Any stream of bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
+
 /// A stream to a target. Dropping it closes it, and frees its place among the target's connections.
 #[derive(Debug)]
 pub struct Link {

@@ -46,6 +46,7 @@ mod timer;
 mod transport;
 pub mod upgrade;
 pub mod via;
+pub mod websocket;
 mod wire;
 
 use std::fmt;
@@ -488,6 +489,7 @@ impl Member {
             worker,
             client,
             within,
+            speaks: tls::client::Offer::Nothing,
         }
     }
 

@@ -14,7 +14,7 @@ use ::http::{Request, Response, StatusCode, Version};
 use tokio::time::{Instant, timeout};
 
 use super::body::{Progress, RequestBody};
-use super::connect::{Dialed, dial};
+use super::connect::{Dialed, To, dial};
 use super::connection::{Connection, Parts, Slot};
 use super::error::{Error, Kind};
 use super::exchange::{Spare, exchange, origin_form};
@@ -245,7 +245,8 @@ impl Upstream {
             }
         };
         // Boxed: dialing is rare, and every request's future would carry its state.
-        let fresh = Box::pin(self.dial_h1(member, slot, (worker, plan.client))).await?;
+        let to = member.to(plan.client, worker, self.timeouts.connect);
+        let fresh = Box::pin(dial_h1(to, slot)).await?;
         Ok((Connection::new(fresh, worker), false))
     }
 
@@ -285,23 +286,6 @@ impl Upstream {
         Keep::new(idle, timeout, worker.index, worker.of)
     }
 
-    /// A fresh connection that speaks HTTP/1.
-    pub(super) async fn dial_h1(
-        &self,
-        member: &Member,
-        slot: Slot,
-        (worker, client): (usize, Option<Client>),
-    ) -> Result<Parts, Error> {
-        let to = member.to(client, worker, self.timeouts.connect);
-        match dial(to, slot, Offer::H1).await? {
-            Dialed::H1(parts) => Ok(*parts),
-            Dialed::H2(_) => {
-                let detail = format!("{}: chose h2 unasked", member.target.address());
-                Err(Error::upstream(Kind::TlsProtocolError, detail).unsent())
-            }
-        }
-    }
-
     /// A fresh connection that speaks what is offered, for any client.
     pub(super) async fn dial(
         &self,
@@ -313,5 +297,17 @@ impl Upstream {
         // What is shared is nobody's in particular.
         let to = member.to(None, worker, self.timeouts.connect);
         dial(to, slot, offer).await
+    }
+}
+
+/// A fresh connection that speaks HTTP/1.
+pub(super) async fn dial_h1(to: To<'_>, slot: Slot) -> Result<Parts, Error> {
+    let address = to.address;
+    match dial(to, slot, Offer::H1).await? {
+        Dialed::H1(parts) => Ok(*parts),
+        Dialed::H2(_) => {
+            let detail = format!("{address}: chose h2 unasked");
+            Err(Error::upstream(Kind::TlsProtocolError, detail).unsent())
+        }
     }
 }

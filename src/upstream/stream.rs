@@ -6,6 +6,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::connect::no_tunnels;
+use super::dial::{Datagrams, ServiceAt};
 use super::error::{Error, Kind};
 use super::link::Link;
 use super::pool::InFlight;
@@ -13,6 +17,7 @@ use super::select::{Picked, Tries};
 use super::{Client, Member, SendOptions, Upstream, connect};
 use crate::config::scalar::TargetAddr;
 use crate::metrics::WorkerContext;
+use crate::tls::client::Offer;
 
 /// What a stream asks of its upstream.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,6 +28,14 @@ pub struct Connecting {
     pub client: Option<Client>,
     /// For resolve, dial and handshake of one target together. `None`: the upstream's own.
     pub within: Option<Duration>,
+}
+
+/// Where datagrams go.
+#[derive(Debug)]
+pub enum Towards {
+    /// The target's at this moment.
+    Address(SocketAddr),
+    Flow(Arc<dyn Datagrams>),
 }
 
 impl Upstream {
@@ -54,15 +67,16 @@ impl Upstream {
         Err(tries.over())
     }
 
-    /// Picks a target for datagrams: its address at this moment.
+    /// Picks a target for datagrams of `client`.
     ///
     /// # Errors
-    /// No target is usable, or none of those that are has an address.
+    /// No target is usable, or none of those that are is to be had.
     pub async fn datagram(
         &self,
         worker: &Arc<WorkerContext>,
         key: Option<u64>,
-    ) -> Result<(SocketAddr, InFlight), Error> {
+        client: Client,
+    ) -> Result<(Towards, InFlight), Error> {
         let options = SendOptions {
             key,
             ..SendOptions::default()
@@ -75,13 +89,29 @@ impl Upstream {
                 tries.failed(member, error)?;
                 continue;
             }
+            if let TargetAddr::Tunnel(agent, service) = member.target.address() {
+                let to = ServiceAt {
+                    agent,
+                    service,
+                    client: Some(client),
+                    speaks: Offer::Nothing,
+                };
+                match self.datagrams(member, to).await {
+                    Ok(flow) => return Ok((Towards::Flow(flow), self.watched(member, flight))),
+                    Err(error) => {
+                        self.note_error(member, &error);
+                        tries.failed(member, error)?;
+                        continue;
+                    }
+                }
+            }
             let address = match (member.target.address(), member.target.names()) {
                 (TargetAddr::Ip(address), _) => Some(*address),
                 (TargetAddr::Name(..), Some(names)) => names.rotated().first().copied(),
                 _ => None,
             };
             if let Some(address) = address {
-                return Ok((address, self.watched(member, flight)));
+                return Ok((Towards::Address(address), self.watched(member, flight)));
             }
             let detail = format!("{}: no address to send to", member.target.address());
             let error = Error::upstream(Kind::DestinationUnavailable, detail).unsent();
@@ -89,6 +119,18 @@ impl Upstream {
             tries.failed(member, error)?;
         }
         Err(tries.over())
+    }
+
+    async fn datagrams(
+        &self,
+        member: &Member,
+        to: ServiceAt<'_>,
+    ) -> Result<Arc<dyn Datagrams>, Error> {
+        let deadline = Instant::now() + self.timeouts.connect;
+        match &member.transport.tunnels {
+            Some(tunnels) => tunnels.datagrams(to, deadline).await,
+            None => Err(no_tunnels(to)),
+        }
     }
 
     async fn link(

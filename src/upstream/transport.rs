@@ -10,7 +10,7 @@ use super::via::Via;
 use crate::config::agent::ProxyVersion;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::{Protocol, UpstreamSpec};
-use crate::tls::client::{Client, Identity};
+use crate::tls::client::{Client, Identity, Offer};
 
 /// How one target is spoken to.
 #[derive(Debug, Clone)]
@@ -78,6 +78,15 @@ impl Transport {
             tls: tls.map(|tls| (*tls.client.identity(), tls.name.clone())),
             proxy_protocol: self.proxy_protocol,
             via: self.via.as_ref().map(|via| *via.identity()),
+        }
+    }
+
+    /// What is spoken over a socket that is to carry requests, as far as no TLS of our own covers it.
+    pub(super) fn within(&self, offer: Offer) -> Offer {
+        match (&self.tls, self.protocol, offer) {
+            (Some(_), ..) | (None, _, Offer::Nothing) => Offer::Nothing,
+            (None, Protocol::Http1, _) | (None, _, Offer::H1) => Offer::H1,
+            (None, _, Offer::H2 | Offer::Both) => Offer::H2,
         }
     }
 

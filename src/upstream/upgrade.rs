@@ -29,6 +29,7 @@ use super::outgoing::Outgoing;
 use super::pool::{InFlight, Keep, Lease};
 use super::response::{Held, UpstreamBody};
 use super::select::{Picked, Tries};
+use super::send::dial_h1;
 use super::streams::{Channel, as_h2, broken};
 use super::wire::Wire;
 use super::{Client, Member, SendOptions, Upstream, handshake};
@@ -70,10 +71,13 @@ enum Link {
 }
 
 /// What does not change between the tries of one handshake.
-struct Asking<'a> {
-    worker: &'a WorkerContext,
-    limit: Option<Duration>,
-    client: Option<Client>,
+pub(super) struct Asking<'a> {
+    pub(super) worker: &'a WorkerContext,
+    /// For the answer's head.
+    pub(super) limit: Option<Duration>,
+    pub(super) client: Option<Client>,
+    /// For a connection.
+    pub(super) within: Duration,
 }
 
 impl Upstream {
@@ -94,6 +98,7 @@ impl Upstream {
             worker,
             limit: options.response_timeout.or(self.timeouts.response),
             client: options.client.as_deref().copied(),
+            within: self.timeouts.connect,
         };
         let mut tries = Tries::new(self, worker.index, &options);
         while let Some(Picked { member, flight }) = tries.next().await {
@@ -116,7 +121,7 @@ impl Upstream {
     }
 
     /// One target. After an unsent error `request` is as it was.
-    async fn switch(
+    pub(super) async fn switch(
         &self,
         member: &Member,
         asking: &Asking<'_>,
@@ -234,6 +239,7 @@ impl Upstream {
             worker,
             limit,
             client,
+            within,
         } = *asking;
         let target = &member.target;
         let address = target.address();
@@ -246,7 +252,8 @@ impl Upstream {
             })
         });
         let slot = slot.await?;
-        let mut parts = self.dial_h1(member, slot, (worker.index, client)).await?;
+        let to = member.to(client, worker.index, within);
+        let mut parts = dial_h1(to, slot).await?;
         let response = ask(&mut parts, request, limit, member).await?;
         if let Some(fault) = ambiguous(response.headers()) {
             let detail = format!("{address}: {fault}");

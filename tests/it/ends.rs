@@ -108,33 +108,40 @@ fn on_a_stream_of_http2_what_breaks_is_a_reset_and_an_end_an_end() {
     let mut there = connect(&mut wire, 3, &target);
     wire.send(&reset(3)).unwrap();
     is_reset(&mut there);
+    // Also after its end, while the target has nothing to say.
+    let mut there = connect(&mut wire, 13, &target);
+    wire.send(&frame(DATA, END_STREAM, 13, b"")).unwrap();
+    has_ended(&mut there);
+    wire.send(&reset(13)).unwrap();
+    let error = until("the reset", || there.take_error().unwrap());
+    assert_eq!(error.kind(), ErrorKind::BrokenPipe);
     // An operator ends it.
-    let mut there = connect(&mut wire, 5, &target);
+    let mut there = connect(&mut wire, 15, &target);
     close(&gate, "connect");
-    assert_eq!(wire.ending(5), Fate::Reset(CANCEL));
+    assert_eq!(wire.ending(15), Fate::Reset(CANCEL));
     is_reset(&mut there);
     // Ends, side by side.
-    let mut there = connect(&mut wire, 7, &target);
-    wire.send(&frame(DATA, END_STREAM, 7, b"")).unwrap();
+    let mut there = connect(&mut wire, 17, &target);
+    wire.send(&frame(DATA, END_STREAM, 17, b"")).unwrap();
     has_ended(&mut there);
     there.write_all(b"the answer").unwrap();
     there.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(wire.ending(7), Fate::Ended);
-    let mut there = connect(&mut wire, 9, &target);
+    assert_eq!(wire.ending(17), Fate::Ended);
+    let mut there = connect(&mut wire, 19, &target);
     there.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(wire.ending(9), Fate::Ended);
-    wire.send(&frame(DATA, END_STREAM, 9, b" and more"))
+    assert_eq!(wire.ending(19), Fate::Ended);
+    wire.send(&frame(DATA, END_STREAM, 19, b" and more"))
         .unwrap();
     hear(&mut there, b" and more");
     has_ended(&mut there);
     // And what is large is all there before its end.
-    let mut there = connect(&mut wire, 11, &target);
+    let mut there = connect(&mut wire, 21, &target);
     there.write_all(&[7; 40_000]).unwrap();
     drop(there);
     let mut size = 0;
     loop {
         let frame = wire.next().unwrap();
-        if frame.stream == 11 && frame.kind == DATA {
+        if frame.stream == 21 && frame.kind == DATA {
             size += frame.payload.len();
             if frame.flags & END_STREAM != 0 {
                 break;

@@ -160,11 +160,38 @@ fn edge_and_expose_publish_a_service() {
 }
 
 #[test]
+fn edge_and_expose_publish_https_and_datagrams() {
+    let token = "correct-horse-battery-staple";
+    let [agents, http, udp, site] = [(); 4].map(|()| local(free_port()));
+    let _site = Gate::start(&format!(
+        "[http.site]\nlisten = \"{site}\"\ntls.self_signed = [\"localhost\"]\nrespond = \"the site\"\n"
+    ));
+    let (agents, http_at, udp_at) = (agents.to_string(), http.to_string(), udp.to_string());
+    let args = ["edge", "--listen", &agents, "--token", token];
+    let more = ["--http", &http_at, "--udp", &udp_at];
+    let _edge = start(folder(), &[&args[..], &more].concat());
+    let expose = |kind, port: u16| {
+        let port = port.to_string();
+        let args = ["expose", kind, &port, "--to", &agents, "--token", token];
+        start(folder(), &args)
+    };
+    let home = expose("https", site.port());
+    until("the service to be reached", || {
+        let answer = try_get(http, "x", "/").ok()?;
+        (answer.text() == "the site").then_some(())
+    });
+    drop(home);
+    let origin = crate::udp::echo();
+    let _home = expose("udp", origin.addr.port());
+    crate::udp::ask_until_answered(&crate::udp::client(udp));
+}
+
+#[test]
 fn print_config_shows_a_document_that_check_takes() {
     let dir = folder();
     let root = dir.path().to_str().unwrap();
     let token = "correct-horse-battery-staple";
-    let all: [&[&str]; 6] = [
+    let all: [&[&str]; 7] = [
         &[
             "proxy",
             "--client",
@@ -179,6 +206,15 @@ fn print_config_shows_a_document_that_check_takes() {
             "expose",
             "http",
             "3000",
+            "--to",
+            "edge.example.com",
+            "--token",
+            token,
+        ],
+        &[
+            "expose",
+            "https",
+            "127.0.0.1:8443",
             "--to",
             "edge.example.com",
             "--token",

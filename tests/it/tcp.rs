@@ -313,7 +313,7 @@ fn wrong_documents_are_refused_with_the_place() {
     let gate = Gate::start("");
     let listen = local(free_port());
     let wrong = format!(
-        "[tcp.a]\nlisten = \"{listen}\"\nupstream = \"nobody\"\nwebsocket = {{}}\n\
+        "[tcp.a]\nlisten = \"{listen}\"\nupstream = \"nobody\"\nwebsocket = {{}}\nmirror = 1\n\
          [tcp.b]\nlisten = \"{listen}\"\nupstream = \"http://127.0.0.1:1\"\nproxy_protocol = true\n\
          [http.c]\nlisten = \"{listen}\"\nrespond = \"\"\n"
     );
@@ -321,7 +321,8 @@ fn wrong_documents_are_refused_with_the_place() {
     for told in [
         "/tcp/a/upstream",
         "/tcp/a/websocket",
-        "not supported yet",
+        "expected a string",
+        "unknown key `mirror`",
         "/tcp/b/upstream",
         "/tcp/b/proxy_protocol",
         "has the address",

@@ -15,12 +15,12 @@ fn local(port: u16) -> SocketAddr {
 }
 
 /// Answers each datagram with itself, and knows who has come.
-struct Echo {
-    addr: SocketAddr,
+pub(crate) struct Echo {
+    pub(crate) addr: SocketAddr,
     came: Arc<Mutex<Vec<SocketAddr>>>,
 }
 
-fn echo() -> Echo {
+pub(crate) fn echo() -> Echo {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let echo = Echo {
         addr: socket.local_addr().unwrap(),
@@ -49,33 +49,33 @@ impl Echo {
     }
 
     /// Datagrams that came, and of how many.
-    fn seen(&self) -> (usize, usize) {
+    pub(crate) fn seen(&self) -> (usize, usize) {
         let came = self.came.lock().unwrap();
         (came.len(), came.iter().collect::<HashSet<_>>().len())
     }
 }
 
 /// Sends to `listen` alone.
-fn client(listen: SocketAddr) -> UdpSocket {
+pub(crate) fn client(listen: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(listen).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
-fn ask(client: &UdpSocket, text: &str) {
+pub(crate) fn ask(client: &UdpSocket, text: &str) {
     client.send(text.as_bytes()).unwrap();
     hear(client, text);
 }
 
-fn hear(client: &UdpSocket, text: &str) {
+pub(crate) fn hear(client: &UdpSocket, text: &str) {
     let mut room = [0; 2048];
     let size = client.recv(&mut room).unwrap();
     assert_eq!(String::from_utf8_lossy(&room[..size]), text);
 }
 
 /// Asks until there is an answer to the last question.
-fn ask_until_answered(client: &UdpSocket) {
+pub(crate) fn ask_until_answered(client: &UdpSocket) {
     client
         .set_read_timeout(Some(Duration::from_millis(50)))
         .unwrap();
@@ -106,14 +106,14 @@ fn passing(listen: SocketAddr, upstream: &str, more: &str) -> String {
 }
 
 /// Sessions at all UDP addresses.
-fn sessions(gate: &Gate) -> u64 {
+pub(crate) fn sessions(gate: &Gate) -> u64 {
     let status = gate.status();
     let all = status["listeners"].as_array().unwrap().iter();
     let udp = all.filter(|l| l["address"].as_str().unwrap().starts_with("udp://"));
     udp.map(|l| l["connections"].as_u64().unwrap()).sum()
 }
 
-fn wait_sessions(gate: &Gate, count: u64) {
+pub(crate) fn wait_sessions(gate: &Gate, count: u64) {
     until("so many sessions", || {
         (sessions(gate) == count).then_some(())
     });

@@ -39,6 +39,11 @@ pub(super) fn write(list: &TunnelList, to: &mut Writer<'_>) -> fmt::Result {
         "Bytes from the services of an agent.",
         published().map(|(labels, a)| (labels, a.received as f64)),
     )?;
+    to.counters(
+        "evergate_tunnel_dropped_datagrams",
+        "Datagrams to the services of an agent for which there was no room.",
+        published().map(|(labels, a)| (labels, a.dropped as f64)),
+    )?;
     let agents = || list.agents.iter().map(|a| ([("agent", &*a.agent)], a));
     to.gauges(
         "evergate_agent_sessions",

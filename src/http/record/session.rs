@@ -1,13 +1,15 @@
 //! The line of a long flow that is no request: written when it is over, however that comes, in the log of the generation in
-//! which it began.
+//! which it began; also of one that came to nothing.
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::{AccessLog, Late};
+use super::{AccessLog, Late, View};
 use crate::config::template::{Source, Var};
+use crate::generation::Watch;
 use crate::http::vars::or_empty;
-use crate::session::{End, Info, Session};
+use crate::session::{End, Info, Kind, Session, Start};
 
 /// Writes the line of a session when it is dropped.
 #[derive(Debug)]
@@ -37,17 +39,52 @@ impl<'s> SessionLine<'s> {
 
 impl Drop for SessionLine<'_> {
     fn drop(&mut self) {
-        let view = self.log.as_ref().and_then(|log| log.view(self.worker));
-        let Some(view) = view else {
-            return;
+        if let Some(view) = self.log.as_ref().and_then(|log| log.view(self.worker)) {
+            let info = self.session.info();
+            view.flow(&Flow {
+                info,
+                end: self.end,
+            });
+        }
+    }
+}
+
+/// Writes the line of what would have been a session of this worker and came to nothing; `began`: when it was asked for, `status`:
+/// what HTTP would have answered.
+pub fn came_to_nothing(
+    log: Option<&Arc<AccessLog>>,
+    worker: usize,
+    kind: Kind,
+    start: Start,
+    began: Instant,
+    status: u16,
+) {
+    if let Some(view) = log.and_then(|log| log.view(worker)) {
+        let info = Info {
+            id: 0,
+            kind,
+            client: start.client,
+            user: start.user,
+            listener: start.listener,
+            route: start.route,
+            upstream: start.upstream,
+            destination: start.destination,
+            generation: start.watch.as_ref().map(Watch::generation),
+            age: began.elapsed(),
+            idle: Duration::ZERO,
+            received: 0,
+            sent: 0,
+            closing: false,
         };
-        let flow = Flow {
-            info: self.session.info(),
-            end: self.end,
-        };
-        let format = &view.format;
-        view.sink.put(view.worker, |out, stamp| {
-            format.session(&flow, stamp, out);
+        let end = End::Nothing(status);
+        view.flow(&Flow { info, end });
+    }
+}
+
+impl View {
+    fn flow(&self, flow: &Flow) {
+        self.sink.put(self.worker, |out, stamp| {
+            self.format.session(flow, stamp, out);
         });
     }
 }

@@ -10,27 +10,37 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Settings, Shared, Trouble};
+use super::{Running, Settings, Shared, Trouble};
 use crate::config::scalar::TargetAddr;
+use crate::net::Sever as _;
 use crate::tls::client::{Offer, OtherKey};
 use crate::tunnel::auth::{self, Claim, Prover};
 use crate::tunnel::carrier::{self, hear, tell};
-use crate::tunnel::session::Exports as _;
+use crate::tunnel::greeting::Exports as _;
 use crate::tunnel::wire::{self, Challenge, Hello, Refusal, Verdict};
+use crate::upstream::link::Link;
+use crate::upstream::via::Via;
 
 /// How long dialling may take, so that a path which comes back is used soon.
 const DIAL: Duration = Duration::from_secs(2);
+/// The same through proxies, which dial too.
+const THROUGH: Duration = Duration::from_secs(5);
 /// TLS and proofs.
 const GREETING: Duration = Duration::from_secs(10);
+/// Agents belong to no worker; the first one's place in a round is as good as any.
+const WORKER: usize = 0;
+
+/// A connection to the server, after all that is said on it first.
+pub(in crate::tunnel) type Connection = TlsStream<Link>;
 
 /// The agent's end of the carrier.
-pub(super) type Carrier = h2::server::Connection<TlsStream<TcpStream>, Bytes>;
+pub(super) type Carrier = h2::server::Connection<Connection, Bytes>;
 
 /// Why there is no session.
 #[derive(Debug)]
-pub(super) struct Failed {
+pub(in crate::tunnel) struct Failed {
     pub(super) trouble: Trouble,
-    pub(super) why: String,
+    pub(in crate::tunnel) why: String,
 }
 
 impl Failed {
@@ -49,24 +59,112 @@ impl Failed {
     }
 }
 
-/// Makes a session; with it comes what the server calls it.
+/// Makes a session; with it comes what the server calls it, and which of the server's addresses it is at.
 pub(super) async fn connect(
     settings: &Settings,
     shared: &Shared,
-) -> Result<(Carrier, String), Failed> {
+) -> Result<(Carrier, String, Option<SocketAddr>), Failed> {
+    let (stream, session) = introduced(settings, shared, None).await?;
+    let peer = stream.get_ref().0.plain_tcp();
+    let peer = peer.and_then(|stream| stream.peer_addr().ok());
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(carrier::STREAM_WINDOW)
+        .initial_connection_window_size(carrier::CONNECTION_WINDOW)
+        .max_frame_size(carrier::FRAME)
+        .max_send_buffer_size(carrier::SEND_BUFFER)
+        .max_header_list_size(carrier::HEAD)
+        .max_concurrent_streams(carrier::STREAMS);
     let server = &settings.spec.server;
-    let stream = timeout(DIAL, dial(server))
-        .await
-        .map_err(|_| Failed::unreachable(format!("{server}: not connected within {DIAL:?}")))?
-        .map_err(|error| Failed::unreachable(format!("connect to {server}: {error}")))?;
-    carrier::tune(&stream);
-    timeout(GREETING, greet(stream, settings, shared))
-        .await
-        .map_err(|_| {
-            Failed::unreachable(format!(
-                "{server}: no greeting within {GREETING:?}; is it a tunnel?"
-            ))
-        })?
+    let carrier = timeout(GREETING, builder.handshake(stream)).await;
+    let carrier = carrier
+        .map_err(|_| Failed::unreachable(format!("{server}: no HTTP/2 within {GREETING:?}")))?
+        .map_err(|error| Failed::unreachable(format!("{server}: {error}")))?;
+    Ok((carrier, session, peer))
+}
+
+/// What a connection for one flow is made with.
+#[derive(Debug, Clone, Copy)]
+struct Pass<'a> {
+    ticket: &'a str,
+    /// The address of the server that has handed it out: others of the same name do not know it.
+    at: Option<SocketAddr>,
+}
+
+/// Makes a connection for one flow, for which the server has handed out a ticket.
+pub(in crate::tunnel) async fn dedicated(
+    settings: &Settings,
+    shared: &Shared,
+    running: &Running,
+    ticket: &str,
+) -> Result<Connection, Failed> {
+    let is_there = running.server == settings.spec.server.to_string();
+    let at = running.peer.filter(|_| is_there);
+    let pass = Pass { ticket, at };
+    let (stream, _) = introduced(settings, shared, Some(pass)).await?;
+    Ok(stream)
+}
+
+/// A connection on which both sides have proved who they are.
+async fn introduced(
+    settings: &Settings,
+    shared: &Shared,
+    pass: Option<Pass<'_>>,
+) -> Result<(Connection, String), Failed> {
+    let server = &settings.spec.server;
+    let at = pass.and_then(|pass| pass.at).map(TargetAddr::Ip);
+    let stream = match &settings.via {
+        Some(via) => through(via, server)
+            .await
+            .map_err(|error| Failed::unreachable(format!("connect to {server}: {error}")))?,
+        None => {
+            let dialled = timeout(DIAL, dial(at.as_ref().unwrap_or(server))).await;
+            let stream = dialled
+                .map_err(|_| {
+                    Failed::unreachable(format!("{server}: not connected within {DIAL:?}"))
+                })?
+                .map_err(|error| Failed::unreachable(format!("connect to {server}: {error}")))?;
+            carrier::tune(&stream);
+            Link::of_tcp(stream)
+        }
+    };
+    let ticket = pass.map(|pass| pass.ticket);
+    let greeted = timeout(GREETING, greet(stream, settings, shared, ticket)).await;
+    greeted.map_err(|_| {
+        Failed::unreachable(format!(
+            "{server}: no greeting within {GREETING:?}; is it a tunnel?"
+        ))
+    })?
+}
+
+/// Through the proxies on the way. Where the last one takes no names, each address of a name is tried in its turn.
+async fn through(via: &Via, server: &TargetAddr) -> Result<Link, String> {
+    let deadline = Instant::now() + THROUGH;
+    let (TargetAddr::Name(name, port), false) = (server, via.takes_names()) else {
+        let opened = via.connect(WORKER, server, deadline, None).await;
+        return opened.map_err(|error| error.detail);
+    };
+    let found = timeout_at(deadline, tokio::net::lookup_host((&**name, *port))).await;
+    let found = found.map_err(|_| format!("{name} is not found within {THROUGH:?}"))?;
+    let found: Vec<_> = found.map_err(|error| error.to_string())?.collect();
+    let mut last = "it has no address".to_owned();
+    for (tried, address) in found.iter().enumerate() {
+        let until = Instant::now() + share(deadline, found.len() - tried);
+        match via
+            .connect(WORKER, &TargetAddr::Ip(*address), until, None)
+            .await
+        {
+            Ok(link) => return Ok(link),
+            Err(error) => last = error.detail,
+        }
+    }
+    Err(last)
+}
+
+/// What of the time until then is due to the first of so many.
+fn share(deadline: Instant, of: usize) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left / u32::try_from(of.max(1)).unwrap_or(u32::MAX)
 }
 
 /// Each address of the server in its turn, with its share of the time.
@@ -79,9 +177,8 @@ async fn dial(server: &TargetAddr) -> io::Result<TcpStream> {
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
     for (tried, address) in found.iter().enumerate() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let share = left / u32::try_from(found.len() - tried).unwrap_or(u32::MAX);
-        match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
+        let until = Instant::now() + share(deadline, found.len() - tried);
+        match timeout_at(until, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => last = error,
             Err(_) => last = io::ErrorKind::TimedOut.into(),
@@ -91,10 +188,11 @@ async fn dial(server: &TargetAddr) -> io::Result<TcpStream> {
 }
 
 async fn greet(
-    stream: TcpStream,
+    stream: Link,
     settings: &Settings,
     shared: &Shared,
-) -> Result<(Carrier, String), Failed> {
+    ticket: Option<&str>,
+) -> Result<(Connection, String), Failed> {
     let server = &settings.spec.server;
     let connector = TlsConnector::from(settings.client.config(Offer::H2));
     let name = settings.client.name_of(server);
@@ -130,7 +228,11 @@ async fn greet(
         proof: spec.token.as_ref().map(|t| claim.prove(Prover::Agent, t)),
         program: format!("evergate/{}", env!("CARGO_PKG_VERSION")),
         instance: shared.instance.clone(),
-        services: shared.services(settings),
+        services: match ticket {
+            None => shared.services(settings),
+            Some(_) => Vec::new(),
+        },
+        ticket: ticket.map(str::to_owned),
     };
     tell(&mut stream, &hello).await.map_err(broken)?;
     let (session, proof) = match hear(&mut stream).await.map_err(broken)? {
@@ -154,19 +256,7 @@ async fn greet(
             return Err(Failed::distrusted(why));
         }
     }
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(carrier::STREAM_WINDOW)
-        .initial_connection_window_size(carrier::CONNECTION_WINDOW)
-        .max_frame_size(carrier::FRAME)
-        .max_send_buffer_size(carrier::SEND_BUFFER)
-        .max_header_list_size(carrier::HEAD)
-        .max_concurrent_streams(carrier::STREAMS);
-    let carrier = builder
-        .handshake(stream)
-        .await
-        .map_err(|error| Failed::unreachable(format!("{server}: {error}")))?;
-    Ok((carrier, session))
+    Ok((stream, session))
 }
 
 fn rustls_says(error: &io::Error) -> Option<&rustls::Error> {

@@ -6,9 +6,11 @@ mod backoff;
 mod connect;
 mod slot;
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -19,8 +21,12 @@ use tokio_util::sync::CancellationToken;
 use super::auth;
 use super::carrier::RoundTrip;
 use crate::config::agent::{AgentSpec, ServiceSpec};
+use crate::config::scalar::{Secret, TargetAddr};
 use crate::registry::Registry;
-use crate::tls::client::Client;
+use crate::tls::client::{Client, Identity};
+use crate::upstream::via::Via;
+
+pub(super) use connect::{Connection, dedicated};
 
 /// The agents of a process.
 #[derive(Debug)]
@@ -36,15 +42,40 @@ pub struct Agents {
 pub struct Settings {
     pub spec: AgentSpec,
     pub client: Arc<Client>,
+    /// How TLS is spoken with `https` services, by their names.
+    pub services: BTreeMap<Arc<str>, Arc<Client>>,
+    /// The proxies on the way to the server.
+    pub via: Option<Arc<Via>>,
 }
 
 impl Settings {
-    /// Whether a session that was made under these could have been made under `other`.
-    fn same_session(&self, other: &Settings) -> bool {
-        self.spec.server == other.spec.server
-            && self.spec.token == other.spec.token
-            && self.client.identity() == other.client.identity()
+    /// Whether it says the same, but for the upstreams on the way.
+    pub fn same(&self, other: &Settings) -> bool {
+        let mut pairs = self.services.iter().zip(&other.services);
+        self.spec == other.spec
+            && Arc::ptr_eq(&self.client, &other.client)
+            && self.services.len() == other.services.len()
+            && pairs.all(|((a, one), (b, other))| a == b && Arc::ptr_eq(one, other))
     }
+
+    fn terms(&self) -> Terms {
+        Terms {
+            server: self.spec.server.clone(),
+            token: self.spec.token.clone(),
+            client: *self.client.identity(),
+            via: self.via.as_ref().map(|via| *via.identity()),
+        }
+    }
+}
+
+/// What a session is made under: one that was made under the same is as good. It outlives its settings, and keeps none of
+/// what they hold, such as the upstreams on the way.
+#[derive(Debug, PartialEq)]
+struct Terms {
+    server: TargetAddr,
+    token: Option<Secret>,
+    client: Identity,
+    via: Option<[u8; 32]>,
 }
 
 impl Shared {
@@ -58,9 +89,11 @@ impl Shared {
             kind: service.kind.word().to_owned(),
             // All that decides where it leads to; the server learns no more of it than whether it is the same.
             revision: {
-                let all = format!("{service:?} {permit:?}");
+                let client = settings.services.get(name).map(|client| client.identity());
+                let all = format!("{service:?} {permit:?} {client:?}");
                 format!("{:016x}", self.revisions.hash_one(all))
             },
+            dedicated: service.dedicated,
         };
         services.iter().map(one).collect()
     }
@@ -120,7 +153,7 @@ impl Drop for Retired {
 
 /// What the slots of an agent share.
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     /// `None` until the first commit.
     settings: watch::Sender<Option<Arc<Settings>>>,
     /// One slot at a time makes a new session in the place of one that is good.
@@ -172,9 +205,13 @@ pub struct Running {
     /// As the server calls it.
     pub session: String,
     pub server: String,
+    /// Which of its addresses; `None`: a proxy knows.
+    pub peer: Option<SocketAddr>,
     pub since: Timestamp,
     pub round_trip: RoundTrip,
     pub flows: AtomicUsize,
+    /// Datagrams from its services for which there was no room.
+    pub dropped: AtomicU64,
 }
 
 impl Agents {

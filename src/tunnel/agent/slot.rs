@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ::http::{Response, StatusCode};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::connect::{Carrier, Failed, connect};
-use super::{Control, Running, Settings, Shared, State, Trouble};
+use super::{Control, Running, Settings, Shared, State, Terms, Trouble};
 use crate::tunnel::carrier::{self, Ear, Mouth, RoundTrip};
 use crate::tunnel::local;
 use crate::tunnel::wire::{self, FromAgent, FromServer};
@@ -28,7 +28,7 @@ const MAX_RETIRING: usize = 8;
 
 /// A session, and the ways to end it.
 struct Session {
-    settings: Arc<Settings>,
+    terms: Terms,
     since: Instant,
     /// No new flows; it ends with those that it has.
     drain: CancellationToken,
@@ -89,15 +89,16 @@ async fn keep(
             another(shared, state, good, &mut backoff, &mut said, &mut changes).await;
         *state.lock() = State::Connected(running.clone());
         said.clear();
-        let name = &settings.spec.name;
+        let name = settings.spec.name.clone();
         tracing::info!(agent = %name, server = %settings.spec.server, session = running.session, "connected");
         let made = Session {
-            settings,
+            terms: settings.terms(),
             since: Instant::now(),
             drain: CancellationToken::new(),
             unwanted: CancellationToken::new(),
             ended: CancellationToken::new(),
         };
+        drop(settings);
         let ended = made.ended.clone().drop_guard();
         let serving = serve(
             carrier,
@@ -141,7 +142,7 @@ async fn keep(
                     if changed.is_err() {
                         return;
                     }
-                    if next.is_some_and(|next| !next.same_session(&now.settings)) {
+                    if next.is_some_and(|next| next.terms() != now.terms) {
                         break None;
                     }
                 }
@@ -149,7 +150,7 @@ async fn keep(
         };
         if let Some(why) = gone {
             let lived = now.since.elapsed();
-            tracing::warn!(agent = %now.settings.spec.name, why, "a session is lost");
+            tracing::warn!(agent = %name, why, "a session is lost");
             backoff.ended(lived);
             current = None;
             let wait = backoff.next(Trouble::Unreachable);
@@ -183,13 +184,15 @@ async fn another(
             *state.lock() = State::Connecting;
         }
         let Failed { trouble, why } = match connect(&settings, shared).await {
-            Ok((carrier, session)) => {
+            Ok((carrier, session, peer)) => {
                 let running = Arc::new(Running {
                     session,
                     server: settings.spec.server.to_string(),
+                    peer,
                     since: Timestamp::now(),
                     round_trip: RoundTrip::default(),
                     flows: AtomicUsize::new(0),
+                    dropped: AtomicU64::new(0),
                 });
                 return (settings, carrier, running);
             }
@@ -287,11 +290,17 @@ async fn serve(
                     wire::FLOW => {
                         let settings = shared.settings.borrow().clone();
                         let counted = Counted::new(&running, &control);
+                        let shared = shared.clone();
                         tasks.spawn(async move {
-                            let _counted = counted;
-                            if let Some(settings) = settings {
-                                local::serve(request, respond, &settings).await;
-                            }
+                            // All of it, until the flow is over.
+                            let counted = counted;
+                            let Some(settings) = settings else { return };
+                            let serving = local::Serving {
+                                settings,
+                                shared,
+                                running: &counted.0,
+                            };
+                            local::serve(request, respond, serving).await;
                         });
                     }
                     _ => {

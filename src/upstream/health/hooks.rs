@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use ::http::Response;
+use ::http::{Response, StatusCode};
 
 use super::super::error::{Error, Kind};
 use super::super::pool::{InFlight, Target};
@@ -104,6 +104,13 @@ impl Upstream {
                 flight.passive = Some(passive.clone());
             }
             Err(error) => passive.failed(health, error),
+        }
+    }
+
+    /// A try that was no request was answered so.
+    pub(in crate::upstream) fn note_status(&self, member: &Member, status: StatusCode) {
+        if let Some(passive) = &self.passive {
+            passive.answered(member.target.health(), status);
         }
     }
 

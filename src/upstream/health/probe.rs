@@ -126,6 +126,15 @@ impl Probe {
         Ok((Socket::Tls(Box::new(stream)), h2))
     }
 
+    /// As in [`ServiceAt`].
+    fn speaks(&self) -> Offer {
+        match &self.spec.probe {
+            ProbeSpec::Tcp { .. } => Offer::Nothing,
+            ProbeSpec::Http { .. } => self.transport.within(Offer::Both),
+            ProbeSpec::Grpc { .. } => self.transport.within(Offer::H2),
+        }
+    }
+
     async fn talk(&self, socket: Socket, h2: bool) -> Result<String, String> {
         match &self.spec.probe {
             ProbeSpec::Tcp { send, receive } => tcp(socket, send, receive.as_deref()).await,
@@ -235,6 +244,7 @@ impl Probe {
                     agent,
                     service,
                     client: None,
+                    speaks: self.speaks(),
                 };
                 let dialled = within_tunnel(to, &self.transport, deadline).await;
                 return dialled.map_err(|error| error.detail);

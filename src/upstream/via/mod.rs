@@ -9,6 +9,8 @@
 //! proxy it was and what that said, and nothing of what was to be sent has been sent then.
 
 mod connect;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod socks5;
 #[cfg(test)]
 mod tests;
@@ -121,7 +123,7 @@ impl Via {
     }
 
     /// The digest of all that tells connections through it from others: proxies, TLS with them, and who we are there.
-    pub(super) fn identity(&self) -> &[u8; 32] {
+    pub fn identity(&self) -> &[u8; 32] {
         &self.identity
     }
 

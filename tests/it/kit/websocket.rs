@@ -1,8 +1,11 @@
 //! Frames of websockets by hand.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 
 use super::Conn;
+use super::h2origin::accept;
+use super::raw::Head;
 
 pub(crate) const TEXT: u8 = 1;
 pub(crate) const BINARY: u8 = 2;
@@ -59,4 +62,38 @@ pub(crate) fn read_frame(conn: &mut Conn) -> io::Result<(u8, Vec<u8>)> {
     let payload = exact(conn, size)?;
     let plain = payload.iter().zip(key.iter().cycle()).map(|(b, k)| b ^ k);
     Ok((head[0] & 0x0f, plain.collect()))
+}
+
+/// A frame that must have a mask, as one of a client has: mask, opcode and payload.
+pub(crate) fn read_masked(conn: &mut Conn) -> io::Result<([u8; 4], u8, Vec<u8>)> {
+    let head = exact(conn, 2)?;
+    assert_ne!(head[1] & 0x80, 0, "a frame without a mask");
+    let size = match head[1] & 0x7f {
+        126 => exact(conn, 2)?,
+        127 => exact(conn, 8)?,
+        short => vec![short],
+    };
+    let size = size.iter().fold(0, |n, b| n << 8 | usize::from(*b));
+    let key = <[u8; 4]>::try_from(&exact(conn, 4)?[..]).unwrap();
+    let payload = exact(conn, size)?;
+    let plain = payload.iter().zip(key.iter().cycle()).map(|(b, k)| b ^ k);
+    Ok((key, head[0] & 0x0f, plain.collect()))
+}
+
+/// Agrees to the handshake that comes, as a server; `more`: fields of the answer.
+pub(crate) fn agree(stream: TcpStream, more: &str) -> (Conn, Head) {
+    let mut conn = Conn::over(stream).unwrap();
+    let head = agree_on(&mut conn, more).unwrap();
+    (conn, head)
+}
+
+/// The same on a connection of any kind.
+pub(crate) fn agree_on<S: Read + Write>(conn: &mut Conn<S>, more: &str) -> io::Result<Head> {
+    let head = conn.head()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let key = accept(head.get("sec-websocket-key").expect("no key"));
+    conn.send(format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {key}\r\n{more}\r\n"
+    ))?;
+    Ok(head)
 }

@@ -7,12 +7,17 @@ use serde_json::Value;
 
 use crate::kit::{Call, Gate, Origin, Response, free_port, get, until};
 
+mod datagrams;
+mod dedicated;
+mod https;
 mod lives;
 mod many;
+mod pace;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod path;
 mod streams;
 mod swaps;
+mod ways;
 mod withdrawn;
 
 const TOKEN: &str = "correct-horse-battery-staple";
@@ -120,6 +125,20 @@ impl Pair {
         home(self.agents, self.blog.addr, &self.lines, "")
     }
 
+    /// The agent's document with more services.
+    fn with_services(&self, services: &str) -> String {
+        self.home()
+            .replace("services.blog", &format!("{services}\nservices.blog"))
+    }
+
+    /// Waits until the edge knows so many services.
+    fn wait_services(&self, count: usize) {
+        until("the services to be known", || {
+            let services = self.published()["services"].clone();
+            (services.as_array()?.len() == count).then_some(())
+        });
+    }
+
     /// Of requests on connections of their own, so that every worker has some.
     fn statuses(&self) -> [u16; 20] {
         std::array::from_fn(|_| get(self.web, "x", "/who").status)
@@ -218,6 +237,22 @@ fn agents_are_in_the_status_and_in_the_metrics_of_either_side() {
     ] {
         assert_eq!(tunnel[key], wanted, "{key}: {tunnel}");
     }
+    let drawn = |gate: &Gate| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_evergate"));
+        let admin = gate.base.admin.to_string();
+        let output = command
+            .args(["status", "--admin", &admin])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = drawn(&pair.edge);
+    assert!(text.contains("\nedge    1 of 1  2         1"), "{text}");
+    let text = drawn(&pair.home);
+    assert!(
+        text.contains("\nAGENT") && text.contains("2 of 2"),
+        "{text}"
+    );
     let status = pair.home.status();
     let agent = &status["agents"][0];
     assert_eq!(

@@ -13,12 +13,6 @@ fn with_port(pair: &Pair, at: SocketAddr) -> String {
     format!("{}{port}\n", pair.edge())
 }
 
-/// The agent's document with one service more, or two.
-fn with_services(pair: &Pair, services: &str) -> String {
-    pair.home()
-        .replace("services.blog", &format!("{services}\nservices.blog"))
-}
-
 fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -30,7 +24,7 @@ fn tcp_goes_through_byte_for_byte_while_other_services_come_and_go() {
     let (pair, origin, at) = (Pair::start(), echo(), local(free_port()));
     let ssh = format!("services.ssh = \"tcp://{}\"", origin.addr);
     pair.edge.reload_ok(&with_port(&pair, at));
-    pair.home.reload_ok(&with_services(&pair, &ssh));
+    pair.home.reload_ok(&pair.with_services(&ssh));
     let published = |count| {
         until("the services to be known", || {
             let services = pair.published()["services"].clone();
@@ -43,10 +37,10 @@ fn tcp_goes_through_byte_for_byte_while_other_services_come_and_go() {
     exchange(&mut long, "hello");
     for n in 0..5 {
         let other = format!("{ssh}\nservices.n{n} = \"tcp://127.0.0.1:{}\"", n + 1);
-        pair.home.reload_ok(&with_services(&pair, &other));
+        pair.home.reload_ok(&pair.with_services(&other));
         published(3);
         exchange(&mut long, "still there");
-        pair.home.reload_ok(&with_services(&pair, &ssh));
+        pair.home.reload_ok(&pair.with_services(&ssh));
         published(2);
         exchange(&mut long, "and again");
     }
@@ -72,7 +66,7 @@ fn what_is_cut_is_a_reset_for_the_service_also_after_half_an_end() {
         listener.local_addr().unwrap()
     );
     pair.edge.reload_ok(&with_port(&pair, at));
-    pair.home.reload_ok(&with_services(&pair, &ssh));
+    pair.home.reload_ok(&pair.with_services(&ssh));
     until("the service to be known", || {
         let services = pair.published()["services"].clone();
         (services.as_array()?.len() == 2).then_some(())
@@ -118,7 +112,7 @@ fn a_tcp_service_is_told_who_the_client_is_if_it_wants() {
     let service = |version: &str| {
         let ssh =
             format!("services.ssh = {{ to = \"tcp://{to}\", proxy_protocol = \"{version}\" }}");
-        with_services(&pair, &ssh)
+        pair.with_services(&ssh)
     };
     pair.edge.reload_ok(&with_port(&pair, at));
     pair.home.reload_ok(&service("v1"));
