@@ -1,17 +1,17 @@
 //! A document compiled into runtime objects: upstreams with their leases, one entry per bound address. What did not
 //! change since the generation before is taken over as it is, so that a swap costs what it changes.
 
+mod bindings;
+mod presented;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use bindings::{Behind, BindingKey, bindings};
+use presented::{admin_tls, presented, presented_by, presented_by_tcp, tunnel_tls};
+
 use crate::config::agent::AgentSpec;
-use crate::config::forward::ForwardSpec;
-use crate::config::http::{ActionSpec, Alpn, FiltersSpec, HttpSpec, RespondBody, TlsVersion};
-use crate::config::scalar::ListenAddr;
-use crate::config::tcp::TcpSpec;
 use crate::config::tunnel::TunnelSpec;
-use crate::config::udp::UdpSpec;
 use crate::document::Document;
 use crate::forward::{self, Forward};
 use crate::http::record::{self, AccessLog, Recording};
@@ -21,171 +21,14 @@ use crate::l4::tcp::Tcp;
 use crate::l4::udp::Udp;
 use crate::listen::entry::{Entry, Plane};
 use crate::listen::tunnel::Accepting;
-use crate::net::Transport;
 use crate::tls;
 use crate::tls::client::Clients;
 use crate::tls::stamp::Stamps;
-use crate::tls::store::{Material, forward_name, tcp_name, tunnel_name};
+use crate::tls::store::Material;
 use crate::tunnel::agent::{Agent, Agents, Settings};
 use crate::tunnel::{Hub, Tunnel};
 use crate::upstream::via::Via;
 use crate::upstream::{Shared, Upstream};
-
-/// Identity of a bound address. A port 0 is never shared, so its server and place belong to it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BindingKey {
-    pub transport: Transport,
-    pub address: ListenAddr,
-    pub owner: Option<(Arc<str>, usize)>,
-}
-
-/// What a document puts behind one address.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Behind<'d> {
-    /// By name.
-    pub http: Vec<&'d HttpSpec>,
-    /// Nobody else is there then.
-    pub forward: Option<&'d ForwardSpec>,
-    /// By name. Several, or HTTP beside them: then all of them go by names (`sni`).
-    pub tcp: Vec<&'d TcpSpec>,
-    /// Then there is nothing else.
-    pub udp: Option<&'d UdpSpec>,
-    /// Then there is nothing else.
-    pub tunnel: Option<&'d TunnelSpec>,
-}
-
-/// What stands behind which address.
-pub fn bindings(document: &Document) -> BTreeMap<BindingKey, Behind<'_>> {
-    let mut map: BTreeMap<BindingKey, Behind<'_>> = BTreeMap::new();
-    for spec in document.http.values() {
-        for key in keys(Transport::Stream, &spec.name, &spec.listen) {
-            map.entry(key).or_default().http.push(spec);
-        }
-    }
-    for spec in document.forward.values() {
-        for key in keys(Transport::Stream, &forward_name(&spec.name), &spec.listen) {
-            map.entry(key).or_default().forward = Some(spec);
-        }
-    }
-    for spec in document.tcp.values() {
-        for key in keys(Transport::Stream, &tcp_name(&spec.name), &spec.listen) {
-            map.entry(key).or_default().tcp.push(spec);
-        }
-    }
-    for spec in document.udp.values() {
-        let owner = format!("[udp.{}]", spec.name).into();
-        for key in keys(Transport::Datagram, &owner, &spec.listen) {
-            map.entry(key).or_default().udp = Some(spec);
-        }
-    }
-    for spec in document.tunnels.values() {
-        for key in keys(Transport::Stream, &tunnel_name(&spec.name), &spec.listen) {
-            map.entry(key).or_default().tunnel = Some(spec);
-        }
-    }
-    map
-}
-
-/// Identities of the addresses that `name` listens on.
-fn keys<'a>(
-    transport: Transport,
-    name: &'a Arc<str>,
-    listen: &'a [ListenAddr],
-) -> impl Iterator<Item = BindingKey> + 'a {
-    listen.iter().enumerate().map(move |(index, address)| {
-        let any_port = matches!(address, ListenAddr::Tcp(a) if a.port() == 0);
-        BindingKey {
-            transport,
-            address: address.clone(),
-            owner: any_port.then(|| (name.clone(), index)),
-        }
-    })
-}
-
-impl BindingKey {
-    /// As operators see it.
-    pub fn shown(&self) -> String {
-        self.transport.show(&self.address)
-    }
-}
-
-impl Behind<'_> {
-    /// Names of what stands there.
-    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        let http = self.http.iter().map(|spec| &spec.name);
-        let forward = self.forward.iter().map(|spec| &spec.name);
-        let tcp = self.tcp.iter().map(|spec| &spec.name);
-        let udp = self.udp.iter().map(|spec| &spec.name);
-        let tunnel = self.tunnel.iter().map(|spec| &spec.name);
-        http.chain(forward).chain(tcp).chain(udp).chain(tunnel)
-    }
-
-    /// Names of the upstreams that it uses.
-    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<str>> {
-        let tcp = self.tcp.iter().flat_map(|spec| spec.to.upstreams());
-        let udp = self.udp.iter().map(|spec| &spec.upstream);
-        let forward = self.forward.iter().flat_map(|spec| spec.upstreams());
-        upstreams_of(&self.http)
-            .chain(tcp)
-            .chain(udp)
-            .chain(forward)
-    }
-
-    /// Names of those that present certificates there, as [`Material`] knows them.
-    fn presenting(&self) -> impl Iterator<Item = Arc<str>> {
-        let http = self.http.iter().map(|spec| spec.name.clone());
-        let forward = self.forward.iter().map(|spec| forward_name(&spec.name));
-        let tunnel = self.tunnel.iter().map(|spec| tunnel_name(&spec.name));
-        let tcp = self.tcp.iter().map(|spec| tcp_name(&spec.name));
-        http.chain(forward).chain(tunnel).chain(tcp)
-    }
-
-    /// Paths of the files that it answers with, or goes by.
-    fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        let proxy = self.forward.iter().flat_map(|spec| spec.files());
-        files_of(&self.http).chain(proxy.map(|(path, _)| path))
-    }
-}
-
-fn actions_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a ActionSpec> {
-    specs.iter().flat_map(|spec| {
-        let routes = spec.routes.iter().map(|route| &route.action);
-        routes.chain(&spec.fallback)
-    })
-}
-
-/// Names of the upstreams that the servers of an address use.
-fn upstreams_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a Arc<str>> {
-    let proxied = actions_of(specs).filter_map(|action| match action {
-        ActionSpec::Proxy(proxy) => Some(&proxy.upstream),
-        ActionSpec::Tcp { upstream } => Some(upstream),
-        ActionSpec::Files(_) | ActionSpec::Respond(_) | ActionSpec::Redirect(_) => None,
-    });
-    proxied.chain(filters_of(specs).flat_map(FiltersSpec::upstreams))
-}
-
-fn filters_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a FiltersSpec> {
-    specs.iter().flat_map(|spec| spec.all_filters())
-}
-
-/// Paths of the files that the servers of an address answer with, or go by.
-fn files_of<'a>(specs: &'a [&HttpSpec]) -> impl Iterator<Item = &'a PathBuf> {
-    let pages = specs
-        .iter()
-        .flat_map(|spec| spec.error_pages.files().map(|(_, path)| path));
-    let answered = actions_of(specs).filter_map(|action| match action {
-        ActionSpec::Respond(respond) => match &respond.body {
-            RespondBody::File(path) => Some(path),
-            RespondBody::Template(_) => None,
-        },
-        ActionSpec::Proxy(_)
-        | ActionSpec::Files(_)
-        | ActionSpec::Redirect(_)
-        | ActionSpec::Tcp { .. } => None,
-    });
-    let named = filters_of(specs).flat_map(FiltersSpec::files);
-    answered.chain(pages).chain(named.map(|(path, _)| path))
-}
 
 /// What one generation runs. Dropping the last reference lets its leases fall.
 #[derive(Debug, Clone, Default)]
@@ -518,37 +361,6 @@ fn accepting(
     })
 }
 
-fn tunnel_tls(name: &str, certificates: &Material, shared: &tls::Shared) -> Option<tls::Server> {
-    let name = tunnel_name(name);
-    let presented = tls::Presented {
-        hosts: &[],
-        certificates: certificates.of(&name),
-        client_auth: certificates.client_auth(&name),
-    };
-    let made = tls::Server::new(&[presented], TlsVersion::V13, &[], shared);
-    // As in `presented`.
-    made.inspect_err(|error| tracing::error!(%error, "a tunnel cannot present anything"))
-        .ok()
-}
-
-/// What the admin API presents: HTTP/1.1 is all that it speaks.
-fn admin_tls(
-    document: &Document,
-    certificates: &Material,
-    shared: &tls::Shared,
-) -> Option<tls::Server> {
-    document.admin.tls.as_ref()?;
-    let presented = tls::Presented {
-        hosts: &[],
-        certificates: certificates.of(&tls::store::ADMIN),
-        client_auth: certificates.client_auth(&tls::store::ADMIN),
-    };
-    let made = tls::Server::new(&[presented], TlsVersion::V12, &[Alpn::Http1], shared);
-    // As in `presented`.
-    made.inspect_err(|error| tracing::error!(%error, "the admin API cannot present anything"))
-        .ok()
-}
-
 /// Adds an upstream and, before it, those that it is split over and those on its way: a document has no circle of them. `None`: it
 /// is not there, which no document is.
 fn add_upstream(
@@ -603,83 +415,6 @@ fn same_way(old: Option<&Arc<Via>>, new: Option<&Arc<Via>>) -> bool {
     hops(old) == hops(new)
 }
 
-/// What the servers of an address present. First comes the server without `hosts`, which is there for clients whose name
-/// nobody knows, then the others by name.
-fn presented(
-    specs: &[&HttpSpec],
-    certificates: &Material,
-    shared: &tls::Shared,
-) -> Option<tls::Server> {
-    let connection = &specs.first()?.connection;
-    let (default, named): (Vec<&HttpSpec>, Vec<&HttpSpec>) =
-        specs.iter().copied().partition(|s| s.hosts.is_empty());
-    let oldest = connection.tls?;
-    let servers = default.into_iter().chain(named);
-    let all: Vec<_> = servers
-        .map(|spec| tls::Presented {
-            hosts: &spec.hosts,
-            certificates: certificates.of(&spec.name),
-            client_auth: certificates.client_auth(&spec.name),
-        })
-        .collect();
-    let made = tls::Server::new(&all, oldest, &connection.alpn, shared);
-    // It fails for versions of TLS that are not in the library, and those we name are.
-    made.inspect_err(|error| tracing::error!(%error, "an address cannot present anything"))
-        .ok()
-}
-
-/// What a forward proxy presents; `None`: it is cleartext.
-fn presented_by(
-    spec: &ForwardSpec,
-    certificates: &Material,
-    shared: &tls::Shared,
-) -> Option<tls::Server> {
-    spec.tls.as_ref()?;
-    // SOCKS has no name there; whoever offers something means HTTP.
-    let alpn: &[Alpn] = match spec.http {
-        true => &[Alpn::H2, Alpn::Http1],
-        false => &[],
-    };
-    let oldest = spec.min_version;
-    presented_alone(
-        &forward_name(&spec.name),
-        oldest,
-        alpn,
-        certificates,
-        shared,
-    )
-}
-
-/// What a TCP listener presents; `None`: it does not end TLS. It takes any protocol: what is spoken is the target's matter.
-fn presented_by_tcp(
-    spec: &TcpSpec,
-    certificates: &Material,
-    shared: &tls::Shared,
-) -> Option<tls::Server> {
-    spec.tls.as_ref()?;
-    let oldest = spec.min_version;
-    presented_alone(&tcp_name(&spec.name), oldest, &[], certificates, shared)
-}
-
-/// What one that has its addresses to itself presents.
-fn presented_alone(
-    name: &str,
-    oldest: TlsVersion,
-    alpn: &[Alpn],
-    certificates: &Material,
-    shared: &tls::Shared,
-) -> Option<tls::Server> {
-    let presented = tls::Presented {
-        hosts: &[],
-        certificates: certificates.of(name),
-        client_auth: certificates.client_auth(name),
-    };
-    let made = tls::Server::new(&[presented], oldest, alpn, shared);
-    // As in `presented`.
-    made.inspect_err(|error| tracing::error!(%error, name, "a listener cannot present anything"))
-        .ok()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -687,6 +422,7 @@ mod tests {
     use crate::config::Format;
     use crate::document::Context;
     use bytes::Bytes;
+    use std::path::PathBuf;
 
     #[tokio::test]
     async fn a_changed_file_renews_the_entries_that_use_it_and_no_other() {

@@ -15,7 +15,7 @@ use super::actor::{Crew, Current};
 use super::event::{Outcome, Phase, Remaining};
 use super::handle::Inner;
 use super::log::SwapState;
-use super::prepare::{Bound, Retiring};
+use super::table::{Bound, Retiring};
 use crate::generation::Generation;
 use crate::tunnel::agent::Retired;
 use crate::worker::{Leaving, Message};

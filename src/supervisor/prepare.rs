@@ -1,49 +1,38 @@
 //! Everything of a swap that can fail, before anything of it can be seen: read, parse, load files, plan, resolve names,
 //! compile, reserve addresses. All of it owns what it makes; dropping [`Prepared`] undoes it.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Rejection;
 use super::actor::{Crew, Supervisor};
-use super::admin_socket::{AdminReserved, AdminSocket, AdminSockets};
-use super::certificates::{self, Watched};
+use super::admin_socket::{AdminReserved, AdminSockets};
+use super::certificates::Watched;
 use super::event::{Kind, Phase};
-use super::files;
 use super::log::SwapState;
-use super::plan::{self, Change, Step};
+use super::plan::{self, Step};
+use super::reading::{load, look_for_folders};
 use super::request::{Source, SwapRequest};
 use super::state_dir::{self, LockError, StateLock};
 use super::targets::TargetLists;
+use crate::config::Diagnostic;
 use crate::config::log::LogPath;
-use crate::config::scalar::ListenAddr;
-use crate::config::{Diagnostic, Format};
-use crate::document::{Context, Document, Parsed, Refused};
+use crate::document::{Document, Parsed};
 use crate::forward;
-use crate::http::{Files, filter, record};
-use crate::listen::accept::{Binding, ConnectionLimit};
+use crate::http::{filter, record};
+use crate::listen::accept::ConnectionLimit;
 use crate::log::sink;
 use crate::net;
-use crate::snapshot::{BindingKey, Contents, Lasting, Pems, Snapshot};
+use crate::snapshot::{BindingKey, Contents, Lasting, Snapshot};
 use crate::tls;
-use crate::tls::stamp::Stamps;
 use crate::tls::store::Fault;
 use crate::tunnel::Hub;
 use crate::tunnel::agent::Agents;
 use crate::upstream::Shared;
 use crate::worker;
-
-/// How long reading the configuration file itself, or what it includes, may take.
-const READ_FILE: Duration = Duration::from_secs(30);
-/// How often it is looked whether an address that retires is free.
-const RETIRE_LOOK: Duration = Duration::from_millis(5);
 
 /// A generation that could be committed.
 pub(super) struct Prepared {
@@ -59,70 +48,6 @@ pub(super) struct Prepared {
     pub(super) file: Option<PathBuf>,
     /// What its files of targets said.
     pub(super) targets: TargetLists,
-}
-
-/// A document as it came.
-struct Read {
-    bytes: Bytes,
-    format: Format,
-    /// Relative paths begin here.
-    base: PathBuf,
-    file: Option<PathBuf>,
-}
-
-impl Read {
-    fn new(bytes: Bytes, format: Format, base: PathBuf) -> Read {
-        Read {
-            bytes,
-            format,
-            base,
-            file: None,
-        }
-    }
-}
-
-/// One bound address: its sockets are closed when this is dropped, and only then.
-#[derive(Debug)]
-pub(super) struct Bound {
-    pub(super) key: BindingKey,
-    pub(super) binding: Arc<Binding>,
-    pub(super) sockets: Vec<net::Opened>,
-}
-
-/// Addresses that are being let go.
-pub(super) type Retiring = Arc<Mutex<Vec<(net::Transport, ListenAddr)>>>;
-
-/// The socket table: the only thing that closes a listener.
-#[derive(Debug, Default)]
-pub(super) struct Table {
-    pub(super) map: BTreeMap<BindingKey, Arc<Bound>>,
-    pub(super) next_id: u32,
-    /// Addresses that are being let go; not bound again before.
-    pub(super) retiring: Retiring,
-}
-
-impl Table {
-    pub(super) fn bound(&self) -> Vec<Arc<Bound>> {
-        self.map.values().cloned().collect()
-    }
-
-    fn owned(&self, transport: net::Transport) -> net::Owned {
-        let mut owned = net::Owned::of(transport);
-        let all = self.map.values();
-        for bound in all.filter(|bound| bound.key.transport == transport) {
-            let Some(address) = bound.binding.address.tcp() else {
-                continue;
-            };
-            let sockets = bound.sockets.iter();
-            match transport {
-                net::Transport::Stream => owned.add(address, sockets.filter_map(net::Opened::tcp)),
-                net::Transport::Datagram => {
-                    owned.add(address, sockets.filter_map(net::Opened::udp));
-                }
-            }
-        }
-        owned
-    }
 }
 
 impl Supervisor {
@@ -242,118 +167,6 @@ impl Supervisor {
             file,
             targets,
         })))
-    }
-
-    /// The document that a swap is to, and the file that it was read from.
-    async fn parsed(&self, request: &SwapRequest) -> Result<(Parsed, Option<PathBuf>), Rejection> {
-        let source = &request.source;
-        if let (Source::Running, Some(current)) = (source, &self.current) {
-            return Ok((current.document.again(), None));
-        }
-        let Read {
-            bytes,
-            format,
-            base,
-            file,
-        } = self.read(source).await?;
-        let running = self
-            .current
-            .as_ref()
-            .map(|current| current.document.clone());
-        // The file of the process itself is no secret to who may see what runs.
-        let sealed = request.read_only && matches!(source, Source::Body { .. });
-        let parsed = parse(
-            &self.options.compiler,
-            (bytes, format),
-            base,
-            running,
-            sealed,
-        )
-        .await?;
-        Ok((parsed, file))
-    }
-
-    /// Puts in the targets that stand in files, and returns what the files said. `lenient`: of a file that is wrong, the
-    /// running targets stay.
-    async fn take_targets(
-        &self,
-        parsed: &Parsed,
-        document: &mut Arc<Document>,
-        lenient: bool,
-        deadline: Instant,
-        warnings: &mut Vec<Diagnostic>,
-    ) -> Result<TargetLists, Rejection> {
-        let timeout = document.runtime.prepare_timeout;
-        let named = document.target_files();
-        if named.is_empty() {
-            return Ok(TargetLists::default());
-        }
-        let (contents, mut errors) = read_all(parsed, named, deadline, timeout).await;
-        let running = self.current.as_ref().map(|current| &*current.document);
-        let read = |path: &Path| contents.get(path).map(|bytes| &bytes[..]);
-        let faults = Arc::make_mut(document).take_targets(read, running.filter(|_| lenient));
-        if lenient {
-            warnings.append(&mut errors);
-        }
-        for (pointer, message, kept) in faults {
-            let help = kept.then(|| "the targets that it named before stay".to_owned());
-            let list = if kept { &mut *warnings } else { &mut errors };
-            list.push(parsed.locate(&pointer, message, help));
-        }
-        if errors.is_empty() {
-            Ok(contents)
-        } else {
-            Err(Rejection::with(409, "not-prepared", errors))
-        }
-    }
-
-    async fn read(&self, source: &Source) -> Result<Read, Rejection> {
-        let folder = |path: &Path| {
-            let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-            std::path::absolute(parent.unwrap_or(Path::new(".")))
-                .unwrap_or_else(|_| PathBuf::from("."))
-        };
-        let known = self.inner.file.lock().clone();
-        match source {
-            Source::Body { bytes, format } => {
-                let base = known
-                    .as_deref()
-                    .map_or_else(|| folder(Path::new("x")), folder);
-                Ok(Read::new(bytes.clone(), *format, base))
-            }
-            // Nothing runs, so nothing runs again.
-            Source::Running => Err(Rejection::new(409, "no-file", "nothing runs")),
-            Source::Embedded { bytes, format } => {
-                Ok(Read::new(bytes.clone(), *format, folder(Path::new("x"))))
-            }
-            Source::File => {
-                let Some(path) = known.or_else(|| (self.options.search)()) else {
-                    let detail = "the process was started without a file, and none is found now; post a document";
-                    return Err(Rejection::new(409, "no-file", detail));
-                };
-                let Some(format) = Document::format_of(&path) else {
-                    let detail = format!(
-                        "{}: the name must end in .toml, .json, .yaml or .yml",
-                        path.display()
-                    );
-                    return Err(Rejection::new(409, "no-file", detail));
-                };
-                let read = tokio::time::timeout(READ_FILE, files::read(&path)).await;
-                let bytes = read
-                    .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-                    .map_err(|error| {
-                        Rejection::new(409, "no-file", format!("{}: {error}", path.display()))
-                    })?;
-                let base = folder(&path);
-                let file = Some(path);
-                Ok(Read {
-                    bytes,
-                    format,
-                    base,
-                    file,
-                })
-            }
-        }
     }
 
     /// Only at boot: the folder is read then, and stays locked.
@@ -509,295 +322,6 @@ impl Supervisor {
                 Err(Rejection::new(500, "internal", detail))
             }
         }
-    }
-
-    /// Reserves every new address, the admin's too; gathers all that cannot be had.
-    async fn reserve(
-        &self,
-        parsed: &Parsed,
-        steps: &[Step],
-        deadline: Instant,
-    ) -> Result<
-        (
-            Vec<(BindingKey, net::Reservation)>,
-            AdminSockets<AdminReserved>,
-        ),
-        Rejection,
-    > {
-        let count = if net::balances() {
-            self.shards(&parsed.document)
-        } else {
-            1
-        };
-        let mut streams = self.table.owned(net::Transport::Stream);
-        let mut datagrams = self.table.owned(net::Transport::Datagram);
-        let mut opened = Vec::new();
-        let mut errors = Vec::new();
-        for step in steps.iter().filter(|step| step.change == Change::Open) {
-            let pointer = place_of(&parsed.document, &step.key);
-            let address = &step.key.address;
-            self.wait_until_retired(&step.key, deadline).await;
-            let owned = match step.key.transport {
-                net::Transport::Stream => &mut streams,
-                net::Transport::Datagram => &mut datagrams,
-            };
-            let reserved = match step.key.transport {
-                net::Transport::Stream => net::Reservation::new(address, count, owned),
-                net::Transport::Datagram => net::Reservation::of_datagrams(address, count, owned),
-            };
-            match reserved {
-                Ok(reserved) => {
-                    if let ListenAddr::Tcp(address) = address {
-                        owned.reserved(*address);
-                    }
-                    opened.push((step.key.clone(), reserved));
-                }
-                Err(error) => errors.push(parsed.locate(&pointer, error.message, error.help)),
-            }
-        }
-        let spec = &parsed.document.admin;
-        let mut take = |wanted: &ListenAddr, has: &Option<AdminSocket>, pointer| {
-            if has.as_ref().is_some_and(|socket| socket.address == *wanted) {
-                return None;
-            }
-            let reserved = AdminReserved::reserve(wanted);
-            reserved
-                .map_err(|(message, help)| errors.push(parsed.locate(pointer, message, help)))
-                .ok()
-        };
-        let admin = AdminSockets {
-            api: take(&spec.listen, &self.admin, "/admin/listen"),
-            monitor: spec
-                .monitor
-                .as_ref()
-                .and_then(|wanted| take(wanted, &self.monitor, "/admin/monitor")),
-        };
-        if errors.is_empty() {
-            Ok((opened, admin))
-        } else {
-            Err(Rejection::with(409, "not-prepared", errors))
-        }
-    }
-
-    fn shards(&self, document: &Document) -> usize {
-        match (&self.crew, document.runtime.model) {
-            (Some(crew), _) => crew.workers.len(),
-            (None, crate::config::runtime::Model::PerCore) => document.runtime.workers,
-            (None, crate::config::runtime::Model::Shared) => 1,
-        }
-    }
-
-    /// An address that is being let go is free in a moment; after the deadline binding it tells.
-    async fn wait_until_retired(&self, key: &BindingKey, deadline: Instant) {
-        let same = |transport: net::Transport, ours: &ListenAddr| {
-            let alike = match (ours.tcp(), key.address.tcp()) {
-                (Some(ours), Some(address)) => ours.port() == address.port(),
-                _ => *ours == key.address,
-            };
-            alike && transport == key.transport
-        };
-        let busy = || {
-            let retiring = self.table.retiring.lock();
-            retiring
-                .iter()
-                .any(|(transport, ours)| same(*transport, ours))
-        };
-        // Sessions of UDP would hold it until their deadline.
-        let retired = self.draining.iter().flat_map(|draining| draining.retired());
-        for bound in retired.filter(|b| same(b.key.transport, &b.binding.address)) {
-            bound.binding.hurry.cancel();
-        }
-        while busy() && Instant::now() < deadline {
-            tokio::time::sleep(RETIRE_LOOK).await;
-        }
-    }
-}
-
-/// Where the document names an address: its first server's `listen`.
-fn place_of(document: &Document, key: &BindingKey) -> String {
-    if key.transport == net::Transport::Datagram {
-        return place_of_alone(document, key);
-    }
-    let named = document.http.values().find_map(|server| {
-        let owned = key
-            .owner
-            .as_ref()
-            .is_none_or(|(name, _)| *name == server.name);
-        let index = match &key.owner {
-            Some((_, index)) => Some(*index),
-            None => server
-                .listen
-                .iter()
-                .position(|address| *address == key.address),
-        };
-        index
-            .filter(|_| owned)
-            .map(|index| document.listen_pointer(&server.name, index))
-    });
-    named.unwrap_or_else(|| place_of_alone(document, key))
-}
-
-/// The same for what has its addresses alone.
-fn place_of_alone(document: &Document, key: &BindingKey) -> String {
-    let forward = document.forward.values();
-    let forward = forward.map(|f| ("forward", &f.name, &f.listen));
-    let tcp = document.tcp.values().map(|t| ("tcp", &t.name, &t.listen));
-    let udp = document.udp.values().map(|u| ("udp", &u.name, &u.listen));
-    let tunnels = document.tunnels.values();
-    let tunnels = tunnels.map(|t| ("tunnels", &t.name, &t.listen));
-    let mut all = forward.chain(tcp).chain(udp).chain(tunnels);
-    let found = all.find(|(section, name, listen)| match &key.owner {
-        _ if (*section == "udp") != (key.transport == net::Transport::Datagram) => false,
-        Some((owner, _)) => **owner == format!("[{section}.{name}]"),
-        None => listen.contains(&key.address),
-    });
-    found.map_or(String::new(), |(section, name, _)| {
-        format!("/{section}/{name}/listen")
-    })
-}
-
-async fn parse(
-    compiler: &tokio::runtime::Handle,
-    (bytes, format): (Bytes, Format),
-    base: PathBuf,
-    running: Option<Arc<Document>>,
-    sealed: bool,
-) -> Result<Parsed, Rejection> {
-    let parsed = compiler.spawn_blocking(move || {
-        let context = Context {
-            base,
-            running: running.as_deref(),
-        };
-        match sealed {
-            true => Document::parse_sealed(&bytes, format, &context),
-            false => Document::parse(&bytes, format, &context),
-        }
-    });
-    // It reads what the document includes and its secrets, and a file may hang.
-    let Ok(parsed) = tokio::time::timeout(READ_FILE, parsed).await else {
-        let detail = format!("the document and its files could not be read within {READ_FILE:?}");
-        return Err(Rejection::new(409, "not-prepared", detail));
-    };
-    match parsed {
-        Ok(Ok(parsed)) => Ok(parsed),
-        Ok(Err(Refused::Syntax(errors))) => Err(Rejection::with(400, "malformed-document", errors)),
-        Ok(Err(Refused::Invalid { errors, .. })) => {
-            Err(Rejection::with(422, "invalid-document", errors))
-        }
-        Ok(Err(Refused::Unavailable(errors))) => Err(Rejection::with(409, "not-prepared", errors)),
-        Err(error) => Err(Rejection::new(
-            500,
-            "internal",
-            format!("parsing failed: {error}"),
-        )),
-    }
-}
-
-/// Reads every file the document names, all at once. `stamps`: of those of certificates, from before.
-async fn load(
-    parsed: &Parsed,
-    stamps: Arc<Stamps>,
-    deadline: Instant,
-    timeout: Duration,
-) -> Result<Contents, Rejection> {
-    let (mut named, mut errors) = (parsed.document.file_pointers(), Vec::new());
-    let mut folders = parsed.document.certificate_folders();
-    let mut seen = HashSet::new();
-    folders.retain(|(folder, _)| seen.insert(folder.clone()));
-    for (folder, pointer) in &folders {
-        let listed = tokio::time::timeout_at(deadline, files::pairs(folder)).await;
-        match listed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
-            Ok(paths) => named.extend(paths.into_iter().map(|path| (path, pointer.clone()))),
-            Err(error) => {
-                let message = format!("{}: {error}", folder.display());
-                errors.push(parsed.locate(pointer, message, None));
-            }
-        }
-    }
-    // What `[defaults]` name is named by every server, and read once.
-    let mut seen = HashSet::new();
-    named.retain(|(path, _)| seen.insert(path.clone()));
-    let (mut files, more) = read_all(parsed, named, deadline, timeout).await;
-    errors.extend(more);
-    if errors.is_empty() {
-        let faults = parsed.document.judge_htpasswd(&files).into_iter();
-        errors.extend(faults.map(|f| parsed.locate(&f.pointer, f.message, f.help)));
-    }
-    if !errors.is_empty() {
-        return Err(Rejection::with(409, "not-prepared", errors));
-    }
-    let folders: Vec<PathBuf> = folders.into_iter().map(|(folder, _)| folder).collect();
-    let pems = certificates::pems(&parsed.document, &folders, &files);
-    let answers: HashSet<_> = parsed
-        .document
-        .answer_pointers()
-        .into_iter()
-        .map(|(path, _)| path)
-        .collect();
-    files.retain(|path, _| answers.contains(path));
-    Ok(Contents {
-        answers: files,
-        pems: Pems {
-            files: pems,
-            stamps,
-        },
-    })
-}
-
-/// Reads files at once. Returns what they say, and what could not be read.
-async fn read_all(
-    parsed: &Parsed,
-    named: Vec<(PathBuf, String)>,
-    deadline: Instant,
-    timeout: Duration,
-) -> (Files, Vec<Diagnostic>) {
-    let reads = named.into_iter().map(|(path, pointer)| async move {
-        let read = tokio::time::timeout_at(deadline, files::read(&path)).await;
-        let error = match read {
-            Ok(Ok(bytes)) => return Ok((path, bytes)),
-            Ok(Err(error)) => format!("{}: {error}", path.display()),
-            Err(_) => format!(
-                "{}: could not be read within `prepare_timeout` ({timeout:?})",
-                path.display()
-            ),
-        };
-        Err(parsed.locate(&pointer, error, None))
-    });
-    let (mut files, mut errors) = (Files::new(), Vec::new());
-    for read in join_all(reads).await {
-        match read {
-            Ok((path, bytes)) => drop(files.insert(path, bytes)),
-            Err(error) => errors.push(error),
-        }
-    }
-    (files, errors)
-}
-
-/// Sees that every folder to be served is one.
-async fn look_for_folders(
-    parsed: &Parsed,
-    deadline: Instant,
-    timeout: Duration,
-) -> Result<(), Rejection> {
-    let mut named = parsed.document.folder_pointers();
-    let mut seen = HashSet::new();
-    named.retain(|(folder, _)| seen.insert(folder.clone()));
-    let looks = named.into_iter().map(|(path, pointer)| async move {
-        let error = match tokio::time::timeout_at(deadline, files::folder(&path)).await {
-            Ok(Ok(())) => return None,
-            Ok(Err(error)) => format!("{}: {error}", path.display()),
-            Err(_) => format!(
-                "{}: could not be looked at within `prepare_timeout` ({timeout:?})",
-                path.display()
-            ),
-        };
-        Some(parsed.locate(&pointer, error, None))
-    });
-    let errors: Vec<_> = join_all(looks).await.into_iter().flatten().collect();
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(Rejection::with(409, "not-prepared", errors))
     }
 }
 

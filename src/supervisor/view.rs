@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use super::actor::{Crew, Current};
 use super::certificates::{self, CertificateList};
 use super::drain::{self, Draining};
-use super::prepare::Bound;
 use super::status::HandshakeStatus;
 use super::status::{
     CheckStatus, GenerationStatus, ListenerStatus, ShareStatus, Status, TargetStatus,
     UpstreamStatus,
 };
+use super::table::Bound;
 use crate::config::runtime::Model;
 use crate::document::Document;
 use crate::metrics::WorkerCounters;
