@@ -63,7 +63,6 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
     let picked = tokio::select! {
         biased;
         () = place.ending().cancelled() => return,
-        () = poll_fn(|cx| flight.poll_cut(cx)) => return,
         picked = udp.pick(&worker, (client, near.local(place.way)), &flight) => picked,
     };
     let picked = match picked {
