@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::netns::{Namespace, ip, tun};
+use super::until;
 
 /// The addresses of the two ends.
 pub(crate) const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -67,6 +68,8 @@ struct State {
     barred: AtomicU16,
     /// How many of a thousand packets are lost.
     losing: AtomicU64,
+    /// Bytes that were taken over.
+    carried: AtomicU64,
     /// Packets that were lost by chance, and for want of room.
     lost: AtomicU64,
     refused: AtomicU64,
@@ -154,6 +157,16 @@ impl Link {
         });
     }
 
+    /// Waits until next to nothing goes over it: whoever does not read has what it may have.
+    pub(crate) fn wait_quiet(&self) {
+        let carried = || self.state.carried.load(Ordering::SeqCst);
+        until("the link to be quiet", || {
+            let before = carried();
+            std::thread::sleep(Duration::from_millis(300));
+            (carried() - before < 50_000).then_some(())
+        });
+    }
+
     /// Packets lost by chance, and for want of room.
     pub(crate) fn lost(&self) -> (u64, u64) {
         let read = |n: &AtomicU64| n.load(Ordering::SeqCst);
@@ -229,6 +242,8 @@ impl Way {
             state.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }
+        let size = packet.len() as u64;
+        state.carried.fetch_add(size, Ordering::Relaxed);
         self.free = begins + Duration::from_secs_f64(packet.len() as f64 / rate);
         Some(self.free + self.quality.delay)
     }

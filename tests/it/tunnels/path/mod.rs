@@ -131,18 +131,23 @@ impl Far {
         stream
     }
 
-    /// On each session one reader that reads nothing, and whose window is full by now, and one that is slow.
-    fn slow_readers(&self, sessions: usize, pause: Duration) -> (Vec<TcpStream>, Vec<Slow>) {
+    /// On each session one reader that reads nothing, and one that is slow. Their windows are full by now.
+    fn slow_readers(
+        &self,
+        link: &Link,
+        sessions: usize,
+        pause: Duration,
+    ) -> (Vec<TcpStream>, Vec<Slow>) {
         let mute = |_| bulk::mute(self.connect(self.bulk)).unwrap();
         let mutes = (0..sessions).map(mute).collect();
-        until("their windows to be full", || {
-            let received = || self.published()["received"].as_u64();
-            let before = received().filter(|n| *n > 0)?;
-            std::thread::sleep(Duration::from_millis(300));
-            (received()? == before).then_some(())
-        });
         let slow = |_| Slow::start(self.connect(self.bulk), pause).unwrap();
-        (mutes, (0..sessions).map(slow).collect())
+        let slow = (0..sessions).map(slow).collect();
+        let flows = 2 * sessions;
+        until("all of them to be there", || {
+            (self.published()["flows"] == flows).then_some(())
+        });
+        link.wait_quiet();
+        (mutes, slow)
     }
 
     /// Both processes' own memory.

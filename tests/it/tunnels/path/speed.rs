@@ -19,7 +19,7 @@ fn release_a_gigabyte_goes_as_fast_as_over_a_plain_stream() {
     Link::with(Quality::default(), |link| {
         let far = Far::start(link, 2);
         let before = far.memory();
-        let (mutes, slow) = far.slow_readers(2, Duration::from_millis(20));
+        let (mutes, slow) = far.slow_readers(link, 2, Duration::from_millis(20));
         let bytes = count(1_000_000_000, 10_000_000) as u64;
         for (what, down, up) in [("from the agent", bytes, 0), ("to the agent", 0, bytes / 4)] {
             let time = |to: SocketAddr| exchange(&mut far.connect(to), down, up).unwrap();
@@ -61,7 +61,7 @@ fn with_loss(control: Option<&'static str>, together: bool) {
     };
     Link::with(quality, |link| {
         let far = Far::start(link, STREAMS);
-        let (mutes, slow) = far.slow_readers(STREAMS, Duration::from_millis(500));
+        let (mutes, slow) = far.slow_readers(link, STREAMS, Duration::from_millis(500));
         link.lose(5);
         let bytes = count(20_000_000, 300_000) as u64;
         let run = |to: SocketAddr| -> Vec<Duration> {
@@ -130,7 +130,7 @@ fn in_time(what: &str, since: Instant) {
 fn release_requests_and_messages_take_one_round_trip_beside_slow_readers() {
     Link::with(Quality::default(), |link| {
         let far = Far::start(link, 2);
-        let (mutes, slow) = far.slow_readers(2, Duration::from_millis(20));
+        let (mutes, slow) = far.slow_readers(link, 2, Duration::from_millis(20));
         let rounds = count(50, 5);
         let mut conn = Conn::open(far.web).unwrap();
         let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
