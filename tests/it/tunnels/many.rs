@@ -61,7 +61,7 @@ fn release_five_hundred_agents_of_a_server_that_restarts_are_no_stampede() {
     edge.signal(Signal::KILL);
     // While it is away they come at random, and not together.
     let (time, early) = (
-        Duration::from_secs(count(12, 4) as u64),
+        Duration::from_secs(count(12, 7) as u64),
         Duration::from_secs(3),
     );
     let came = attempts(at, time);
