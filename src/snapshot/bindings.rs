@@ -114,7 +114,7 @@ impl Behind<'_> {
             .chain(forward)
     }
 
-    /// Names of those that present certificates there, as [`Material`] knows them.
+    /// Names of those that present certificates there, as `tls::Material` knows them.
     pub(super) fn presenting(&self) -> impl Iterator<Item = Arc<str>> {
         let http = self.http.iter().map(|spec| spec.name.clone());
         let forward = self.forward.iter().map(|spec| forward_name(&spec.name));
