@@ -124,6 +124,10 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
     let line = Line::new(far.clone(), session, head.unwrap_or_default(), header);
     if let Err(error) = place.flow.connect(line) {
         tracing::debug!(%client, %to, %error, "a datagram did not leave");
+        if datagram::is_refusal(&error) {
+            // The socket tells it once.
+            place.flow.refused.notify_one();
+        }
     }
     let (idle, replies) = (udp.spec.idle, udp.spec.replies);
     // What it goes on with needs nothing else of its generation.

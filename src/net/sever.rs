@@ -50,6 +50,12 @@ impl<S: Sever> Sever for tokio_rustls::server::TlsStream<S> {
     }
 }
 
+impl<S: Sever> Sever for tokio_rustls::client::TlsStream<S> {
+    fn sever(&self) {
+        self.get_ref().0.sever();
+    }
+}
+
 /// A stream that is severed when it is dropped, unless it is spared: also with the task that has it, as streams of an HTTP/2
 /// connection that dies are.
 #[derive(Debug)]
@@ -64,6 +70,10 @@ impl<S: Sever> SeverOnDrop<S> {
             stream,
             spared: false,
         }
+    }
+
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     /// Nothing is missing: it is closed as it is.

@@ -36,20 +36,18 @@ const UNSENT: u32 = 256 << 10;
 /// How often the other side is asked for a sign of life, and how long it may take.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_WITHIN: Duration = Duration::from_secs(5);
-/// How long bytes may be on their way without an answer before the kernel gives up.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const USER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a message of the control stream may wait for room.
 const SAY_WITHIN: Duration = Duration::from_secs(10);
 
-/// Sets up the socket of a session. What the system does not have is done without.
+/// Sets up the socket of a session, or of a flow that has its own. What the system does not have is done without. The kernel is not
+/// asked to give up on bytes that wait (`TCP_USER_TIMEOUT`): it would also where the other end just does not read, as that
+/// of a flow may for as long as it likes; a dead path is noticed by a session's pings, and its flows end with it.
 pub fn tune(stream: &tokio::net::TcpStream) {
     let mut set = vec![stream.set_nodelay(true)];
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         let socket = socket2::SockRef::from(stream);
         set.push(socket.set_tcp_notsent_lowat(UNSENT));
-        set.push(socket.set_tcp_user_timeout(Some(USER_TIMEOUT)));
     }
     for error in set.into_iter().filter_map(Result::err) {
         tracing::debug!(%error, "a tunnel's socket does without an option");

@@ -11,7 +11,7 @@ use h2::{RecvStream, SendStream};
 use tokio::net::UdpSocket;
 
 use super::carrier::{broken, send_all};
-use crate::net::datagram::is_refusal;
+use crate::net::datagram::{is_refusal, is_too_long};
 
 /// Datagrams and bytes that wait.
 const QUEUE: usize = 64;
@@ -123,6 +123,8 @@ pub(super) async fn relay(
                 Ok(_) => {
                     dropped.fetch_add(1, Ordering::Relaxed);
                 }
+                // One that was too long for its path has gone; that ends no flow.
+                Err(error) if is_too_long(&error) => {}
                 Err(error) => return Err(error),
             }
         }

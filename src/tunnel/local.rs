@@ -25,7 +25,7 @@ use super::wire;
 use crate::config::agent::{ServiceKind, ServiceSpec};
 use crate::config::scalar::TargetAddr;
 use crate::net::copy::{Anywhere, Pair, Way};
-use crate::net::{Sever as _, proxy_protocol};
+use crate::net::{Sever, SeverOnDrop, proxy_protocol};
 use crate::tls::client::{Client, Offer};
 
 /// Bytes read from a service at a time.
@@ -73,12 +73,12 @@ pub(super) async fn serve(
             // All that is to be said on the session is said.
             let _ = send.send_data(Bytes::new(), true);
             drop(receive);
-            join(stream, own, TcpStream::sever).await;
+            join(stream, own).await;
         }
         (Local::Tls(stream), Some(own)) => {
             let _ = send.send_data(Bytes::new(), true);
             drop(receive);
-            join(*stream, own, |tls| tls.get_ref().0.sever()).await;
+            join(*stream, own).await;
         }
     }
 }
@@ -278,9 +278,11 @@ fn given_up(reset: Result<H2Reason, h2::Error>) -> io::Error {
     }
 }
 
-/// Passes on what comes, both ways, until both have ended. A failure on one side is a reset on the other.
-async fn relay(mut stream: TcpStream, mut receive: RecvStream, mut send: SendStream<Bytes>) {
-    let (from, mut to) = stream.split();
+/// Passes on what comes, both ways, until both have ended. A failure on one side is a reset on the other; so is the end of
+/// the session, with which this is dropped.
+async fn relay(stream: TcpStream, mut receive: RecvStream, mut send: SendStream<Bytes>) {
+    let mut stream = SeverOnDrop::new(stream);
+    let (from, mut to) = stream.get_mut().split();
     let up = async {
         let mut buffer = BytesMut::new();
         loop {
@@ -311,10 +313,12 @@ async fn relay(mut stream: TcpStream, mut receive: RecvStream, mut send: SendStr
         }
         to.shutdown().await
     };
-    if let Err(error) = tokio::try_join!(up, down) {
-        tracing::debug!(%error, "a flow broke");
-        send.send_reset(H2Reason::CANCEL);
-        stream.sever();
+    match tokio::try_join!(up, down) {
+        Ok(_) => stream.spare(),
+        Err(error) => {
+            tracing::debug!(%error, "a flow broke");
+            send.send_reset(H2Reason::CANCEL);
+        }
     }
 }
 
@@ -324,7 +328,8 @@ async fn relay_within(
     mut receive: RecvStream,
     mut send: SendStream<Bytes>,
 ) {
-    let (mut from, mut to) = tokio::io::split(stream);
+    let mut stream = SeverOnDrop::new(stream);
+    let (mut from, mut to) = tokio::io::split(&mut stream);
     let up = async {
         let mut buffer = BytesMut::new();
         loop {
@@ -350,24 +355,29 @@ async fn relay_within(
         }
         to.shutdown().await
     };
-    if let Err(error) = tokio::try_join!(up, down) {
-        tracing::debug!(%error, "a flow broke");
-        send.send_reset(H2Reason::CANCEL);
-        from.unsplit(to).get_ref().0.sever();
+    let ended = tokio::try_join!(up, down);
+    drop((from, to));
+    match ended {
+        Ok(_) => stream.spare(),
+        Err(error) => {
+            tracing::debug!(%error, "a flow broke");
+            send.send_reset(H2Reason::CANCEL);
+        }
     }
 }
 
 /// The same over a connection of the flow's own. One that is dropped without a word for its end has broken.
-async fn join<S>(mut stream: S, mut own: Connection, sever: impl FnOnce(&S))
+async fn join<S>(stream: S, mut own: Connection)
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Sever + Unpin,
 {
+    let mut stream = SeverOnDrop::new(stream);
     let way = || Way::new(Anywhere, Bytes::new());
     let mut pair = Pair::new(&mut stream, &mut own, way(), way(), None);
     let ended = poll_fn(|cx| pair.poll(cx)).await;
     drop(pair);
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a flow broke");
-        sever(&stream);
+    match ended {
+        Ok(_) => stream.spare(),
+        Err(error) => tracing::debug!(%error, "a flow broke"),
     }
 }

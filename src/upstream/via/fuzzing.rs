@@ -88,7 +88,13 @@ pub fn connect_reply(data: &[u8]) {
     let ask = |cut: usize| -> Outcome {
         let mut script = Script { rest: said, cut };
         let (to, login) = (target(*choice), login(*choice));
-        let asked = at_once(connect::ask(&mut script, "proxy", &to, login.as_ref()));
+        let question = Question {
+            hop: "proxy",
+            to: &to,
+            login: login.as_ref(),
+            passed: None,
+        };
+        let asked = at_once(connect::ask(&mut script, question, &mut false));
         let first = asked.map_err(told)?;
         Ok([&first[..], script.rest].concat())
     };
@@ -110,7 +116,13 @@ pub fn socks_reply(data: &[u8]) {
     let ask = |said: &[u8], cut: usize| -> Outcome {
         let mut script = Script { rest: said, cut };
         let (to, login) = (target(*choice), login(*choice));
-        let asked = at_once(socks5::ask(&mut script, "proxy", &to, login.as_ref()));
+        let question = Question {
+            hop: "proxy",
+            to: &to,
+            login: login.as_ref(),
+            passed: None,
+        };
+        let asked = at_once(socks5::ask(&mut script, question, &mut false));
         assert!(said.len() - script.rest.len() <= MOST);
         asked.map_err(told)?;
         Ok(script.rest.to_vec())

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
+use rustix::process::Signal;
+
 use super::{Pair, home, local, sessions};
 use crate::kit::{Call, Conn, PATIENCE, free_port, get, until};
 use crate::tcp::{echo, exchange, open};
@@ -102,6 +104,14 @@ fn what_is_cut_is_a_reset_for_the_service_also_after_half_an_end() {
         };
         assert_eq!(error.kind(), kind);
     }
+    // The end of the whole session is no end of what it carries either.
+    let mut client = open(at);
+    client.write_all(b"hello").unwrap();
+    let mut service = accept(&listener);
+    service.read_exact(&mut [0; 5]).unwrap();
+    pair.edge.signal(Signal::KILL);
+    let error = service.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
