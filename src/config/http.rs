@@ -180,7 +180,7 @@ pub enum TextPattern {
     Regex(Pattern),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub enum ActionSpec {
     Proxy(ProxySpec),
     Files(FilesSpec),
@@ -192,7 +192,7 @@ pub enum ActionSpec {
     },
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub struct ProxySpec {
     /// Name of an upstream that the document holds (one written as a URL or address is there under its `host:port`).
     pub upstream: Arc<str>,
@@ -212,7 +212,7 @@ pub struct ProxySpec {
     pub on_change: Option<OnChange>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub enum HostHeader {
     /// As the client sent it.
     Preserve,
@@ -221,21 +221,21 @@ pub enum HostHeader {
     Fixed(::http::HeaderValue),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub struct RespondSpec {
     pub status: StatusCode,
     pub body: RespondBody,
     pub headers: Vec<(HeaderName, Template)>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub enum RespondBody {
     Template(Template),
     /// An absolute path; read at prepare, its contents are part of the generation.
     File(PathBuf),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub struct RedirectSpec {
     pub to: Template,
     pub status: StatusCode,

@@ -49,7 +49,7 @@ pub enum Model {
 }
 
 /// What happens to a long flow whose own definition a swap changed or removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum OnChange {
     /// It lives on until the drain deadline of the generation it began in.
     #[default]

@@ -8,19 +8,19 @@ use super::findings::did_you_mean;
 use super::scalar::Wrong;
 
 /// A parsed template.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Template {
     pub parts: Vec<Part>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Part {
     Text(String),
     Var(Var),
 }
 
 /// A template variable (config.md, "Template variables"). Those of features that are not built are refused by name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Var {
     ClientIp,
     ClientPort,
@@ -58,7 +58,7 @@ pub enum Var {
 }
 
 /// A part of the certificate that a client has shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ClientCertPart {
     /// RFC 4514: `CN=alice,O=Example`.
     Subject,

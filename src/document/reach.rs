@@ -141,26 +141,37 @@ fn domains_above(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('.').map(|(dot, _)| &name[dot + 1..])
 }
 
-/// What plain routes have taken so far, by host (`""`: any host).
+type ByName<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
+
+/// A pattern of hosts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Host<'s> {
+    Any,
+    Exact(&'s str),
+    Below(&'s str),
+    Regex(&'s str),
+}
+
+/// What plain routes have taken so far.
 #[derive(Default)]
-struct Taken {
-    hosts: HashMap<String, Box<Paths>>,
+struct Taken<'s> {
+    hosts: ByName<Host<'s>, Box<Paths<'s>>>,
     pairs: usize,
 }
 
 #[derive(Default)]
-struct Paths {
+struct Paths<'s> {
     any: Option<usize>,
-    exact: HashMap<String, usize>,
-    below: HashMap<String, usize>,
-    prefix: HashMap<String, usize>,
+    exact: ByName<&'s str, usize>,
+    below: ByName<&'s str, usize>,
+    prefix: ByName<&'s str, usize>,
     /// Lengths that occur in `prefix`.
     lengths: BTreeSet<usize>,
-    regex: HashMap<String, usize>,
+    regex: ByName<&'s str, usize>,
 }
 
-impl Taken {
-    fn add(&mut self, matcher: &MatchSpec, route: usize) {
+impl<'s> Taken<'s> {
+    fn add(&mut self, matcher: &'s MatchSpec, route: usize) {
         if !is_plain(matcher) || !self.affordable(matcher) {
             return;
         }
@@ -193,11 +204,10 @@ impl Taken {
         }
         let mut last = None;
         for host in keys(&matcher.host) {
-            let wider = wider_hosts(&host);
-            let candidates: Vec<&Paths> = wider
-                .iter()
-                .filter_map(|h| self.hosts.get(h).map(|p| &**p))
-                .collect();
+            let mut candidates = host.wider().filter_map(|h| self.hosts.get(&h)).peekable();
+            // Most hosts are new, and then there is nothing to look at.
+            candidates.peek()?;
+            let candidates: Vec<_> = candidates.collect();
             if matcher.path.is_empty() {
                 last = last.max(Some(candidates.iter().find_map(|paths| paths.all())?));
             }
@@ -212,45 +222,45 @@ impl Taken {
 }
 
 /// Hosts as keys; one that stands for any where there is none.
-fn keys(hosts: &[HostPattern]) -> Vec<String> {
-    if hosts.is_empty() {
-        vec![String::new()]
-    } else {
-        hosts.iter().map(ToString::to_string).collect()
+fn keys(hosts: &[HostPattern]) -> impl Iterator<Item = Host<'_>> {
+    let any = hosts.is_empty().then_some(Host::Any);
+    any.into_iter().chain(hosts.iter().map(|host| match host {
+        HostPattern::Exact(name) => Host::Exact(name),
+        HostPattern::Below(name) => Host::Below(name),
+        HostPattern::Regex(pattern) => Host::Regex(&pattern.text),
+    }))
+}
+
+impl<'s> Host<'s> {
+    /// All patterns that include it: itself, any, what is below each of its parents.
+    fn wider(self) -> impl Iterator<Item = Host<'s>> {
+        let name = match self {
+            Host::Exact(name) | Host::Below(name) => name,
+            Host::Any | Host::Regex(_) => "",
+        };
+        let parents = domains_above(name).map(Host::Below);
+        [self, Host::Any].into_iter().chain(parents)
     }
 }
 
-/// The keys of all patterns that include a host: itself, any, `*.` of each parent.
-fn wider_hosts(host: &str) -> Vec<String> {
-    let mut out = vec![host.to_owned(), String::new()];
-    if !host.starts_with('~') {
-        let name = host.strip_prefix("*.").unwrap_or(host);
-        out.extend(
-            name.match_indices('.')
-                .map(|(at, _)| format!("*{}", &name[at..])),
-        );
-    }
-    out
-}
-
-impl Paths {
-    fn add(&mut self, path: &PathPattern, route: usize) {
+impl<'s> Paths<'s> {
+    fn add(&mut self, path: &'s PathPattern, route: usize) {
         match path {
             PathPattern::Exact(p) => {
-                self.exact.entry(p.clone()).or_insert(route);
+                self.exact.entry(p).or_insert(route);
             }
             PathPattern::Below(p) if p.is_empty() => {
                 self.any.get_or_insert(route);
             }
             PathPattern::Below(p) => {
-                self.below.entry(p.clone()).or_insert(route);
+                self.below.entry(p).or_insert(route);
             }
             PathPattern::Prefix(p) => {
                 self.lengths.insert(p.len());
-                self.prefix.entry(p.clone()).or_insert(route);
+                self.prefix.entry(p).or_insert(route);
             }
             PathPattern::Regex(p) => {
-                self.regex.entry(p.text.to_string()).or_insert(route);
+                self.regex.entry(&p.text).or_insert(route);
             }
         }
     }
@@ -266,7 +276,7 @@ impl Paths {
         match path {
             PathPattern::Exact(p) => self
                 .exact
-                .get(p)
+                .get(p.as_str())
                 .copied()
                 .or_else(|| self.begins(p))
                 .or_else(|| self.is_below(p)),

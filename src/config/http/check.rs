@@ -1,6 +1,7 @@
 //! A server from what is written to what is checked.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use super::super::check::{Checker, is_name, shorten};
@@ -95,10 +96,9 @@ impl HttpRaw {
         };
         let fallback = actions.spec(enabled, references, check);
         let used = sets.take(self.using.as_ref(), check);
-        let scope = format!("http/{name}");
         let standing = Standing {
-            scope: &scope,
-            pointer: &format!("/{scope}"),
+            scope: format_args!("http/{name}"),
+            pointer: format_args!("/http/{name}"),
             live: enabled,
         };
         let filters = self.written().spec(standing, references, check);
@@ -129,15 +129,15 @@ impl HttpRaw {
             }
             let on = raw.enabled.as_ref().is_none_or(|e| e.value);
             let used = sets.take(raw.using.as_ref(), check);
-            let pointer = format!("/{scope}/routes/{index}");
-            let scope = match &raw.name {
-                Some(name) => format!("{scope}/routes/{}", name.value),
-                // No name has this sign.
-                None => format!("{scope}/routes/#{index}"),
+            // No name has this sign.
+            let number = format_args!("#{index}");
+            let label: &dyn fmt::Display = match &raw.name {
+                Some(name) => &name.value,
+                None => &number,
             };
             let standing = Standing {
-                scope: &scope,
-                pointer: &pointer,
+                scope: format_args!("http/{name}/routes/{label}"),
+                pointer: format_args!("/http/{name}/routes/{index}"),
                 live: enabled && on,
             };
             let own = raw.written().spec(standing, references, check).over(&used);

@@ -45,7 +45,7 @@ pub enum FileCoding {
 words!(FileCoding { "br" => FileCoding::Brotli, "zstd" => FileCoding::Zstd, "gzip" => FileCoding::Gzip });
 
 /// Checked `files`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub struct FilesSpec {
     /// An absolute path. That it is a folder is seen at prepare.
     pub root: PathBuf,

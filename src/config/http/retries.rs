@@ -22,7 +22,7 @@ section! {
 }
 
 /// Checked `proxy.retries`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RetrySpec {
     /// Targets tried for one request, 1 to [`MAX_ATTEMPTS`].
     pub attempts: usize,

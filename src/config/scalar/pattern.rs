@@ -153,18 +153,18 @@ impl HostPattern {
 /// A DNS name, lower case and without a dot at its end.
 pub(super) fn host_name(text: &str) -> Result<String, Wrong> {
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-    let wrong = Wrong::new(format!("`{text}` is not a host name"));
+    let wrong = || Wrong::new(format!("`{text}` is not a host name"));
     if text.contains("://") {
-        return Err(wrong.help("write the name alone, without scheme and path"));
+        return Err(wrong().help("write the name alone, without scheme and path"));
     }
     if text.contains(':') {
-        return Err(wrong.help("hosts are compared without the port; leave it out"));
+        return Err(wrong().help("hosts are compared without the port; leave it out"));
     }
     if text.contains('*') {
-        return Err(wrong.help("a `*` stands only at the beginning: `*.example.com`"));
+        return Err(wrong().help("a `*` stands only at the beginning: `*.example.com`"));
     }
     if !text.is_ascii() {
-        return Err(wrong.help("write it as it goes over the wire: `xn--…`"));
+        return Err(wrong().help("write it as it goes over the wire: `xn--…`"));
     }
     let label = |l: &str| {
         (1..=63).contains(&l.len())
@@ -172,7 +172,7 @@ pub(super) fn host_name(text: &str) -> Result<String, Wrong> {
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     if name.len() > 253 || !name.split('.').all(label) {
-        Err(wrong)
+        Err(wrong())
     } else {
         Ok(name)
     }

@@ -7,8 +7,7 @@ pub mod tcp;
 mod upgrade;
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
-use std::hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _};
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 
 use super::{Files, Quick};
@@ -82,24 +81,13 @@ pub fn with_target(definition: u64, target: &TargetAddr) -> u64 {
     Quick::default().hash_one((definition, target))
 }
 
-/// Equal for equal (server, action), within this process. By the spec's `Debug` form: it shows every field, also those
-/// that are added later.
+/// Equal for equal (server, action), within this process.
 fn digest(server: &str, spec: &ActionSpec) -> u64 {
-    struct Writer(DefaultHasher);
-    impl fmt::Write for Writer {
-        fn write_str(&mut self, text: &str) -> fmt::Result {
-            self.0.write(text.as_bytes());
-            Ok(())
-        }
-    }
-    let mut writer = Writer(DefaultHasher::new());
-    server.hash(&mut writer.0);
-    let _ = match spec {
+    match spec {
         // What becomes of a flow when its definition is gone, and how it found its target, are no part of it.
-        ActionSpec::Proxy(proxy) => write!(
-            writer,
-            "{:?}",
-            ProxySpec {
+        ActionSpec::Proxy(proxy) => Quick::default().hash_one((
+            server,
+            ActionSpec::Proxy(ProxySpec {
                 on_change: None,
                 retries: RetrySpec::default(),
                 buffer: 0,
@@ -109,10 +97,8 @@ fn digest(server: &str, spec: &ActionSpec) -> u64 {
                     false => proxy.upstream.clone(),
                 },
                 ..proxy.clone()
-            }
-        ),
-        // Our writer never fails.
-        other => write!(writer, "{other:?}"),
-    };
-    writer.0.finish()
+            }),
+        )),
+        other => Quick::default().hash_one((server, other)),
+    }
 }

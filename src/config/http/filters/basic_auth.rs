@@ -1,5 +1,6 @@
 //! `basic_auth`.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use ::http::HeaderValue;
@@ -39,7 +40,7 @@ impl BasicAuthSpec {
     pub(super) fn new(
         raw: &BasicAuthRaw,
         at: At,
-        pointer: &str,
+        pointer: fmt::Arguments<'_>,
         check: &mut Checker<'_>,
     ) -> Option<BasicAuthSpec> {
         if raw.users.is_none() && raw.htpasswd.is_none() && raw.spoiled.is_empty() {

@@ -1,5 +1,6 @@
 //! `concurrency`.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ impl ConcurrencySpec {
     pub(super) fn new(
         raw: &ConcurrencyRaw,
         at: At,
-        scope: &str,
+        scope: fmt::Arguments<'_>,
         check: &mut Checker<'_>,
     ) -> Option<ConcurrencySpec> {
         let wait = check.duration(raw.wait.as_ref());
@@ -57,7 +58,7 @@ impl ConcurrencySpec {
             return None;
         };
         Some(ConcurrencySpec {
-            id: scope.into(),
+            id: scope.to_string().into(),
             requests: check.count(requests.at, requests.value),
             queue: usize::try_from(queue).unwrap_or(usize::MAX),
             wait,

@@ -14,6 +14,7 @@ mod rate_limit;
 mod rewrite;
 mod set;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -244,13 +245,13 @@ impl FiltersSpec {
     }
 }
 
-/// Where the filters of one table stand.
+/// Where the filters of one table stand, in words that are put together for those filters only that need them.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::config) struct Standing<'s> {
     /// What limiters are known by over reloads: `filters/NAME`, `http/NAME`, `http/NAME/routes/ROUTE`.
-    pub(in crate::config) scope: &'s str,
+    pub(in crate::config) scope: fmt::Arguments<'s>,
     /// JSON Pointer of the table.
-    pub(in crate::config) pointer: &'s str,
+    pub(in crate::config) pointer: fmt::Arguments<'s>,
     /// It is enabled, so that what it names must exist.
     pub(in crate::config) live: bool,
 }

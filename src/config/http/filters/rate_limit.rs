@@ -1,5 +1,6 @@
 //! `rate_limit`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use ::http::StatusCode;
@@ -55,7 +56,7 @@ const MOST: u64 = 1_000_000_000;
 pub(super) fn rate_limits(
     list: &List<RateLimitRaw>,
     at: At,
-    scope: &str,
+    scope: fmt::Arguments<'_>,
     check: &mut Checker<'_>,
 ) -> Option<Vec<RateLimitSpec>> {
     if list.is_empty() && !list.spoiled {
@@ -68,12 +69,16 @@ pub(super) fn rate_limits(
     }
     let all = list.iter().enumerate();
     let all: Vec<_> = all
-        .filter_map(|(index, raw)| one(raw, &format!("{scope}/{index}"), check))
+        .filter_map(|(index, raw)| one(raw, format_args!("{scope}/{index}"), check))
         .collect();
     (!all.is_empty()).then_some(all)
 }
 
-fn one(raw: &Loc<RateLimitRaw>, scope: &str, check: &mut Checker<'_>) -> Option<RateLimitSpec> {
+fn one(
+    raw: &Loc<RateLimitRaw>,
+    scope: fmt::Arguments<'_>,
+    check: &mut Checker<'_>,
+) -> Option<RateLimitSpec> {
     let key = raw.key.as_ref()?;
     let parsed = template(key.at, key, check);
     let status = raw.status.as_ref().map(|status| {

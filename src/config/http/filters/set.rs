@@ -31,10 +31,9 @@ impl FilterSets {
         let mut sets = BTreeMap::new();
         for (name, set) in raw.iter() {
             let written = set.written();
-            let scope = format!("filters/{name}");
             let standing = Standing {
-                scope: &scope,
-                pointer: &format!("/{scope}"),
+                scope: format_args!("filters/{name}"),
+                pointer: format_args!("/filters/{name}"),
                 live: true,
             };
             let spec = written.spec(standing, references, check);
