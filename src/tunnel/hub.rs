@@ -328,6 +328,8 @@ impl Agent {
         if state.sessions.len() >= MAX_SESSIONS {
             return false;
         }
+        // It may come because one of them is dead.
+        state.sessions.iter().for_each(|s| s.round_trip.ask());
         state.sessions.push(session.clone());
         true
     }
@@ -346,7 +348,7 @@ impl Agent {
     }
 
     /// The least loaded session with the service: one of the agent's newest process before others, and one that is told
-    /// to end only if there is nothing else.
+    /// to end only if there is nothing else; so one that may be dead.
     fn choose(
         &self,
         ask: &Ask<'_>,
@@ -366,7 +368,8 @@ impl Agent {
             .min_by_key(|session| {
                 let old = session.instance != newest.instance;
                 let flows = session.counts.open.load(Ordering::Relaxed);
-                (session.is_draining(), old, flows)
+                let overdue = session.round_trip.is_overdue();
+                (overdue, session.is_draining(), old, flows)
             });
         let Some(best) = best else {
             return Err(match tried.is_empty() {
