@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 
+use super::streams::{accept, close_visitor, expect_reset};
 use super::{Pair, local, sessions};
 use crate::kit::{free_port, get, until};
 use crate::tcp::{echo, exchange, open};
@@ -85,6 +86,41 @@ fn a_reset_of_the_service_is_one_for_the_client() {
     drop(there);
     let ended = client.read(&mut [0; 1]).unwrap_err();
     assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
+    wait_connections(&pair, 2);
+}
+
+#[test]
+fn what_is_cut_is_a_reset_for_the_service_also_after_half_an_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (pair, at) = start(listener.local_addr().unwrap());
+    for half in [false, true] {
+        let mut client = open(at);
+        client.write_all(b"hello").unwrap();
+        let mut service = accept(&listener);
+        service.read_exact(&mut [0; 5]).unwrap();
+        if half {
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(service.read(&mut [0]).unwrap(), 0);
+        }
+        close_visitor(&pair);
+        expect_reset(&mut service, half);
+        wait_connections(&pair, 2);
+    }
+    // Also where nothing of it is read.
+    let mut client = open(at);
+    client.write_all(b"hello").unwrap();
+    let mut service = accept(&listener);
+    service.read_exact(&mut [0; 5]).unwrap();
+    let writing = std::thread::spawn(move || client.write_all(&vec![0; 64 << 20]).unwrap_err());
+    let sent = || pair.published()["sent"].as_u64().unwrap();
+    until("nothing more to pass", || {
+        let before = sent();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        (before > 1 << 20 && before == sent()).then_some(())
+    });
+    close_visitor(&pair);
+    until("the reset", || service.take_error().unwrap());
+    writing.join().unwrap();
     wait_connections(&pair, 2);
 }
 
