@@ -100,7 +100,8 @@ async fn own(serving: &Serving<'_>, ticket: &str) -> Result<Connection, Refusal>
         shared,
         running,
     } = serving;
-    let made = dedicated(settings, shared, running, ticket).await;
+    let by = running.by().unwrap_or_else(|| settings.clone());
+    let made = dedicated(&by, shared, running, ticket).await;
     made.map_err(|failed| {
         let detail = format!("a connection of its own: {}", failed.why);
         Refusal::new(Reason::Unreachable, detail)

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 
 use super::streams::{accept, close_visitor, expect_reset};
-use super::{Pair, local, sessions};
+use super::{Pair, TOKEN, local, sessions};
 use crate::kit::{free_port, get, until};
 use crate::tcp::{echo, exchange, open};
 
@@ -122,6 +122,40 @@ fn what_is_cut_is_a_reset_for_the_service_also_after_half_an_end() {
     until("the reset", || service.take_error().unwrap());
     writing.join().unwrap();
     wait_connections(&pair, 2);
+}
+
+#[test]
+fn an_agent_whose_new_secret_or_server_is_none_goes_on_with_the_old_ones() {
+    let origin = echo();
+    let (pair, at) = start(origin.addr);
+    let working = pair.with_services(&service(origin.addr));
+    let nobody = local(free_port());
+    for (document, said) in [
+        (
+            working.replace(TOKEN, "wrong-horse-battery-staple"),
+            "its secret is wrong".to_owned(),
+        ),
+        (
+            working.replace(&pair.agents.to_string(), &nobody.to_string()),
+            format!("connect to {nobody}"),
+        ),
+    ] {
+        assert_ne!(document, working);
+        pair.home.reload_ok(&document);
+        until("the agent to say so", || {
+            pair.home.output().contains(&said).then_some(())
+        });
+        exchange(&mut open(at), "hello");
+        // What does not change that leaves it as it is.
+        pair.home.reload_ok(&format!(
+            "{document}
+[http.other]
+listen = \"127.0.0.1:0\"\nrespond = \"x\"\n"
+        ));
+        exchange(&mut open(at), "hello");
+        pair.home.reload_ok(&working);
+    }
+    exchange(&mut open(at), "hello");
 }
 
 #[test]
