@@ -51,7 +51,7 @@ pub struct PublishingStatus {
     pub sent: u64,
     /// Bytes from its services.
     pub received: u64,
-    /// Datagrams to its services for which there was no room.
+    /// Datagrams to its services for which there was no room, and those that its `bandwidth` made late, either way.
     pub dropped: u64,
     pub sessions: Vec<SessionStatus>,
     pub services: Vec<PublishedStatus>,

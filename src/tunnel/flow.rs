@@ -14,10 +14,9 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::allowance::{Allowance, Direction, Pause};
+use super::allowance::{Allowance, Direction, Pause, Until};
 use super::carried::Carried;
 use super::carrier::broken;
 use super::offer::Standing;
@@ -34,7 +33,7 @@ pub struct Counts {
     pub sent: AtomicU64,
     /// Bytes from the service.
     pub received: AtomicU64,
-    /// Datagrams to the service for which there was no room.
+    /// Datagrams for which there was no room on their way to the service, or which the agent's rate made late, either way.
     pub dropped: AtomicU64,
 }
 
@@ -78,7 +77,7 @@ impl Counted {
     }
 
     /// Bytes to the service; until when no more may follow.
-    pub(super) fn sent(&self, bytes: usize) -> Option<Instant> {
+    pub(super) fn sent(&self, bytes: usize) -> Option<Until> {
         for counts in &self.counts {
             counts.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         }
@@ -86,23 +85,28 @@ impl Counted {
     }
 
     /// Bytes from the service; until when no more may follow.
-    pub(super) fn received(&self, bytes: usize) -> Option<Instant> {
+    pub(super) fn received(&self, bytes: usize) -> Option<Until> {
         for counts in &self.counts {
             counts.received.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         self.allowance.take(Direction::FromService, bytes)
     }
 
-    /// A datagram that had no room.
-    pub(super) fn dropped(&self) {
+    /// Datagrams that had no room, or were late.
+    pub(super) fn dropped(&self, datagrams: u64) {
         for counts in &self.counts {
-            counts.dropped.fetch_add(1, Ordering::Relaxed);
+            counts.dropped.fetch_add(datagrams, Ordering::Relaxed);
         }
     }
 
     /// Bytes that may pass in one piece.
     pub(super) fn piece(&self) -> usize {
         self.allowance.piece()
+    }
+
+    /// It may have to wait for what has passed.
+    pub(super) fn is_limited(&self) -> bool {
+        self.allowance.is_limited()
     }
 }
 
