@@ -23,6 +23,8 @@ struct Far {
     socket: SocketAddr,
     /// A [`Bulk`], and an echo.
     bulk: SocketAddr,
+    /// The same, each flow with a connection of its own.
+    own: SocketAddr,
     echo: SocketAddr,
     /// An echo of datagrams.
     datagrams: SocketAddr,
@@ -70,10 +72,12 @@ impl Far {
         let socket = link.far(echoing_socket);
         let (blog, bulk, echo, plain, datagrams) = &services;
         let agents = SocketAddr::from((NEAR, free_port()));
-        let [web, at_socket, at_bulk, at_echo, at_datagrams] = [(); 5].map(|()| local(free_port()));
+        let [web, at_socket, at_bulk, at_own, at_echo, at_datagrams] =
+            [(); 6].map(|()| local(free_port()));
         let published = format!(
             "[http.socket]\nlisten = \"{at_socket}\"\nproxy = \"tunnel:home/socket\"\n\
              [tcp.bulk]\nlisten = \"{at_bulk}\"\nupstream = \"tunnel:home/bulk\"\n\
+             [tcp.own]\nlisten = \"{at_own}\"\nupstream = \"tunnel:home/own\"\n\
              [tcp.echo]\nlisten = \"{at_echo}\"\nupstream = \"tunnel:home/echo\"\n\
              [udp.echo]\nlisten = \"{at_datagrams}\"\nupstream = \"tunnel:home/datagrams\"\n"
         );
@@ -81,11 +85,12 @@ impl Far {
         let lines = format!(
             "sessions = {sessions}\ntoken = \"{TOKEN}\"\ntls.pin = \"{}\"\n\
              services.socket = \"http://{}\"\nservices.bulk = \"tcp://{}\"\nservices.echo = \"tcp://{}\"\n\
-             services.datagrams = \"udp://{}\"",
+             services.own = {{ to = \"tcp://{}\", dedicated = true }}\nservices.datagrams = \"udp://{}\"",
             pin(&edge),
             socket,
             bulk.addr,
             echo.addr,
+            bulk.addr,
             datagrams.addr
         );
         let home = link.far(|| Gate::start(&home(agents, blog.addr, &lines, "")));
@@ -96,6 +101,7 @@ impl Far {
             web,
             socket: at_socket,
             bulk: at_bulk,
+            own: at_own,
             echo: at_echo,
             datagrams: at_datagrams,
             plain,

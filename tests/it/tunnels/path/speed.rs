@@ -4,10 +4,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::Far;
-use crate::kit::bulk::{exchange, rate};
+use crate::kit::bulk::{self, exchange, rate};
 use crate::kit::link::{Link, Quality};
 use crate::kit::websocket::{BINARY, exact, frame};
-use crate::kit::{Conn, count, percentile};
+use crate::kit::{Conn, count, percentile, until};
 use crate::udp::{ask, client};
 
 /// A tunnel's share of what a plain stream gets, at least.
@@ -22,6 +22,12 @@ fn a_gigabyte(up: bool) {
         let far = Far::start(link, 2);
         let before = far.memory();
         let (mutes, slow) = far.slow_readers(link, 2, Duration::from_millis(20));
+        let mut own = bulk::mute(far.connect(far.own)).unwrap();
+        until("a flow with a connection of its own", || {
+            (far.published()["flows"] == 5).then_some(())
+        });
+        link.wait_quiet();
+        let since = Instant::now();
         let bytes = count(1_000_000_000, 10_000_000) as u64;
         let measured = |to: SocketAddr, bytes: u64| {
             let mut stream = far.connect(to);
@@ -55,6 +61,13 @@ fn a_gigabyte(up: bool) {
         for slow in slow {
             slow.finish();
         }
+        // It may read as late as it likes: longer than the kernel would wait if it were asked to watch.
+        let paused = since.elapsed();
+        assert!(
+            cfg!(debug_assertions) || paused > Duration::from_secs(20),
+            "{paused:?}"
+        );
+        bulk::wake(&mut own, count(20_000_000, 2_000_000) as u64).unwrap();
         drop(mutes);
     });
 }
