@@ -228,8 +228,7 @@ impl Hub {
             {
                 agent.note(service, &refusal.detail);
             }
-            let (session, grant) = chosen?;
-            let limit = grant.and_then(|grant| grant.flows);
+            let (session, limit) = chosen?;
             let of = (&agent.counts, &agent.allowance);
             let Some(counted) = Counted::take(of, &session.counts, limit, &session.ended) else {
                 let detail = format!(
@@ -348,12 +347,12 @@ impl Agent {
     }
 
     /// The least loaded session with the service: one of the agent's newest process before others, and one that is told
-    /// to end only if there is nothing else; so one that may be dead.
+    /// to end only if there is nothing else; so one that may be dead. With it, how many flows the agent may have.
     fn choose(
         &self,
         ask: &Ask<'_>,
         tried: &[String],
-    ) -> Result<(Arc<Session>, Option<GrantSpec>), Refusal> {
+    ) -> Result<(Arc<Session>, Option<usize>), Refusal> {
         let (name, service) = (ask.agent, ask.service);
         let absent = |what: String| Refusal::new(Reason::Absent, what);
         let state = self.state.lock();
@@ -381,8 +380,9 @@ impl Agent {
             });
         };
         let kind = best.kind(service).flatten();
-        let grant = best.tunnel.rules.load().grants.get(name).cloned();
-        if let Some(why) = forbidden(grant.as_ref(), service, kind) {
+        let rules = best.tunnel.rules.load();
+        let grant = rules.grants.get(name);
+        if let Some(why) = forbidden(grant, service, kind) {
             return Err(absent(format!("service {service} of agent {name}: {why}")));
         }
         let datagrams = kind == Some(ServiceKind::Udp);
@@ -396,7 +396,7 @@ impl Agent {
                 format!("service {service} of agent {name} is a {kind} service: no {asked} there");
             return Err(Refusal::new(Reason::Unreachable, detail));
         }
-        Ok((best.clone(), grant))
+        Ok((best.clone(), grant.and_then(|grant| grant.flows)))
     }
 
     fn view(&self, name: Arc<str>) -> AgentView {
