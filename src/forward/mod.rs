@@ -11,6 +11,8 @@ mod refused;
 mod rules;
 pub mod socks;
 pub mod target;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

@@ -12,7 +12,7 @@ use super::entry::Plane;
 use super::http::Listener;
 use crate::config::tunnel::TunnelSpec;
 use crate::generation::EpochGuard;
-use crate::net::Peer;
+use crate::net::{Peer, Sever};
 use crate::tls::{Failure, Server, names_of};
 use crate::tunnel::greeting::secured;
 use crate::tunnel::session::{self, Ends};
@@ -38,7 +38,7 @@ pub async fn serve<S>(
     accepted: Arc<Accepting>,
     guard: EpochGuard,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let counters = listener.handshakes.clone();
     let ends = Ends {

@@ -84,6 +84,11 @@ impl<T: Tap> Way<T> {
         self.state == State::Open && self.pending.is_empty() && self.tap.rest() == 0
     }
 
+    /// The reader's end came and was passed on.
+    pub fn has_ended(&self) -> bool {
+        self.state == State::Closed
+    }
+
     /// Ready when it has ended, or is at rest if that is wanted.
     fn poll<A, B>(&mut self, cx: &mut Context<'_>, from: &mut A, to: &mut B) -> Poll<io::Result<()>>
     where

@@ -51,7 +51,7 @@ pub struct PublishingStatus {
     pub sent: u64,
     /// Bytes from its services.
     pub received: u64,
-    /// Datagrams to its services for which there was no room.
+    /// Datagrams to its services for which there was no room, and those that its `bandwidth` made late, either way.
     pub dropped: u64,
     pub sessions: Vec<SessionStatus>,
     pub services: Vec<PublishedStatus>,
@@ -71,6 +71,8 @@ pub struct SessionStatus {
     pub round_trip_us: Option<u64>,
     /// It gets no new flows while another will do, and ends with those that it has.
     pub draining: bool,
+    /// A sign of life is late, so that it gets no new flows while another will do.
+    pub overdue: bool,
     pub flows: u64,
     pub opened: u64,
     pub sent: u64,
@@ -273,6 +275,7 @@ fn session(session: &Session) -> SessionStatus {
         since: session.since.to_string(),
         round_trip_us: session.round_trip.get().map(micros),
         draining: session.is_draining(),
+        overdue: session.round_trip.is_overdue(),
         flows: counts.open.load(Ordering::Relaxed) as u64,
         opened: counts.opened.load(Ordering::Relaxed),
         sent: counts.sent.load(Ordering::Relaxed),

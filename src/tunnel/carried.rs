@@ -1,9 +1,11 @@
 //! A flow of datagrams, as the public side holds it. What is sent waits in a short queue, for which there is no waiting: what
-//! has no room is dropped and counted. Both directions go on while somebody asks for what comes.
+//! has no room is dropped and counted. Both directions go on while somebody asks for what comes. What the agent's rate makes
+//! wait for longer than [`LATE`], either way, is dropped and counted too: what comes after it is worth more.
 
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
@@ -18,6 +20,9 @@ use crate::upstream::dial::Datagrams;
 
 /// The longest datagram of UDP over IPv4: whoever is at the other end may send no longer one on.
 const LONGEST: usize = 65_507;
+
+/// How long one may wait for those before it to be paid for.
+const LATE: Duration = Duration::from_millis(200);
 
 /// A flow. Dropping it resets the stream.
 #[derive(Debug)]
@@ -46,6 +51,8 @@ struct Stream {
     sending: Bytes,
     /// Came, and is no whole datagram yet.
     came: BytesMut,
+    /// Came, and may not pass yet.
+    held: Queue,
     pauses: [Pause; 2],
     cut: Cut,
 }
@@ -63,6 +70,7 @@ impl Carried {
                 receive,
                 sending: Bytes::new(),
                 came: BytesMut::new(),
+                held: Queue::default(),
                 pauses: Default::default(),
                 cut,
             }),
@@ -71,22 +79,31 @@ impl Carried {
         }
     }
 
+    /// Drops what is late.
+    fn freshen(&self, queue: &mut Queue) {
+        if self.counted.is_limited() {
+            self.counted.dropped(queue.drop_older(LATE));
+        }
+    }
+
     /// Sends what waits, as far as there is room.
     fn poll_send(&self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let pause = Direction::ToService as usize;
         loop {
-            ready!(stream.pauses[pause].poll(cx));
+            // What has begun is sent to its end.
             if stream.sending.is_empty() {
+                ready!(stream.pauses[pause].poll(cx));
                 let mut waiting = self.waiting.lock();
-                match waiting.queue.take() {
-                    Some(all) => stream.sending = all,
+                self.freshen(&mut waiting.queue);
+                match waiting.queue.take(self.counted.piece()) {
+                    Some(some) => stream.sending = some,
                     None => {
                         waiting.sender = Some(cx.waker().clone());
                         return Poll::Pending;
                     }
                 }
             }
-            let wanted = stream.sending.len().min(self.counted.piece());
+            let wanted = stream.sending.len();
             stream.send.reserve_capacity(wanted);
             while stream.send.capacity() == 0 {
                 match ready!(stream.send.poll_capacity(cx)) {
@@ -112,12 +129,28 @@ impl Carried {
             return Poll::Ready(Err(error));
         }
         let pause = Direction::FromService as usize;
-        ready!(stream.pauses[pause].poll(cx));
         loop {
+            let paused = stream.pauses[pause].poll(cx).is_pending();
+            if !paused {
+                self.freshen(&mut stream.held);
+                if let Some(datagram) = stream.held.pop() {
+                    let until = self.counted.received(datagram.len());
+                    stream.pauses[pause].until(until);
+                    return Poll::Ready(Ok(datagram));
+                }
+            }
             if let Some(datagram) = datagram::take(&mut stream.came)? {
-                let until = self.counted.received(datagram.len());
-                stream.pauses[pause].until(until);
-                return Poll::Ready(Ok(datagram));
+                // It is taken off the stream also where it may not pass: in its window it would be late.
+                self.freshen(&mut stream.held);
+                let held = match paused {
+                    // Not with all that came beside it.
+                    true => Bytes::copy_from_slice(&datagram),
+                    false => datagram,
+                };
+                if !stream.held.push(held) {
+                    self.counted.dropped(1);
+                }
+                continue;
             }
             match ready!(stream.receive.poll_data(cx)) {
                 Some(Ok(chunk)) => {
@@ -139,11 +172,12 @@ impl Datagrams for Carried {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         if data.len() > LONGEST {
-            self.counted.dropped();
+            self.counted.dropped(1);
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        self.freshen(&mut waiting.queue);
         if !waiting.queue.push(datagram::encode(data)) {
-            self.counted.dropped();
+            self.counted.dropped(1);
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let sender = waiting.sender.take();

@@ -11,9 +11,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::poll_fn;
 use h2::{Ping, PingPong, RecvStream, SendStream};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::wire;
@@ -36,6 +38,8 @@ const UNSENT: u32 = 256 << 10;
 /// How often the other side is asked for a sign of life, and how long it may take.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_WITHIN: Duration = Duration::from_secs(5);
+/// From when on others are preferred to one that has been asked, if that is more than four of its round trips.
+const OVERDUE: Duration = Duration::from_secs(1);
 /// How long a message of the control stream may wait for room.
 const SAY_WITHIN: Duration = Duration::from_secs(10);
 
@@ -54,20 +58,40 @@ pub fn tune(stream: &tokio::net::TcpStream) {
     }
 }
 
-/// The round trips of a session.
+/// The round trips of a session, and whether one takes too long.
 #[derive(Debug, Default)]
-pub struct RoundTrip(AtomicU64);
+pub struct RoundTrip {
+    micros: AtomicU64,
+    /// Since when there is no answer to what was asked.
+    asked: Mutex<Option<Instant>>,
+    /// To ask now.
+    now: Notify,
+}
 
 impl RoundTrip {
     /// The last one; `None`: there has been none.
     pub fn get(&self) -> Option<Duration> {
-        let micros = self.0.load(Ordering::Relaxed);
+        let micros = self.micros.load(Ordering::Relaxed);
         (micros > 0).then(|| Duration::from_micros(micros))
     }
 
     fn set(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.0.store(micros.max(1), Ordering::Relaxed);
+        self.micros.store(micros.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether a sign of life is late: that side may be dead, and is not known to be yet.
+    pub fn is_overdue(&self) -> bool {
+        let Some(asked) = *self.asked.lock() else {
+            return false;
+        };
+        let usual = self.get().unwrap_or_default();
+        asked.elapsed() > OVERDUE.max(usual * 4)
+    }
+
+    /// Asks for a sign of life now instead of at its time.
+    pub fn ask(&self) {
+        self.now.notify_one();
     }
 }
 
@@ -75,13 +99,18 @@ impl RoundTrip {
 pub async fn until_dead(mut ping: PingPong, round_trip: &RoundTrip) -> String {
     loop {
         let asked = Instant::now();
+        *round_trip.asked.lock() = Some(asked);
         match timeout(PING_WITHIN, ping.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => round_trip.set(asked.elapsed()),
+            Ok(Ok(_)) => {
+                round_trip.set(asked.elapsed());
+                *round_trip.asked.lock() = None;
+            }
             // The connection's own end says more.
             Ok(Err(error)) => return format!("the connection has ended: {error}"),
             Err(_) => return format!("no sign of life within {PING_WITHIN:?}"),
         }
-        tokio::time::sleep(PING_EVERY).await;
+        // Also when it is early.
+        let _ = timeout(PING_EVERY, round_trip.now.notified()).await;
     }
 }
 

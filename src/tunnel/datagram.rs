@@ -5,10 +5,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use tokio::net::UdpSocket;
+use tokio::time::Instant;
 
 use super::carrier::{broken, send_all};
 use crate::net::datagram::{is_refusal, is_too_long};
@@ -72,36 +74,60 @@ pub fn take(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
     }
 }
 
-/// Datagrams that wait for room.
+/// Datagrams that wait, each since it came: as they are, or as capsules.
 #[derive(Debug, Default)]
 pub struct Queue {
-    waiting: VecDeque<Bytes>,
+    waiting: VecDeque<(Instant, Bytes)>,
     bytes: usize,
 }
 
 impl Queue {
-    /// Puts a capsule at its end; false: it is dropped.
-    pub fn push(&mut self, capsule: Bytes) -> bool {
-        if self.waiting.len() >= QUEUE || self.bytes + capsule.len() > QUEUE_BYTES {
+    /// Puts one at its end; false: it is dropped.
+    pub fn push(&mut self, datagram: Bytes) -> bool {
+        if self.waiting.len() >= QUEUE || self.bytes + datagram.len() > QUEUE_BYTES {
             return false;
         }
-        self.bytes += capsule.len();
-        self.waiting.push_back(capsule);
+        self.bytes += datagram.len();
+        self.waiting.push_back((Instant::now(), datagram));
         true
     }
 
-    /// All that waits.
-    pub fn take(&mut self) -> Option<Bytes> {
-        let first = self.waiting.pop_front()?;
-        if self.waiting.is_empty() {
-            self.bytes = 0;
+    /// The first one.
+    pub fn pop(&mut self) -> Option<Bytes> {
+        let (_, first) = self.waiting.pop_front()?;
+        self.bytes -= first.len();
+        Some(first)
+    }
+
+    /// The first one and those behind it that come to no more than `most` bytes with it.
+    pub fn take(&mut self, most: usize) -> Option<Bytes> {
+        let first = self.pop()?;
+        let more = |queue: &Queue, bytes: usize| {
+            let next = queue.waiting.front();
+            next.is_some_and(|(_, next)| bytes + next.len() <= most)
+        };
+        if !more(self, first.len()) {
             return Some(first);
         }
-        let mut all = BytesMut::with_capacity(self.bytes);
+        let mut all = BytesMut::with_capacity(most.min(first.len() + self.bytes));
         all.put(first);
-        self.waiting.drain(..).for_each(|capsule| all.put(capsule));
-        self.bytes = 0;
+        while more(self, all.len()) {
+            self.pop().into_iter().for_each(|next| all.put(next));
+        }
         Some(all.freeze())
+    }
+
+    /// Drops those that have waited for longer, and says how many.
+    pub fn drop_older(&mut self, than: Duration) -> u64 {
+        let mut dropped = 0;
+        let Some(since) = Instant::now().checked_sub(than) else {
+            return dropped;
+        };
+        while self.waiting.front().is_some_and(|(came, _)| *came < since) {
+            self.pop();
+            dropped += 1;
+        }
+        dropped
     }
 }
 
@@ -132,7 +158,7 @@ pub(super) async fn relay(
     let up = async {
         loop {
             there.notified().await;
-            let waiting = queue.lock().take();
+            let waiting = queue.lock().take(usize::MAX);
             if let Some(waiting) = waiting {
                 send_all(&mut send, waiting).await?;
             }
@@ -204,16 +230,30 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_has_waited_too_long_is_dropped_and_the_rest_is_taken_piece_by_piece() {
+        let (mut queue, bound) = (Queue::default(), Duration::from_millis(200));
+        for n in 0..5 {
+            assert!(queue.push(Bytes::from(vec![n; 10])));
+            tokio::time::advance(Duration::from_millis(60)).await;
+        }
+        assert_eq!((queue.drop_older(bound), queue.drop_older(bound)), (2, 0));
+        assert_eq!(queue.take(29).unwrap().len(), 20);
+        // One goes, however long it is.
+        assert_eq!(queue.take(1).unwrap()[..], [4; 10]);
+        assert!(queue.take(1).is_none() && queue.bytes == 0);
+    }
+
     #[test]
     fn the_newest_is_dropped_when_there_is_no_room() {
         let mut queue = Queue::default();
         let pushed = (0..QUEUE + 3).filter(|n| queue.push(encode(&[*n as u8])));
         assert_eq!(pushed.count(), QUEUE);
-        let mut all = BytesMut::from(&queue.take().unwrap()[..]);
+        let mut all = BytesMut::from(&queue.take(usize::MAX).unwrap()[..]);
         for n in 0..QUEUE {
             assert_eq!(take(&mut all).unwrap().unwrap()[..], [n as u8]);
         }
-        assert!(all.is_empty() && queue.take().is_none());
+        assert!(all.is_empty() && queue.take(usize::MAX).is_none());
         let large = [0; 60_000];
         assert!(queue.push(encode(&large)) && queue.push(encode(&large)));
         assert!(!queue.push(encode(&large)));

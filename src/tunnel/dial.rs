@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::flow::Flow;
 use super::hub::{Ask, Hub, Reason, Refusal};
-use crate::net::Sever;
 use crate::upstream::dial::{Datagrams, Dial, Dialing, DialingDatagrams, ServiceAt, Stream};
 use crate::upstream::error::{Error, Kind};
 use tokio::time::Instant;
@@ -42,11 +41,6 @@ fn ask<'a>(to: ServiceAt<'a>, datagrams: bool, deadline: Instant) -> Ask<'a> {
         speaks: to.speaks,
         deadline,
     }
-}
-
-/// Dropping it before both sides have ended resets it, and its agent the connection to the service.
-impl Sever for Flow {
-    fn sever(&self) {}
 }
 
 impl Stream for Flow {

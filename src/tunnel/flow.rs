@@ -14,14 +14,14 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::allowance::{Allowance, Direction, Pause};
+use super::allowance::{Allowance, Direction, Pause, Until};
 use super::carried::Carried;
 use super::carrier::broken;
 use super::offer::Standing;
 use super::ticket::Own;
+use crate::net::Sever;
 
 /// What flows through something, and has.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ pub struct Counts {
     pub sent: AtomicU64,
     /// Bytes from the service.
     pub received: AtomicU64,
-    /// Datagrams to the service for which there was no room.
+    /// Datagrams for which there was no room on their way to the service, or which the agent's rate made late, either way.
     pub dropped: AtomicU64,
 }
 
@@ -77,7 +77,7 @@ impl Counted {
     }
 
     /// Bytes to the service; until when no more may follow.
-    pub(super) fn sent(&self, bytes: usize) -> Option<Instant> {
+    pub(super) fn sent(&self, bytes: usize) -> Option<Until> {
         for counts in &self.counts {
             counts.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         }
@@ -85,23 +85,28 @@ impl Counted {
     }
 
     /// Bytes from the service; until when no more may follow.
-    pub(super) fn received(&self, bytes: usize) -> Option<Instant> {
+    pub(super) fn received(&self, bytes: usize) -> Option<Until> {
         for counts in &self.counts {
             counts.received.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         self.allowance.take(Direction::FromService, bytes)
     }
 
-    /// A datagram that had no room.
-    pub(super) fn dropped(&self) {
+    /// Datagrams that had no room, or were late.
+    pub(super) fn dropped(&self, datagrams: u64) {
         for counts in &self.counts {
-            counts.dropped.fetch_add(1, Ordering::Relaxed);
+            counts.dropped.fetch_add(datagrams, Ordering::Relaxed);
         }
     }
 
     /// Bytes that may pass in one piece.
     pub(super) fn piece(&self) -> usize {
         self.allowance.piece()
+    }
+
+    /// It may have to wait for what has passed.
+    pub(super) fn is_limited(&self) -> bool {
+        self.allowance.is_limited()
     }
 }
 
@@ -143,8 +148,14 @@ enum Way {
         chunk: Bytes,
         shut: bool,
     },
-    /// A connection of its own, which is cut with its session too.
-    Own(Own, Cut),
+    /// A connection of its own.
+    Own {
+        own: Own,
+        /// With the session, too.
+        cut: Cut,
+        /// What it was asked for on. Dropping it before its end is a reset, which the agent hears while it does not read.
+        _asked: (SendStream<Bytes>, RecvStream),
+    },
 }
 
 impl Line {
@@ -157,8 +168,16 @@ impl Line {
         })
     }
 
-    pub(super) fn own(own: Own, cut: CancellationToken) -> Line {
-        Line(Way::Own(own, Box::pin(cut.cancelled_owned())))
+    pub(super) fn own(
+        own: Own,
+        asked: (SendStream<Bytes>, RecvStream),
+        cut: CancellationToken,
+    ) -> Line {
+        Line(Way::Own {
+            own,
+            cut: Box::pin(cut.cancelled_owned()),
+            _asked: asked,
+        })
     }
 }
 
@@ -187,7 +206,7 @@ impl Flow {
                 let stands = (self.cut, self.standing);
                 Some(Carried::new((send, receive), self.counted, stands))
             }
-            Way::Own(..) => None,
+            Way::Own { .. } => None,
         }
     }
 
@@ -195,17 +214,63 @@ impl Flow {
     fn waits(&self) -> bool {
         match &self.line.0 {
             Way::Stream { chunk, .. } => chunk.is_empty(),
-            Way::Own(..) => true,
+            Way::Own { .. } => true,
         }
     }
 
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Way::Own(_, cut) = &mut self.line.0
+        if let Way::Own { cut, .. } = &mut self.line.0
             && cut.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(());
         }
         self.cut.as_mut().poll(cx)
+    }
+
+    /// What waits may be cut meanwhile.
+    fn or_cut<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match polled.is_pending() && self.poll_cut(cx).is_ready() {
+            true => Poll::Ready(Err(withdrawn())),
+            false => polled,
+        }
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let pause = &mut self.pauses[Direction::ToService as usize];
+        ready!(pause.poll(cx));
+        let wanted = bytes.len().min(self.counted.piece());
+        let size = match &mut self.line.0 {
+            Way::Stream { send, .. } => {
+                send.reserve_capacity(wanted);
+                while send.capacity() == 0 {
+                    match ready!(send.poll_capacity(cx)) {
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                        None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                    }
+                }
+                let size = wanted.min(send.capacity());
+                let piece = Bytes::copy_from_slice(&bytes[..size]);
+                send.send_data(piece, false).map_err(broken)?;
+                size
+            }
+            Way::Own { own, .. } => ready!(Pin::new(&mut own.io).poll_write(cx, &bytes[..wanted]))?,
+        };
+        pause.until(self.counted.sent(size));
+        Poll::Ready(Ok(size))
+    }
+}
+
+/// Down to the socket, where it has its own. Dropping a stream before both sides have ended resets it.
+impl Sever for Flow {
+    fn sever(&self) {
+        if let Way::Own { own, .. } = &self.line.0 {
+            own.io.sever();
+        }
     }
 }
 
@@ -256,7 +321,7 @@ impl AsyncRead for Flow {
                 let _ = receive.flow_control().release_capacity(size);
                 size
             }
-            Way::Own(own, _) => {
+            Way::Own { own, .. } => {
                 let mut piece = ReadBuf::new(out.initialize_unfilled_to(most));
                 ready!(Pin::new(&mut own.io).poll_read(cx, &mut piece)).map_err(cut_short)?;
                 let size = piece.filled().len();
@@ -278,48 +343,91 @@ impl AsyncWrite for Flow {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let this = &mut *self;
-        let pause = &mut this.pauses[Direction::ToService as usize];
-        ready!(pause.poll(cx));
-        let wanted = bytes.len().min(this.counted.piece());
-        let size = match &mut this.line.0 {
-            Way::Stream { send, .. } => {
-                send.reserve_capacity(wanted);
-                while send.capacity() == 0 {
-                    match ready!(send.poll_capacity(cx)) {
-                        Some(Ok(_)) => {}
-                        Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                        None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-                    }
-                }
-                let size = wanted.min(send.capacity());
-                let piece = Bytes::copy_from_slice(&bytes[..size]);
-                send.send_data(piece, false).map_err(broken)?;
-                size
-            }
-            Way::Own(own, _) => ready!(Pin::new(&mut own.io).poll_write(cx, &bytes[..wanted]))?,
-        };
-        pause.until(this.counted.sent(size));
-        Poll::Ready(Ok(size))
+        let polled = self.poll_piece(cx, bytes);
+        self.or_cut(cx, polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.line.0 {
+        let polled = match &mut self.line.0 {
             // The carrier's task writes what it has.
             Way::Stream { .. } => Poll::Ready(Ok(())),
-            Way::Own(own, _) => Pin::new(&mut own.io).poll_flush(cx),
-        }
+            Way::Own { own, .. } => Pin::new(&mut own.io).poll_flush(cx),
+        };
+        self.or_cut(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.line.0 {
+        let polled = match &mut self.line.0 {
             Way::Stream { send, shut, .. } => {
                 if !std::mem::replace(shut, true) {
                     send.send_data(Bytes::new(), true).map_err(broken)?;
                 }
                 Poll::Ready(Ok(()))
             }
-            Way::Own(own, _) => Pin::new(&mut own.io).poll_shutdown(cx),
+            Way::Own { own, .. } => Pin::new(&mut own.io).poll_shutdown(cx),
+        };
+        self.or_cut(cx, polled)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// The public side's end of a stream that is open both ways, and what carries it.
+    async fn asked() -> ((SendStream<Bytes>, RecvStream), tokio::task::JoinHandle<()>) {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (client, server) =
+            tokio::join!(h2::client::handshake(near), h2::server::handshake(far));
+        let ((mut client, connection), mut server) = (client.unwrap(), server.unwrap());
+        let carrier = tokio::spawn(async move {
+            let serving = async move {
+                let mut held = Vec::new();
+                while let Some(Ok((request, mut respond))) = server.accept().await {
+                    let answer = ::http::Response::new(());
+                    held.push((request, respond.send_response(answer, false).unwrap()));
+                }
+            };
+            let _ = tokio::join!(connection, serving);
+        });
+        let request = ::http::Request::post("https://tunnel/flow")
+            .body(())
+            .unwrap();
+        let (response, send) = client.send_request(request, false).unwrap();
+        ((send, response.await.unwrap().into_body()), carrier)
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_written_is_cut_with_the_session_and_with_the_service() {
+        for with_session in [true, false] {
+            let (asked, carrier) = asked().await;
+            let (io, _nobody_reads) = tokio::io::duplex(1);
+            let over = CancellationToken::new();
+            let own = Own {
+                io: Box::new(io),
+                _over: over.clone().drop_guard(),
+            };
+            let (cut, standing) = (CancellationToken::new(), Arc::<Standing>::default());
+            let counts = Arc::default();
+            let ended = Arc::default();
+            let of = (&counts, &Arc::default());
+            let counted = Counted::take(of, &counts, None, &ended).unwrap();
+            let line = Line::own(own, asked, cut.clone());
+            let mut flow = Flow::new(line, counted, standing.clone());
+            let writing = tokio::spawn(async move { flow.write_all(b"two").await });
+            tokio::task::yield_now().await;
+            match with_session {
+                true => cut.cancel(),
+                false => standing.cut.cancel(),
+            }
+            let ended = tokio::time::timeout(std::time::Duration::from_secs(30), writing).await;
+            let error = ended.unwrap().unwrap().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            assert!(over.is_cancelled());
+            carrier.abort();
         }
     }
 }

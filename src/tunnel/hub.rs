@@ -228,8 +228,7 @@ impl Hub {
             {
                 agent.note(service, &refusal.detail);
             }
-            let (session, grant) = chosen?;
-            let limit = grant.and_then(|grant| grant.flows);
+            let (session, limit) = chosen?;
             let of = (&agent.counts, &agent.allowance);
             let Some(counted) = Counted::take(of, &session.counts, limit, &session.ended) else {
                 let detail = format!(
@@ -328,6 +327,8 @@ impl Agent {
         if state.sessions.len() >= MAX_SESSIONS {
             return false;
         }
+        // It may come because one of them is dead.
+        state.sessions.iter().for_each(|s| s.round_trip.ask());
         state.sessions.push(session.clone());
         true
     }
@@ -346,12 +347,12 @@ impl Agent {
     }
 
     /// The least loaded session with the service: one of the agent's newest process before others, and one that is told
-    /// to end only if there is nothing else.
+    /// to end only if there is nothing else; so one that may be dead. With it, how many flows the agent may have.
     fn choose(
         &self,
         ask: &Ask<'_>,
         tried: &[String],
-    ) -> Result<(Arc<Session>, Option<GrantSpec>), Refusal> {
+    ) -> Result<(Arc<Session>, Option<usize>), Refusal> {
         let (name, service) = (ask.agent, ask.service);
         let absent = |what: String| Refusal::new(Reason::Absent, what);
         let state = self.state.lock();
@@ -366,7 +367,8 @@ impl Agent {
             .min_by_key(|session| {
                 let old = session.instance != newest.instance;
                 let flows = session.counts.open.load(Ordering::Relaxed);
-                (session.is_draining(), old, flows)
+                let overdue = session.round_trip.is_overdue();
+                (overdue, session.is_draining(), old, flows)
             });
         let Some(best) = best else {
             return Err(match tried.is_empty() {
@@ -378,8 +380,9 @@ impl Agent {
             });
         };
         let kind = best.kind(service).flatten();
-        let grant = best.tunnel.rules.load().grants.get(name).cloned();
-        if let Some(why) = forbidden(grant.as_ref(), service, kind) {
+        let rules = best.tunnel.rules.load();
+        let grant = rules.grants.get(name);
+        if let Some(why) = forbidden(grant, service, kind) {
             return Err(absent(format!("service {service} of agent {name}: {why}")));
         }
         let datagrams = kind == Some(ServiceKind::Udp);
@@ -393,7 +396,7 @@ impl Agent {
                 format!("service {service} of agent {name} is a {kind} service: no {asked} there");
             return Err(Refusal::new(Reason::Unreachable, detail));
         }
-        Ok((best.clone(), grant))
+        Ok((best.clone(), grant.and_then(|grant| grant.flows)))
     }
 
     fn view(&self, name: Arc<str>) -> AgentView {

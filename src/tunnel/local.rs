@@ -60,7 +60,7 @@ pub(super) async fn serve(
     // A flow may outlive them by long.
     let dropped = &serving.running.dropped;
     drop((serving, head));
-    let Ok(mut send) = respond.send_response(Response::new(()), false) else {
+    let Ok(send) = respond.send_response(Response::new(()), false) else {
         return;
     };
     match (local, own) {
@@ -69,17 +69,8 @@ pub(super) async fn serve(
         (Local::Datagrams(socket), _) => {
             datagram::relay(socket, receive, send, dropped).await;
         }
-        (Local::Stream(stream), Some(own)) => {
-            // All that is to be said on the session is said.
-            let _ = send.send_data(Bytes::new(), true);
-            drop(receive);
-            join(stream, own).await;
-        }
-        (Local::Tls(stream), Some(own)) => {
-            let _ = send.send_data(Bytes::new(), true);
-            drop(receive);
-            join(*stream, own).await;
-        }
+        (Local::Stream(stream), Some(own)) => join(stream, own, send).await,
+        (Local::Tls(stream), Some(own)) => join(*stream, own, send).await,
     }
 }
 
@@ -109,7 +100,8 @@ async fn own(serving: &Serving<'_>, ticket: &str) -> Result<Connection, Refusal>
         shared,
         running,
     } = serving;
-    let made = dedicated(settings, shared, running, ticket).await;
+    let by = running.by().unwrap_or_else(|| settings.clone());
+    let made = dedicated(&by, shared, running, ticket).await;
     made.map_err(|failed| {
         let detail = format!("a connection of its own: {}", failed.why);
         Refusal::new(Reason::Unreachable, detail)
@@ -366,18 +358,31 @@ async fn relay_within(
     }
 }
 
-/// The same over a connection of the flow's own. One that is dropped without a word for its end has broken.
-async fn join<S>(stream: S, mut own: Connection)
+/// The same over a connection of the flow's own. One that is dropped without a word for its end has broken. `asked`: the stream
+/// that the flow was asked for on, on which nothing more is said; the public side resets it when it drops the flow, which the
+/// connection does not tell while it is not read.
+async fn join<S>(stream: S, own: Connection, mut asked: SendStream<Bytes>)
 where
     S: AsyncRead + AsyncWrite + Sever + Unpin,
 {
-    let mut stream = SeverOnDrop::new(stream);
+    let (mut stream, mut own) = (SeverOnDrop::new(stream), SeverOnDrop::new(own));
     let way = || Way::new(Anywhere, Bytes::new());
     let mut pair = Pair::new(&mut stream, &mut own, way(), way(), None);
-    let ended = poll_fn(|cx| pair.poll(cx)).await;
+    let ended = poll_fn(|cx| {
+        let moved = pair.poll(cx);
+        // It may drop what has had both its ends, and the last bytes may be on their way here.
+        if moved.is_ready() || pair.forth.has_ended() {
+            return moved;
+        }
+        asked.poll_reset(cx).map(|reset| Err(given_up(reset)))
+    })
+    .await;
     drop(pair);
     match ended {
-        Ok(_) => stream.spare(),
+        Ok(_) => {
+            stream.spare();
+            own.spare();
+        }
         Err(error) => tracing::debug!(%error, "a flow broke"),
     }
 }

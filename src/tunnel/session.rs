@@ -27,6 +27,7 @@ use super::ticket::Tickets;
 use super::wire::{self, FromAgent, FromServer};
 use crate::config::agent::ServiceKind;
 use crate::config::tunnel::TunnelSpec;
+use crate::net::Sever;
 use crate::tls::client::Offer;
 
 /// From the end of the TLS handshake to a running session.
@@ -83,7 +84,7 @@ pub async fn serve<S>(
     ends: Ends,
 ) -> io::Result<String>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let greeting = Instant::now() + GREETING;
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
@@ -342,9 +343,7 @@ impl Session {
         let request = request(ask, ticket).map_err(|error| broken(&error))?;
         let opening = async {
             let mut h2 = self.h2.clone().ready().await.map_err(|e| broken(&e))?;
-            let (response, send) = h2
-                .send_request(request, dedicated)
-                .map_err(|e| broken(&e))?;
+            let (response, send) = h2.send_request(request, false).map_err(|e| broken(&e))?;
             let response = response.await.map_err(|e| broken(&e))?;
             if response.status() != StatusCode::OK {
                 return Err(refused(ask, &response));
@@ -356,7 +355,7 @@ impl Session {
             // The agent says that it is there when it is.
             let own = (&mut waiting.own).await;
             let own = own.map_err(|_| broken(&"it has made no connection for the flow"))?;
-            Ok(Line::own(own, cut))
+            Ok(Line::own(own, (send, receive), cut))
         };
         let line = timeout_at(ask.deadline, opening).await.map_err(|_| {
             let detail = format!("service {service} of agent {agent} did not answer in time");

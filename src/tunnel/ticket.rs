@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::auth;
+use crate::net::Sever;
 use crate::upstream::link::Duplex;
 
 /// Those that are out.
@@ -27,9 +28,14 @@ pub(super) struct Awaited {
     cut: CancellationToken,
 }
 
+/// What can be closed in the middle of what it carries.
+pub(super) trait Socket: Duplex + Sever {}
+
+impl<S: Duplex + Sever> Socket for S {}
+
 /// A connection of one flow's own.
 pub(super) struct Own {
-    pub(super) io: Box<dyn Duplex>,
+    pub(super) io: Box<dyn Socket>,
     /// Tells whoever accepted it that the flow is over.
     pub(super) _over: DropGuard,
 }
@@ -86,7 +92,7 @@ impl Awaited {
     /// Hands the connection over, and waits until its flow is over, or `ends` says so. Returns why.
     pub(super) async fn hand_over(
         self,
-        io: impl Duplex + 'static,
+        io: impl Socket + 'static,
         ends: &CancellationToken,
     ) -> &'static str {
         let over = CancellationToken::new();

@@ -123,7 +123,7 @@ impl Shared {
         self.queues.sweep();
     }
 
-    fn with_resolver(
+    pub(crate) fn with_resolver(
         control: tokio::runtime::Handle,
         workers: usize,
         resolver: Arc<Resolver>,

@@ -41,7 +41,7 @@ pub(super) fn write(list: &TunnelList, to: &mut Writer<'_>) -> fmt::Result {
     )?;
     to.counters(
         "evergate_tunnel_dropped_datagrams",
-        "Datagrams to the services of an agent for which there was no room.",
+        "Datagrams to the services of an agent for which there was no room, and those that its bandwidth made late, either way.",
         published().map(|(labels, a)| (labels, a.dropped as f64)),
     )?;
     let agents = || list.agents.iter().map(|a| ([("agent", &*a.agent)], a));

@@ -212,6 +212,29 @@ pub struct Running {
     pub flows: AtomicUsize,
     /// Datagrams from its services for which there was no room.
     pub dropped: AtomicU64,
+    by: By,
+}
+
+/// What a session has been made by, as the newest of those that say the same have it: what is wanted now may be something else,
+/// and not to be had. `None`: another session has taken its place.
+#[derive(Debug)]
+struct By(Mutex<Option<Arc<Settings>>>);
+
+impl By {
+    fn new(settings: Arc<Settings>) -> By {
+        By(Mutex::new(Some(settings)))
+    }
+
+    fn set(&self, settings: Option<Arc<Settings>>) {
+        *self.0.lock() = settings;
+    }
+}
+
+impl Running {
+    /// What its server is reached and convinced by.
+    pub(super) fn by(&self) -> Option<Arc<Settings>> {
+        self.by.0.lock().clone()
+    }
 }
 
 impl Agents {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::connect::{Carrier, Failed, connect};
-use super::{Control, Running, Settings, Shared, State, Terms, Trouble};
+use super::{By, Control, Running, Settings, Shared, State, Terms, Trouble};
 use crate::tunnel::carrier::{self, Ear, Mouth, RoundTrip};
 use crate::tunnel::local;
 use crate::tunnel::wire::{self, FromAgent, FromServer};
@@ -30,6 +30,7 @@ const MAX_RETIRING: usize = 8;
 struct Session {
     terms: Terms,
     since: Instant,
+    running: Arc<Running>,
     /// No new flows; it ends with those that it has.
     drain: CancellationToken,
     /// The server wants another in its place.
@@ -59,6 +60,8 @@ struct Kept(Session, tokio::task::AbortHandle);
 
 impl Drop for Kept {
     fn drop(&mut self) {
+        // Its flows may go on for long.
+        self.0.running.by.set(None);
         self.0.drain.cancel();
     }
 }
@@ -94,6 +97,7 @@ async fn keep(
         let made = Session {
             terms: settings.terms(),
             since: Instant::now(),
+            running: running.clone(),
             drain: CancellationToken::new(),
             unwanted: CancellationToken::new(),
             ended: CancellationToken::new(),
@@ -142,8 +146,10 @@ async fn keep(
                     if changed.is_err() {
                         return;
                     }
-                    if next.is_some_and(|next| next.terms() != now.terms) {
-                        break None;
+                    match next {
+                        Some(next) if next.terms() == now.terms => now.running.by.set(Some(next)),
+                        Some(_) => break None,
+                        None => {}
                     }
                 }
             }
@@ -193,6 +199,7 @@ async fn another(
                     round_trip: RoundTrip::default(),
                     flows: AtomicUsize::new(0),
                     dropped: AtomicU64::new(0),
+                    by: By::new(settings.clone()),
                 });
                 return (settings, carrier, running);
             }

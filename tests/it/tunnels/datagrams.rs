@@ -159,6 +159,50 @@ fn what_has_no_room_is_dropped_and_counted_and_keeps_nobody_waiting() {
     assert_eq!(sessions(&pair.edge, &pair.home), before);
 }
 
+/// Answers `flood` with more than there is room for anywhere, and all else with itself.
+fn flooding() -> SocketAddr {
+    let socket = UdpSocket::bind(local(0)).unwrap();
+    let addr = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut room = [0; 2048];
+        while let Ok((size, from)) = socket.recv_from(&mut room) {
+            if room[..size] != *b"flood" {
+                let _ = socket.send_to(&room[..size], from);
+                continue;
+            }
+            for _ in 0..400 {
+                (0..10).for_each(|_| drop(socket.send_to(&[7; 1000], from)));
+                // Its reader gets a chance.
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+    });
+    addr
+}
+
+#[test]
+fn what_an_agents_rate_makes_late_is_dropped_and_keeps_nothing_new_waiting() {
+    let (pair, at) = start(flooding());
+    let grant = "grants.home.bandwidth = \"1kB/s\"\n[http.web]";
+    let slow = with_port(&pair, at, "").replace("[http.web]", grant);
+    pair.edge.reload_ok(&slow);
+    for from_service in [true, false] {
+        let client = client(at);
+        let before = dropped(&pair);
+        if from_service {
+            client.send(b"flood").unwrap();
+        }
+        until("more than there is room for", || {
+            if !from_service {
+                (0..200).for_each(|_| drop(client.send(&[7; 1000])));
+            }
+            (dropped(&pair) > before + 200).then_some(())
+        });
+        // At this rate what waits would take a minute.
+        ask_until_answered(&client);
+    }
+}
+
 #[test]
 fn one_that_is_no_udp_service_says_so() {
     let origin = echo();

@@ -3,7 +3,8 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 
-use super::{Pair, local, sessions};
+use super::streams::{accept, close_visitor, expect_reset};
+use super::{Pair, TOKEN, local, sessions};
 use crate::kit::{free_port, get, until};
 use crate::tcp::{echo, exchange, open};
 
@@ -86,6 +87,75 @@ fn a_reset_of_the_service_is_one_for_the_client() {
     let ended = client.read(&mut [0; 1]).unwrap_err();
     assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
     wait_connections(&pair, 2);
+}
+
+#[test]
+fn what_is_cut_is_a_reset_for_the_service_also_after_half_an_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (pair, at) = start(listener.local_addr().unwrap());
+    for half in [false, true] {
+        let mut client = open(at);
+        client.write_all(b"hello").unwrap();
+        let mut service = accept(&listener);
+        service.read_exact(&mut [0; 5]).unwrap();
+        if half {
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(service.read(&mut [0]).unwrap(), 0);
+        }
+        close_visitor(&pair);
+        expect_reset(&mut service, half);
+        wait_connections(&pair, 2);
+    }
+    // Also where nothing of it is read.
+    let mut client = open(at);
+    client.write_all(b"hello").unwrap();
+    let mut service = accept(&listener);
+    service.read_exact(&mut [0; 5]).unwrap();
+    let writing = std::thread::spawn(move || client.write_all(&vec![0; 64 << 20]).unwrap_err());
+    let sent = || pair.published()["sent"].as_u64().unwrap();
+    until("nothing more to pass", || {
+        let before = sent();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        (before > 1 << 20 && before == sent()).then_some(())
+    });
+    close_visitor(&pair);
+    until("the reset", || service.take_error().unwrap());
+    writing.join().unwrap();
+    wait_connections(&pair, 2);
+}
+
+#[test]
+fn an_agent_whose_new_secret_or_server_is_none_goes_on_with_the_old_ones() {
+    let origin = echo();
+    let (pair, at) = start(origin.addr);
+    let working = pair.with_services(&service(origin.addr));
+    let nobody = local(free_port());
+    for (document, said) in [
+        (
+            working.replace(TOKEN, "wrong-horse-battery-staple"),
+            "its secret is wrong".to_owned(),
+        ),
+        (
+            working.replace(&pair.agents.to_string(), &nobody.to_string()),
+            format!("connect to {nobody}"),
+        ),
+    ] {
+        assert_ne!(document, working);
+        pair.home.reload_ok(&document);
+        until("the agent to say so", || {
+            pair.home.output().contains(&said).then_some(())
+        });
+        exchange(&mut open(at), "hello");
+        // What does not change that leaves it as it is.
+        pair.home.reload_ok(&format!(
+            "{document}
+[http.other]
+listen = \"127.0.0.1:0\"\nrespond = \"x\"\n"
+        ));
+        exchange(&mut open(at), "hello");
+        pair.home.reload_ok(&working);
+    }
+    exchange(&mut open(at), "hello");
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn with_port(pair: &Pair, at: SocketAddr) -> String {
     format!("{}{port}\n", pair.edge())
 }
 
-fn accept(listener: &TcpListener) -> TcpStream {
+pub(super) fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
@@ -59,6 +59,35 @@ fn tcp_goes_through_byte_for_byte_while_other_services_come_and_go() {
     assert!(back == large, "{} bytes", back.len());
 }
 
+/// Ends the only TCP session that there is at the edge.
+pub(super) fn close_visitor(pair: &Pair) {
+    let id = until("the session", || {
+        let list = pair.edge.call(Call::get("/sessions?kind=tcp")).expect(200);
+        let [one] = &list["sessions"].as_array()?[..] else {
+            return None;
+        };
+        one["id"].as_u64()
+    });
+    let close = Call::post(&format!("/sessions/{id}/close"));
+    pair.edge.call(close).expect(200);
+}
+
+/// `half`: it has been read to its end.
+pub(super) fn expect_reset(service: &mut TcpStream, half: bool) {
+    let (error, kind) = match half {
+        false => (
+            service.read(&mut [0]).unwrap_err(),
+            ErrorKind::ConnectionReset,
+        ),
+        // The kernel tells all the same.
+        true => (
+            until("the reset", || service.take_error().unwrap()),
+            ErrorKind::BrokenPipe,
+        ),
+    };
+    assert_eq!(error.kind(), kind);
+}
+
 #[test]
 fn what_is_cut_is_a_reset_for_the_service_also_after_half_an_end() {
     let (pair, at) = (Pair::start(), local(free_port()));
@@ -82,27 +111,8 @@ fn what_is_cut_is_a_reset_for_the_service_also_after_half_an_end() {
             client.shutdown(Shutdown::Write).unwrap();
             assert_eq!(service.read(&mut [0]).unwrap(), 0);
         }
-        let id = until("the session", || {
-            let list = pair.edge.call(Call::get("/sessions?kind=tcp")).expect(200);
-            let [one] = &list["sessions"].as_array()?[..] else {
-                return None;
-            };
-            one["id"].as_u64()
-        });
-        let close = Call::post(&format!("/sessions/{id}/close"));
-        pair.edge.call(close).expect(200);
-        let (error, kind) = match half {
-            false => (
-                service.read(&mut [0]).unwrap_err(),
-                ErrorKind::ConnectionReset,
-            ),
-            // It has been read to its end: the kernel tells all the same.
-            true => (
-                until("the reset", || service.take_error().unwrap()),
-                ErrorKind::BrokenPipe,
-            ),
-        };
-        assert_eq!(error.kind(), kind);
+        close_visitor(&pair);
+        expect_reset(&mut service, half);
     }
     // The end of the whole session is no end of what it carries either.
     let mut client = open(at);

@@ -23,10 +23,14 @@ struct Far {
     socket: SocketAddr,
     /// A [`Bulk`], and an echo.
     bulk: SocketAddr,
+    /// The same, each flow with a connection of its own.
+    own: SocketAddr,
     echo: SocketAddr,
+    /// An echo of datagrams.
+    datagrams: SocketAddr,
     /// Another [`Bulk`], to be reached without a tunnel.
     plain: SocketAddr,
-    _services: (Origin, Bulk, Echo, Bulk),
+    _services: (Origin, Bulk, Echo, Bulk, crate::udp::Echo),
 }
 
 /// A server whose websockets echo what comes, frame by frame.
@@ -62,25 +66,32 @@ impl Far {
                 Bulk::start(local(0)),
                 Bulk::start((FAR, free_port()).into()),
             );
-            (Origin::start("blog"), bulk.0, crate::tcp::echo(), bulk.1)
+            let echoes = (crate::tcp::echo(), crate::udp::echo());
+            (Origin::start("blog"), bulk.0, echoes.0, bulk.1, echoes.1)
         });
         let socket = link.far(echoing_socket);
-        let (blog, bulk, echo, plain) = &services;
+        let (blog, bulk, echo, plain, datagrams) = &services;
         let agents = SocketAddr::from((NEAR, free_port()));
-        let [web, at_socket, at_bulk, at_echo] = [(); 4].map(|()| local(free_port()));
+        let [web, at_socket, at_bulk, at_own, at_echo, at_datagrams] =
+            [(); 6].map(|()| local(free_port()));
         let published = format!(
             "[http.socket]\nlisten = \"{at_socket}\"\nproxy = \"tunnel:home/socket\"\n\
              [tcp.bulk]\nlisten = \"{at_bulk}\"\nupstream = \"tunnel:home/bulk\"\n\
-             [tcp.echo]\nlisten = \"{at_echo}\"\nupstream = \"tunnel:home/echo\"\n"
+             [tcp.own]\nlisten = \"{at_own}\"\nupstream = \"tunnel:home/own\"\n\
+             [tcp.echo]\nlisten = \"{at_echo}\"\nupstream = \"tunnel:home/echo\"\n\
+             [udp.echo]\nlisten = \"{at_datagrams}\"\nupstream = \"tunnel:home/datagrams\"\n"
         );
         let edge = Gate::start(&edge(agents, web, &published));
         let lines = format!(
             "sessions = {sessions}\ntoken = \"{TOKEN}\"\ntls.pin = \"{}\"\n\
-             services.socket = \"http://{}\"\nservices.bulk = \"tcp://{}\"\nservices.echo = \"tcp://{}\"",
+             services.socket = \"http://{}\"\nservices.bulk = \"tcp://{}\"\nservices.echo = \"tcp://{}\"\n\
+             services.own = {{ to = \"tcp://{}\", dedicated = true }}\nservices.datagrams = \"udp://{}\"",
             pin(&edge),
             socket,
             bulk.addr,
-            echo.addr
+            echo.addr,
+            bulk.addr,
+            datagrams.addr
         );
         let home = link.far(|| Gate::start(&home(agents, blog.addr, &lines, "")));
         let plain = plain.addr;
@@ -90,7 +101,9 @@ impl Far {
             web,
             socket: at_socket,
             bulk: at_bulk,
+            own: at_own,
             echo: at_echo,
+            datagrams: at_datagrams,
             plain,
             _services: services,
         };

@@ -107,6 +107,39 @@ fn release_an_agent_whose_address_changes_comes_back_from_the_new_one() {
     });
 }
 
+#[test]
+fn release_new_flows_keep_away_from_a_session_that_may_be_dead() {
+    Link::with(Quality::default(), |link| {
+        let far = Far::start(link, 2);
+        let before = far.sessions();
+        let dead = &before[0].0;
+        let opened = |overdue: bool| {
+            let published = far.published();
+            let mut all = published["sessions"].as_array()?.iter();
+            let session = all.find(|s| s["session"] == **dead)?;
+            (session["overdue"] == overdue).then(|| session["opened"].as_u64())?
+        };
+        assert!(opened(false).is_some());
+        link.bar(before[0].1.port());
+        let there = until("it to be overdue", || opened(true));
+        // The least loaded session has the next one, and these stay open.
+        let streams = [(); 6].map(|()| {
+            let mut stream = crate::tcp::open(far.echo);
+            exchange(&mut stream, "hello");
+            stream
+        });
+        // It may have ended meanwhile, on a slow machine.
+        let late = opened(true).unwrap_or(there);
+        println!("the dead one had {there} flows, and has {late}");
+        assert_eq!(late, there);
+        drop(streams);
+        link.bar(0);
+        let after = far.wait_sessions(2);
+        assert!(after.contains(&before[1]), "{before:?}, {after:?}");
+        assert!(answers(&far).is_some());
+    });
+}
+
 /// Exchanges a word again and again until it is told to stop. The longest time that one took; none: it broke.
 fn talk(mut stream: TcpStream, stop: &AtomicBool) -> Option<Duration> {
     use std::io::{Read as _, Write as _};
