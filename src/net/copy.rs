@@ -84,6 +84,11 @@ impl<T: Tap> Way<T> {
         self.state == State::Open && self.pending.is_empty() && self.tap.rest() == 0
     }
 
+    /// All that came was written, and its end passed on.
+    pub fn is_ended(&self) -> bool {
+        self.state == State::Closed
+    }
+
     /// Ready when it has ended, or is at rest if that is wanted.
     fn poll<A, B>(&mut self, cx: &mut Context<'_>, from: &mut A, to: &mut B) -> Poll<io::Result<()>>
     where
