@@ -3,8 +3,8 @@
 //!
 //! Ends become each other: a Close 1000 ends what is written to the stream, and what the stream still sends goes to the
 //! websocket; the stream's end is a Close 1000. A stream that breaks is a Close 1011, a cut or silence a Close 1001, what is no
-//! websocket a Close 1002, and a Close for another reason is answered with the same. Unless both ended, the stream sees a
-//! reset, so that nobody takes the end for that of the data.
+//! websocket a Close 1002, and a Close for another reason is answered with the same. Unless it was given all
+//! that the websocket said, and the end of it, the stream sees a reset, so that nobody takes the end for that of the data.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -64,7 +64,8 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<End>> {
         let pair = &mut self.pair;
         let mut polled = pair.poll(cx);
-        if polled.is_pending() && !self.hurried && (pair.a.is_closed() || pair.a.is_closing()) {
+        // A reader that pauses is waited for as long as before.
+        if polled.is_pending() && !self.hurried && (pair.forth.is_ended() || pair.a.is_closing()) {
             self.hurried = true;
             pair.hurry(LAST);
             polled = pair.poll(cx);
@@ -134,14 +135,15 @@ where
     let Pair {
         a: websocket,
         b: mut stream,
+        forth,
         ..
     } = both.pair;
-    let whole = matches!(relayed.cause, Cause::Closed);
     // A target that has said all and is not answered got all that came.
     let answerless = spoken == Spoken::ByClient
         && matches!(relayed.cause, Cause::Idle)
         && websocket.is_closing();
-    if whole || answerless {
+    // What is behind its end is whole, and the kernel may still have some of it.
+    if forth.is_ended() || answerless {
         stream.spare();
     }
     drop(stream);
@@ -155,4 +157,82 @@ where
         (Cause::Idle | Cause::Cut, _) => Some(GOING_AWAY),
     };
     (relayed, Last { websocket, code })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::generation::Generation;
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = TcpStream::connect(listener.local_addr().unwrap());
+        let (there, here) = tokio::join!(there, listener.accept());
+        (there.unwrap(), here.unwrap().0)
+    }
+
+    /// A session whose websocket says so many bytes and that it is done; `stream` is its other side.
+    fn saying<S>(size: usize, stream: S, spoken: Spoken) -> JoinHandle<(Relayed, Option<u16>)>
+    where
+        S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
+    {
+        tokio::spawn(async move {
+            let (near, far) = duplex(1000);
+            let mut far = Carrier::new(Role::Server, far, Bytes::new());
+            let saying = async {
+                far.write_all(&vec![7; size]).await.unwrap();
+                far.shutdown().await.unwrap();
+            };
+            let flight = Generation::new(1).begin(1);
+            let terms = Terms {
+                idle: None,
+                bandwidth: None,
+                flight: &flight,
+                in_flight: None,
+                session: None,
+            };
+            let near = Carrier::new(Role::Client, near, Bytes::new());
+            let bridging = bridge(near, stream, Bytes::new(), spoken, terms);
+            let ((), (relayed, last)) = tokio::join!(saying, bridging);
+            (relayed, last.code)
+        })
+    }
+
+    async fn all_is_read(mut reader: impl AsyncRead + Unpin, size: usize) {
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all.len(), size);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_kernel_has_of_a_websocket_that_is_done_waits_for_who_pauses() {
+        for spoken in [Spoken::ByClient, Spoken::ByTarget] {
+            let (reader, stream) = connected().await;
+            // More than the reader's own kernel takes at once.
+            let size = 1_000_000;
+            socket2::SockRef::from(&stream)
+                .set_send_buffer_size(2 * size)
+                .unwrap();
+            let (relayed, code) = saying(size, stream, spoken).await.unwrap();
+            assert!(matches!(relayed.cause, Cause::Idle), "{relayed:?}");
+            assert_eq!(code, Some(NORMAL));
+            all_is_read(reader, size).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_kernel_did_not_take_waits_too() {
+        let (reader, stream) = duplex(4);
+        let bridging = saying(10, stream, Spoken::ByTarget);
+        tokio::time::sleep(LAST * 6).await;
+        all_is_read(reader, 10).await;
+        let (relayed, code) = bridging.await.unwrap();
+        assert!(matches!(relayed.cause, Cause::Closed), "{relayed:?}");
+        assert_eq!(code, Some(NORMAL));
+    }
 }

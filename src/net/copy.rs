@@ -84,8 +84,8 @@ impl<T: Tap> Way<T> {
         self.state == State::Open && self.pending.is_empty() && self.tap.rest() == 0
     }
 
-    /// The reader's end came and was passed on.
-    pub fn has_ended(&self) -> bool {
+    /// All that came was written, and its end passed on.
+    pub fn is_ended(&self) -> bool {
         self.state == State::Closed
     }
 

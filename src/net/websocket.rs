@@ -216,7 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Carrier<S> {
                 buf.put_slice(&this.early.split_to(size));
             }
             if buf.filled().len() == before {
-                if this.closing {
+                if this.closing && this.decoder.is_between_frames() {
                     // It has our Close and leaves without an answer.
                     return Poll::Ready(Ok(()));
                 }

@@ -371,7 +371,7 @@ where
     let ended = poll_fn(|cx| {
         let moved = pair.poll(cx);
         // It may drop what has had both its ends, and the last bytes may be on their way here.
-        if moved.is_ready() || pair.forth.has_ended() {
+        if moved.is_ready() || pair.forth.is_ended() {
             return moved;
         }
         asked.poll_reset(cx).map(|reset| Err(given_up(reset)))

@@ -93,6 +93,11 @@ impl Decoder {
         Ok(to)
     }
 
+    /// Nothing of a frame has come that is not whole.
+    pub(super) fn is_between_frames(&self) -> bool {
+        self.have == 0 && self.left == 0
+    }
+
     fn header_size(&self) -> usize {
         let length = match self.header[1] & !MASKED {
             126 => 2,

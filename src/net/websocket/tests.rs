@@ -135,6 +135,29 @@ async fn each_end_comes_alone_and_one_without_a_close_is_an_error() {
     assert_eq!(carrier.fault(), Some(Fault::Broken));
 }
 
+#[tokio::test]
+async fn who_leaves_instead_of_answering_our_close_ends_well_only_between_frames() {
+    let whole = frame(FIN | BINARY, b"all");
+    for (came, got, broken) in [
+        (&whole[..], &b"all"[..], false),
+        (b"", b"", false),
+        // In a payload, in a header, in a control frame.
+        (&whole[..whole.len() - 1], b"al", true),
+        (&whole[..1], b"", true),
+        (&frame(FIN | PING, b"?")[..6], b"", true),
+    ] {
+        let (mut client, server) = duplex(100);
+        let mut carrier = Carrier::new(Role::Server, server, Bytes::new());
+        carrier.shutdown().await.unwrap();
+        client.write_all(came).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        let read = carrier.read_to_end(&mut all).await;
+        assert_eq!((&all[..], read.is_err()), (got, broken), "{came:?}");
+        assert_eq!(carrier.fault(), broken.then_some(Fault::Broken));
+    }
+}
+
 /// What the one writes the other reads, in both directions at once, with Pings between.
 #[tokio::test]
 async fn a_client_and_a_server_are_two_ends_of_a_stream() {
