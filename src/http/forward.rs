@@ -7,14 +7,11 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RETRY_AFTER, TE,
-    TRANSFER_ENCODING, VIA,
-};
+use http::header::{CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RETRY_AFTER, TE, VIA};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::action::proxy::{inbound_response, until_cut};
@@ -34,7 +31,6 @@ use crate::forward::{Ask, Denied, Destination, Forward, Reached};
 use crate::l4::pace::Paced;
 use crate::session::Start;
 use crate::upstream::alone;
-use crate::upstream::body::{BodyRules, RequestBody};
 use crate::upstream::error::Error;
 
 /// What a client asks a forward proxy for.
@@ -248,25 +244,7 @@ async fn send(
     if wishes.trailers {
         fields.insert(TE, HeaderValue::from_static("trailers"));
     }
-    let body = if body.is_end_stream() {
-        if expectation == Expectation::Continue {
-            fields.remove(EXPECT);
-        }
-        RequestBody::empty()
-    } else {
-        if !fields.contains_key(CONTENT_LENGTH) {
-            // Said outright: hyper sends a GET without a length as one without a body.
-            fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        let rules = BodyRules {
-            limit: None,
-            timeout: context.connection.spec.body_timeout,
-            expect_continue: expectation == Expectation::Continue,
-            finished: context.connection.expect_end_of_body(),
-            cell: record.cell().cloned(),
-        };
-        RequestBody::new(body, rules)
-    };
+    let body = context.sent_on(fields, body, expectation, None, record.cell().cloned());
     let mut request = Request::new(body);
     *request.method_mut() = std::mem::take(&mut parts.method);
     *request.uri_mut() = origin_form(uri)?;

@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http::header::{EXPECT, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use hyper::body::{Body as _, Incoming};
 
 use super::client;
 use super::connection::{Connection, HeadMarks};
@@ -17,7 +18,9 @@ use super::path::Path;
 use super::record::id;
 use super::route::Head;
 use crate::config::http::Scheme;
+use crate::metrics::cell::Cell;
 use crate::tls::ClientCert;
+use crate::upstream::body::{BodyRules, RequestBody};
 use crate::upstream::error::Error;
 
 /// What the phases after admission know about a request besides its head.
@@ -163,6 +166,35 @@ impl<'a> RequestContext<'a> {
         // `http://host?query` has a query without a path.
         let whole = matches!(target.as_str().as_bytes(), [b'/' | b'*', ..]);
         (whole && matches!(self.path.forward, Cow::Borrowed(_))).then_some(target)
+    }
+
+    /// The body as it is sent on, with `fields` that tell of it. `limit` in bytes; `cell`: where they are counted.
+    pub fn sent_on(
+        &self,
+        fields: &mut HeaderMap,
+        body: Incoming,
+        expectation: Expectation,
+        limit: Option<u64>,
+        cell: Option<Arc<Cell>>,
+    ) -> RequestBody {
+        if body.is_end_stream() {
+            if expectation == Expectation::Continue {
+                fields.remove(EXPECT);
+            }
+            return RequestBody::empty();
+        }
+        if !fields.contains_key(CONTENT_LENGTH) {
+            // Said outright: hyper sends a GET without a length as one without a body.
+            fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        let rules = BodyRules {
+            limit,
+            timeout: self.connection.spec.body_timeout,
+            expect_continue: expectation == Expectation::Continue,
+            finished: self.connection.expect_end_of_body(),
+            cell,
+        };
+        RequestBody::new(body, rules)
     }
 }
 

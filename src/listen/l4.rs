@@ -8,12 +8,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::entry::{Entry, Plane};
 use super::http::Listener;
-use super::tls::late;
+use super::tls::{hello, late, take_in};
 use crate::generation::{EpochGuard, Flight, Serving};
 use crate::http::Face as _;
 use crate::http::record::session::{SessionLine, came_to_nothing};
@@ -53,7 +52,7 @@ where
     }
     if accepted.tls.is_some() {
         // Boxed: the larger of them would be the size of all.
-        Box::pin(coming.secure(stream, accepted)).await;
+        Box::pin(coming.secure(stream, Bytes::new(), accepted)).await;
     } else if let Some((way, flight)) = coming.way(accepted) {
         coming.join(stream, way, flight, Bytes::new()).await;
     }
@@ -82,13 +81,13 @@ impl Coming {
         }
     }
 
-    /// Ends TLS.
-    async fn secure<S>(self, stream: S, accepted: Arc<Tcp>)
+    /// Ends TLS. `first`: what was read of it.
+    pub(super) async fn secure<S>(self, stream: S, first: Bytes, accepted: Arc<Tcp>)
     where
         S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
     {
         let counters = &self.listener.handshakes;
-        let handshake = self.handshake(stream, &accepted);
+        let handshake = self.handshake(stream, first, &accepted);
         match self.in_time(accepted.spec.header, handshake).await {
             Ok((stream, session)) => {
                 counters.done(session.resumed);
@@ -109,12 +108,13 @@ impl Coming {
     async fn handshake<S>(
         &self,
         stream: S,
+        first: Bytes,
         accepted: &Arc<Tcp>,
     ) -> io::Result<(TlsStream<S>, Session)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let hello = LazyConfigAcceptor::new(Default::default(), stream).await?;
+        let (hello, rest) = hello(stream, first).await?;
         let now = now(&self.listener.slot.pin(), accepted);
         let Some(server) = &now.tls else {
             return Err(io::ErrorKind::Unsupported.into());
@@ -124,7 +124,8 @@ impl Coming {
             client_auth,
         } = server.handshake(hello.client_hello().server_name());
         drop(now);
-        let stream = hello.into_stream(config).await?;
+        let stream = hello.into_stream_with(config, |session| take_in(session, &rest));
+        let stream = stream.await?;
         let session = Session::of(stream.get_ref().1, client_auth)?;
         Ok((stream, session))
     }

@@ -14,6 +14,7 @@ use super::l4::Coming;
 use super::tls::{self, Begun, late};
 use crate::http::{Face as _, Secure};
 use crate::l4::names::{Goal, Names, Way};
+use crate::l4::tcp::Tcp;
 use crate::net::Sever;
 use crate::tls::Failure;
 use crate::tls::hello::{self, Hello};
@@ -31,6 +32,8 @@ pub(super) struct Accepted {
 /// Where a connection goes.
 enum Goes {
     Tcp(Way),
+    /// TLS is ended here for a listener that goes by no names any more.
+    Opened(Arc<Tcp>),
     Http(Secure),
     Nowhere,
 }
@@ -97,6 +100,10 @@ where
             ))
             .await;
         }
+        Goes::Opened(tcp) => {
+            drop((serving, hello));
+            Box::pin(coming.secure(stream, first, tcp)).await;
+        }
         Goes::Nowhere => {
             drop(serving);
             tracing::debug!(%peer, ?hello, "nobody has this name");
@@ -105,30 +112,31 @@ where
     }
 }
 
-/// Where the client goes that said `hello` (`None`: it speaks no TLS), by what serves now. An address that is another thing by
-/// now goes on with it as it was accepted.
+/// Where the client goes that said `hello` (`None`: it speaks no TLS), by what serves now. No session begins by a definition that
+/// is gone: of an address that is another thing by now, only what went to HTTP goes on as it was accepted, to be told to finish.
 fn goes(now: &Entry, accepted: Accepted, hello: Option<&Hello>) -> Goes {
     let secure = now.http().secure();
-    let (names, secure) = match (&now.plane, secure) {
-        (Plane::Names(names), secure) => (names.clone(), secure),
+    let (names, secure, gone) = match (&now.plane, secure) {
+        (Plane::Names(names), secure) => (names.clone(), secure, false),
         (Plane::Http, Some(secure)) => return Goes::Http(secure),
-        (Plane::Tcp(tcp), _) if tcp.tls.is_none() => {
+        (Plane::Tcp(tcp), _) if tcp.tls.is_some() => return Goes::Opened(tcp.clone()),
+        (Plane::Tcp(tcp), _) => {
             let upstream = tcp.upstream().cloned();
             return upstream.map_or(Goes::Nowhere, |upstream| {
                 let tcp = tcp.clone();
                 Goes::Tcp(Way { tcp, upstream })
             });
         }
-        _ => (accepted.names, accepted.secure),
+        _ => (accepted.names, accepted.secure, true),
     };
     let goal = match hello {
         Some(hello) => names.find(hello),
         None => Some(&Goal::Http),
     };
     match (goal, secure) {
-        (Some(Goal::Tcp(way)), _) => Goes::Tcp(way.clone()),
+        (Some(Goal::Tcp(way)), _) if !gone => Goes::Tcp(way.clone()),
         (Some(Goal::Http), Some(secure)) => Goes::Http(secure),
-        (Some(Goal::Http) | None, _) => Goes::Nowhere,
+        _ => Goes::Nowhere,
     }
 }
 

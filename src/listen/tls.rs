@@ -127,7 +127,7 @@ where
 }
 
 /// The client's hello, of which `first` was read already, and what of that came behind it.
-async fn hello<S>(mut stream: S, first: Bytes) -> io::Result<(StartHandshake<S>, Bytes)>
+pub(super) async fn hello<S>(mut stream: S, first: Bytes) -> io::Result<(StartHandshake<S>, Bytes)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -154,7 +154,7 @@ where
 }
 
 /// Hands over what came behind a hello. It is less than a session takes at once.
-fn take_in(session: &mut ServerConnection, mut rest: &[u8]) {
+pub(super) fn take_in(session: &mut ServerConnection, mut rest: &[u8]) {
     while !rest.is_empty() {
         if let Err(error) = session.read_tls(&mut rest) {
             // The handshake finds that something is missing, and fails.

@@ -1,5 +1,9 @@
-//! A stream of HTTP/2 that has become bytes both ways (CONNECT), with ends that are told apart (RFC 9113 section 8.5): what
-//! is cut on our side leaves as RST_STREAM, and the client's RST_STREAM is an error, not the end of its data.
+//! A stream of HTTP/2 that has become bytes both ways (CONNECT), with ends that are told apart (RFC 9113 section 8.5) until
+//! our own END_STREAM: what is cut on our side leaves as RST_STREAM, and the client's RST_STREAM is an error, not the end of
+//! its data.
+//!
+//! Behind our END_STREAM they are not: the client's RST_STREAM then reads as the end of its data, and a cut is a RST_STREAM
+//! that only says that no more is wanted (NO_ERROR), for the client has all that was for it.
 //!
 //! hyper tells neither: its half of such a stream ends cleanly when it is dropped, and reads a stream that the client
 //! cancels as one that ended. But what sends is a task that it gives to the connection's executor. Dropping that task resets

@@ -5,6 +5,9 @@
 //! streams is then known, so that none is refused for want of knowing it, and what does not speak HTTP/2 has been told
 //! from what does before anything was sent.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -169,27 +172,11 @@ impl Multiplexed {
     /// request that is on its way would be taken for one that never was.
     pub(super) fn new(parts: Parts, peer: TargetAddr) -> Arc<Multiplexed> {
         let http = Arc::new(Mutex::new(Some(parts.http)));
-        let driven = http.clone();
-        let mut wire = parts.wire;
-        let driver = tokio::spawn(poll_fn(move |cx| {
-            let mut http = driven.lock();
-            if let Some(connection) = http.as_mut()
-                && let Poll::Ready(ended) = Pin::new(connection).poll(cx)
-            {
-                // The streams that are under way go on.
-                *http = None;
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "upstream connection takes no more streams");
-                }
-            }
-            drop(http);
-            let over = wire.as_mut().poll(cx);
-            if over.is_ready() {
-                // Requests that were handed over and not taken come back.
-                *driven.lock() = None;
-            }
-            over
-        }));
+        let driver = tokio::spawn(Driver {
+            http: http.clone(),
+            signs: parts.signs.clone(),
+            wire: parts.wire,
+        });
         Arc::new(Multiplexed {
             sender: parts.sender,
             http,
@@ -357,6 +344,41 @@ impl Dial {
             Some(error) => Err(error.clone()),
             None => Ok(()),
         }
+    }
+}
+
+/// The task of a connection. However it ends, by a panic too, nobody waits on the connection any more.
+struct Driver {
+    http: Arc<Mutex<Option<Http>>>,
+    signs: Arc<Signs>,
+    /// It has the slot, which is given back last.
+    wire: Driving,
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut http = self.http.lock();
+        if let Some(connection) = http.as_mut()
+            && let Poll::Ready(ended) = Pin::new(connection).poll(cx)
+        {
+            // The streams that are under way go on.
+            *http = None;
+            if let Err(error) = ended {
+                tracing::debug!(%error, "upstream connection takes no more streams");
+            }
+        }
+        drop(http);
+        self.wire.as_mut().poll(cx)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.signs.over.store(true, Ordering::Release);
+        // Requests that were handed over and not taken come back.
+        *self.http.lock() = None;
     }
 }
 

@@ -73,7 +73,12 @@ pub(crate) fn given(to: SocketAddr, name: &str) -> Vec<u8> {
 
 /// The description of the alert that ends a handshake.
 pub(crate) fn refused(client: &Client, to: SocketAddr, name: &str) -> rustls::AlertDescription {
-    let error = client.open(to, name).err().unwrap();
+    told(client.open(to, name))
+}
+
+/// The same of a handshake that was made.
+pub(crate) fn told(made: std::io::Result<Conn<Tls>>) -> rustls::AlertDescription {
+    let error = made.err().unwrap();
     let inner = error.get_ref().and_then(|e| e.downcast_ref());
     match inner {
         Some(rustls::Error::AlertReceived(alert)) => *alert,

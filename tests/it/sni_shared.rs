@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::kit::tls::{Client, Pair, request};
 use crate::kit::{Call, Gate, PATIENCE, free_port, until};
-use crate::sni::{Site, exchange, given, in_bytes, local, refused, site, with_files};
+use crate::sni::{Site, exchange, given, in_bytes, local, refused, site, told, with_files};
 use crate::tcp::open;
 
 /// An HTTP server over TLS that answers with the name it was asked for in the hello.
@@ -475,6 +475,46 @@ fn a_hello_that_a_swap_overtakes_goes_where_its_name_leads_now() {
     let mut conn = Client::new().over(three, "w.test").unwrap();
     let answer = conn.exchange(request("w.test", "/", "close")).unwrap();
     assert_eq!(answer.status, 200);
+}
+
+/// The address speaks no TLS any more: nobody has the listener's names, and what came for HTTP may finish.
+#[test]
+fn a_hello_that_comes_when_its_listener_is_gone_begins_no_session() {
+    let (a, pair) = (site("a.test"), Pair::new(&["w.test"]));
+    let listen = local(free_port());
+    let both = web(listen, "") + &pass("names", listen, &[("a.test", &a)], "");
+    let gate = with_files(&pair).start(&both);
+    let connected = |n: u64| {
+        let stream = TcpStream::connect(listen).unwrap();
+        gate.wait_status("the connection", |s| s["connections"] == n);
+        stream
+    };
+    let (one, two) = (connected(1), connected(2));
+    let clear = format!("[http.web]\nlisten = \"{listen}\"\nrespond = \"clear\"\n");
+    gate.reload_ok(&clear);
+    let unknown = AlertDescription::UnrecognisedName;
+    assert_eq!(told(Client::new().over(one, "a.test")), unknown);
+    let mut conn = Client::new().over(two, "w.test").unwrap();
+    assert!(conn.certificate() == pair.der);
+    let answer = conn.exchange(request("w.test", "/", "close")).unwrap();
+    assert_eq!(answer.text(), "clear");
+    drop(conn);
+    // It goes by no names any more, and ends TLS itself.
+    gate.reload_ok(&both);
+    gate.wait_status("nobody to be left", |s| s["connections"] == 0);
+    let three = connected(1);
+    let tls = "tls.certificates = { cert = \"site.crt\", key = \"site.key\" }";
+    let to = TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream = to.local_addr().unwrap();
+    gate.reload_ok(&format!(
+        "[tcp.names]\nlisten = \"{listen}\"\nupstream = \"{upstream}\"\n{tls}\n"
+    ));
+    let mut conn = Client::new().over(three, "a.test").unwrap();
+    assert!(conn.certificate() == pair.der);
+    conn.stream.write_all(b"clear").unwrap();
+    let mut got = [0; 5];
+    to.accept().unwrap().0.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"clear");
 }
 
 #[test]

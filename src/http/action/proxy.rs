@@ -9,9 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, SET_COOKIE, TE, TRANSFER_ENCODING,
-};
+use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, SET_COOKIE, TE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -35,7 +33,7 @@ use crate::http::text;
 use crate::http::vars::Vars;
 use crate::http::websocket;
 use crate::metrics::cell::Cell;
-use crate::upstream::body::{BodyRules, RequestBody};
+use crate::upstream::body::RequestBody;
 use crate::upstream::error::{Error, Kind};
 use crate::upstream::sticky::StickyId;
 use crate::upstream::{Choice, KeyedBy, SendOptions, Target, Upstream, hash};
@@ -265,25 +263,7 @@ impl Proxy {
         if websocket {
             websocket::set_upgrade(fields);
         }
-        let body = if body.is_end_stream() {
-            if expectation == Expectation::Continue {
-                fields.remove(EXPECT);
-            }
-            RequestBody::empty()
-        } else {
-            if !fields.contains_key(CONTENT_LENGTH) {
-                // Said outright: hyper sends a GET without a length as one without a body.
-                fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            }
-            let rules = BodyRules {
-                limit,
-                timeout: context.connection.spec.body_timeout,
-                expect_continue: expectation == Expectation::Continue,
-                finished: context.connection.expect_end_of_body(),
-                cell,
-            };
-            RequestBody::new(body, rules)
-        };
+        let body = context.sent_on(fields, body, expectation, limit, cell);
         // HTTP/1.0 may name no host; an HTTP/1.1 origin must get one.
         let mut host_from_target = context.host.is_none();
         match &self.host_header {
