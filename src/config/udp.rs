@@ -13,7 +13,7 @@ use super::runtime::OnChange;
 use super::scalar::{ListenAddr, Span, TargetAddr};
 use super::tree::At;
 use super::upstream::{References, UpstreamSpec};
-use super::via::{HopProtocol, ViaSpec};
+use super::via::{HopProtocol, HopSpec, ViaSpec};
 
 const KIND: l4::Kind = l4::Kind {
     name: "a UDP",
@@ -181,20 +181,26 @@ fn refusal(upstream: &UpstreamSpec, upstreams: &Upstreams) -> Option<l4::Refusal
         })
 }
 
-/// Why no datagrams go through proxies, and what helps: they do through one that speaks SOCKS5 and is reached as they are.
+/// Why no datagrams go through proxies, and what helps: they do through some that speak SOCKS5 and are reached as they are.
 fn no_way(via: &ViaSpec, upstreams: &Upstreams) -> Option<(&'static str, &'static str)> {
-    let one = "use one `socks5://` or `socks5h://`";
-    let [hop] = &via.hops[..] else {
-        let why = "datagrams through more than one proxy are not supported yet";
-        return Some((why, one));
-    };
+    let last = via.hops.len().saturating_sub(1);
+    let mut hops = via.hops.iter().enumerate();
+    hops.find_map(|(index, hop)| no_way_through(hop, index == last, upstreams))
+}
+
+fn no_way_through(
+    hop: &HopSpec,
+    is_last: bool,
+    upstreams: &Upstreams,
+) -> Option<(&'static str, &'static str)> {
+    let socks = "all proxies on their way must be `socks5://` or `socks5h://`";
     if !matches!(hop.protocol, HopProtocol::Socks5 | HopProtocol::Socks5h) {
-        return Some(("a proxy of HTTP takes no datagrams", one));
+        return Some(("a proxy of HTTP takes no datagrams", socks));
     }
     let proxies = l4::parts(&hop.upstream, upstreams);
     if proxies.iter().any(|proxy| proxy.via.is_some()) {
-        let why = "datagrams through more than one proxy are not supported yet";
-        return Some((why, one));
+        let why = "datagrams would pass by the `via` that its proxies have themselves";
+        return Some((why, "write the whole way in one `via`"));
     }
     if proxies.iter().any(|proxy| proxy.tls.is_some()) {
         let why = "datagrams to a proxy over TLS would go in cleartext";
@@ -203,7 +209,16 @@ fn no_way(via: &ViaSpec, upstreams: &Upstreams) -> Option<(&'static str, &'stati
     let mut targets = proxies.iter().flat_map(|proxy| &proxy.targets);
     let is_near =
         |address: &TargetAddr| matches!(address, TargetAddr::Unix(_) | TargetAddr::Tunnel(..));
-    targets
-        .any(|target| is_near(&target.address))
-        .then_some(("no datagrams go to a proxy that is no `host:port`", one))
+    if targets.any(|target| is_near(&target.address)) {
+        return Some(("no datagrams go to a proxy that is no `host:port`", socks));
+    }
+    // One might have the connection to the next proxy, and another the datagrams.
+    let several = match &proxies[..] {
+        [proxy] => proxy.targets.len() > 1 || proxy.targets_file.is_some(),
+        _ => true,
+    };
+    (several && !is_last).then_some((
+        "datagrams go past one proxy of which there are several only if it is the last",
+        "name one proxy in each place before the last",
+    ))
 }

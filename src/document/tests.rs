@@ -585,13 +585,17 @@ fn layer_4_refuses_upstreams_that_are_not_for_it() {
                      [upstreams.behind]\ntargets = '127.0.0.1:1'\nvia = 'socks5://127.0.0.1:9'\n\
                      [upstreams.web]\ntargets = '127.0.0.1:1'\nvia = 'http://127.0.0.1:9'\n\
                      [upstreams.chain]\ntargets = '127.0.0.1:1'\nvia = ['socks5://127.0.0.1:9', 'socks5://127.0.0.1:8']\n\
+                     [upstreams.bridge]\ntargets = '127.0.0.1:1'\nvia = ['socks5://127.0.0.1:9', 'http://127.0.0.1:8', 'socks5://127.0.0.1:7']\n\
+                     [upstreams.either]\ntargets = '127.0.0.1:1'\nvia = [{ upstream = 'two', protocol = 'socks5' }, 'socks5://127.0.0.1:8']\n\
+                     [upstreams.ends]\ntargets = '127.0.0.1:1'\nvia = ['socks5://127.0.0.1:8', { upstream = 'two', protocol = 'socks5' }]\n\
+                     [upstreams.two]\ntargets = ['127.0.0.1:8', '127.0.0.1:9']\n\
                      [upstreams.near]\ntargets = '127.0.0.1:1'\nvia = { upstream = 'mixed', protocol = 'socks5' }\n\
                      [upstreams.hidden]\ntargets = '127.0.0.1:1'\nvia = { url = 'socks5h://127.0.0.1:9', tls = {} }\n\
                      [upstreams.far]\ntargets = '127.0.0.1:1'\nvia = { upstream = 'behind', protocol = 'socks5' }\n\
                      [upstreams.mixed]\nsplit = { ip = 1, local = 1 }\n[upstreams.local]\ntargets = 'unix:/x'\n\
                      [upstreams.kept]\ntargets = '127.0.0.1:1'\nsticky = 'c'\n\
                      [upstreams.some]\nsplit = { ip = 1, kept = 1 }\n\
-                     [upstreams.all]\nsplit = { parts = 1, told = 1, old = 1, behind = 1, web = 1, chain = 1, near = 1, hidden = 1, far = 1, some = 1 }\n\
+                     [upstreams.all]\nsplit = { parts = 1, told = 1, old = 1, behind = 1, web = 1, chain = 1, bridge = 1, either = 1, ends = 1, near = 1, hidden = 1, far = 1, some = 1 }\n\
                      [http.web]\nlisten = '127.0.0.1:80'\nproxy = 'all'\n";
     let of = |kind: &str, upstream: &str| {
         let listener = format!("[{kind}.x]\nlisten = '127.0.0.1:53'\nupstream = '{upstream}'\n");
@@ -603,7 +607,7 @@ fn layer_4_refuses_upstreams_that_are_not_for_it() {
     for upstream in ["ip", "told", "old", "behind"] {
         assert_eq!(of("tcp", upstream), "");
     }
-    for upstream in ["ip", "told", "behind"] {
+    for upstream in ["ip", "told", "behind", "chain", "ends"] {
         assert_eq!(of("udp", upstream), "");
     }
     for (kind, upstream, told) in [
@@ -635,13 +639,18 @@ fn layer_4_refuses_upstreams_that_are_not_for_it() {
         ),
         (
             "udp",
-            "chain",
-            "datagrams through more than one proxy are not supported yet",
+            "bridge",
+            "`bridge` has `via`, and a proxy of HTTP takes no datagrams",
+        ),
+        (
+            "udp",
+            "either",
+            "datagrams go past one proxy of which there are several only if it is the last",
         ),
         (
             "udp",
             "far",
-            "datagrams through more than one proxy are not supported yet",
+            "datagrams would pass by the `via` that its proxies have themselves",
         ),
         ("udp", "near", "no datagrams go to a proxy"),
         (

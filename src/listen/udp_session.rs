@@ -96,7 +96,7 @@ pub(super) async fn run(begun: Begun, near: Arc<Near>, place: Place) {
     };
     let (far, hop) = match route {
         Route::Direct(target) => (connect(target, None), None),
-        Route::Through(hop) => (connect(hop.relay, hop.local), Some(hop)),
+        Route::Through(hop) => (connect(hop.relays.nearest, hop.relays.local), Some(hop)),
         Route::Flow(flow) => (Ok(Far::Flow(flow)), None),
     };
     let far = match far {

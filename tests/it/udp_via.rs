@@ -261,3 +261,53 @@ fn the_next_proxy_is_tried_where_one_is_dead() {
     }
     assert_eq!(origin.seen(), (6, 6));
 }
+
+#[test]
+fn datagrams_go_through_several_proxies() {
+    let (origin, listen) = (echo(), local(free_port()));
+    let addresses = [0; 3].map(|_| local(free_port()));
+    let proxies = addresses.map(|address| Gate::start(&office(address, "on_change = \"cut\"")));
+    let port = origin.addr.port();
+    let url = |scheme: &str, at: usize| format!("\"{scheme}://alice:sesame@{}\"", addresses[at]);
+    let gate = Gate::start("");
+    let mut ports = 0;
+    for (scheme, target, hops) in [
+        ("socks5", format!("127.0.0.1:{port}"), 2),
+        ("socks5h", format!("localhost:{port}"), 3),
+    ] {
+        let via: Vec<String> = (0..hops).map(|at| url(scheme, at)).collect();
+        let to = through(listen, &target, &format!("[{}]", via.join(", ")));
+        gate.reload_ok(&to);
+        let clients = [client(listen), client(listen)];
+        for round in 0..3 {
+            for (index, client) in clients.iter().enumerate() {
+                ask(client, &format!("{round} of {index}"));
+            }
+        }
+        ports += 2;
+        assert_eq!(origin.seen().1, ports, "{scheme} {target}");
+        for (at, proxy) in proxies.iter().enumerate() {
+            // Each relays for each, and has the connections to those behind it.
+            let expected = if at < hops { 2 } else { 0 };
+            assert_eq!(associations(proxy).len(), expected, "{at} of {hops}");
+        }
+        // A swap of other things on the way is not noticed.
+        let other = "[http.other]\nlisten = \"127.0.0.1:0\"\nrespond = \"x\"\n";
+        gate.reload_ok(&(to + other));
+        proxies[1].reload_ok(&(office(addresses[1], "on_change = \"cut\"") + other));
+        ask(&clients[0], "after a swap");
+        assert_eq!(origin.seen().1, ports);
+        // Any of them ends the session.
+        let last = hops - 1;
+        proxies[last].reload_ok("");
+        wait_sessions(&gate, 0);
+        for proxy in &proxies {
+            wait_associations(proxy, 0);
+        }
+        proxies[last].reload_ok(&office(addresses[last], "on_change = \"cut\""));
+        ask_until_answered(&clients[0]);
+        ports += 1;
+        gate.reload_ok("");
+        wait_associations(&proxies[0], 0);
+    }
+}

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash as _, Hasher};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -43,7 +43,7 @@ use crate::config::scalar::TargetAddr;
 use crate::config::via::{HopProtocol, LoginSpec, ViaSpec};
 use crate::net::Sever;
 
-pub use association::Association;
+pub use association::{Association, Relays, Sender, sent_by};
 
 /// The proxies through which something is reached.
 pub struct Via {
@@ -118,8 +118,8 @@ impl From<io::Error> for Fault {
 enum Granted {
     /// With the bytes that followed its answer.
     Stream(Bytes),
-    /// Datagrams, sent to there.
-    Relay(SocketAddr),
+    /// Datagrams, sent to there: an address, or a name that the proxy before it takes.
+    Relay(TargetAddr),
 }
 
 impl Via {
@@ -208,6 +208,32 @@ pub(super) fn open<'a>(way: Way<'a>, to: &'a TargetAddr, deadline: Instant) -> D
     })
 }
 
+/// Where a proxy takes datagrams that has said `granted`. `peer`: where it is, if nothing is before it.
+fn relay(
+    granted: SocketAddr,
+    peer: Option<SocketAddr>,
+    before: Way<'_>,
+    member: &Member,
+) -> Option<TargetAddr> {
+    let port = granted.port();
+    let at = |ip: IpAddr| TargetAddr::Ip(SocketAddr::new(ip.to_canonical(), port));
+    if !granted.ip().is_unspecified() {
+        return Some(at(granted.ip()));
+    }
+    // Then it is where the proxy is.
+    if before.hops.is_empty() {
+        return Some(at(peer?.ip()));
+    }
+    match member.target.address() {
+        TargetAddr::Ip(address) => Some(at(address.ip())),
+        TargetAddr::Name(name, _) if takes_names(before.hops) => {
+            Some(TargetAddr::Name(name.clone(), port))
+        }
+        TargetAddr::Name(..) => Some(at(member.target.names()?.rotated().first()?.ip())),
+        TargetAddr::Unix(_) | TargetAddr::Tunnel(..) => None,
+    }
+}
+
 fn broken(error: Error) -> Fault {
     Fault::Broken(error.kind, error.detail)
 }
@@ -219,7 +245,7 @@ impl Hop {
         before: Way<'_>,
         wanted: Wanted<'_>,
         deadline: Instant,
-    ) -> Result<(Through, Option<SocketAddr>), Error> {
+    ) -> Result<(Through, Option<TargetAddr>), Error> {
         let upstream = self.upstream.lead(|_| None, false).upstream;
         let options = SendOptions::default();
         let mut tries = Tries::new(upstream, before.worker, &options);
@@ -319,21 +345,27 @@ impl Hop {
             login,
             passed: before.passed,
         };
-        let granted = match (self.protocol, wanted) {
-            (HopProtocol::Http | HopProtocol::Https, Wanted::Stream(to)) => {
-                Granted::Stream(connect::ask(&mut link, question(to), asked).await?)
-            }
-            (HopProtocol::Socks5 | HopProtocol::Socks5h, Wanted::Stream(to)) => {
-                socks5::ask(&mut link, question(to), asked).await?;
-                Granted::Stream(Bytes::new())
-            }
-            (HopProtocol::Socks5 | HopProtocol::Socks5h, Wanted::Relay) => {
-                Granted::Relay(socks5::associate(&mut link, hop, login).await?)
-            }
-            (HopProtocol::Http | HopProtocol::Https, Wanted::Relay) => {
-                return Err(Fault::not_understood("it takes no datagrams"));
-            }
-        };
+        let granted =
+            match (self.protocol, wanted) {
+                (HopProtocol::Http | HopProtocol::Https, Wanted::Stream(to)) => {
+                    Granted::Stream(connect::ask(&mut link, question(to), asked).await?)
+                }
+                (HopProtocol::Socks5 | HopProtocol::Socks5h, Wanted::Stream(to)) => {
+                    socks5::ask(&mut link, question(to), asked).await?;
+                    Granted::Stream(Bytes::new())
+                }
+                (HopProtocol::Socks5 | HopProtocol::Socks5h, Wanted::Relay) => {
+                    let granted = socks5::associate(&mut link, hop, login).await?;
+                    let peer = link.plain_tcp().and_then(|tcp| tcp.peer_addr().ok());
+                    let relay = relay(granted, peer, before, member);
+                    Granted::Relay(relay.ok_or_else(|| {
+                        Fault::not_understood("it does not say where datagrams go")
+                    })?)
+                }
+                (HopProtocol::Http | HopProtocol::Https, Wanted::Relay) => {
+                    return Err(Fault::not_understood("it takes no datagrams"));
+                }
+            };
         Ok((link, granted))
     }
 
