@@ -67,10 +67,10 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(binding: u32) -> Shared {
+    fn new(binding: u32, definition: u64) -> Shared {
         Shared {
             binding,
-            definition: AtomicU64::new(0),
+            definition: AtomicU64::new(definition),
             long: AtomicU8::new(0),
             cut: AtomicBool::new(false),
             delay: AtomicU32::new(0),
@@ -155,9 +155,14 @@ impl Generation {
         self.flights.lock().long
     }
 
-    /// Begins a request behind `binding`.
+    /// Begins a request behind `binding`, which has no definition yet: one that is asked before it has is told to end.
     pub fn begin(self: &Arc<Self>, binding: u32) -> Flight {
-        let (index, shared) = self.flights.lock().begin(binding);
+        self.begin_defined(binding, 0)
+    }
+
+    /// Begins what lives by `definition` from its first instant: what is started here may run only after it was asked.
+    pub fn begin_defined(self: &Arc<Self>, binding: u32, definition: u64) -> Flight {
+        let (index, shared) = self.flights.lock().begin(binding, definition);
         Flight {
             shared,
             generation: self.clone(),
@@ -232,16 +237,16 @@ impl Generation {
             flights.leave(index);
             // The place must not keep what now belongs to the other one.
             if let Some(place) = flights.places.get_mut(index) {
-                place.shared = Arc::new(Shared::new(0));
+                place.shared = Arc::new(Shared::new(0, 0));
             }
         }
     }
 }
 
 impl Flights {
-    fn begin(&mut self, binding: u32) -> (usize, Arc<Shared>) {
+    fn begin(&mut self, binding: u32, definition: u64) -> (usize, Arc<Shared>) {
         let Some(index) = self.free.pop() else {
-            let shared = Arc::new(Shared::new(binding));
+            let shared = Arc::new(Shared::new(binding, definition));
             return (self.insert(shared.clone()), shared);
         };
         let place = &mut self.places[index];
@@ -249,12 +254,12 @@ impl Flights {
         match Arc::get_mut(&mut place.shared) {
             Some(last) => {
                 last.binding = binding;
-                *last.definition.get_mut() = 0;
+                *last.definition.get_mut() = definition;
                 *last.long.get_mut() = 0;
                 *last.cut.get_mut() = false;
             }
             // A settling still looks at it, or the last flight is just about to let go.
-            None => place.shared = Arc::new(Shared::new(binding)),
+            None => place.shared = Arc::new(Shared::new(binding, definition)),
         }
         (index, place.shared.clone())
     }

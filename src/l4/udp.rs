@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Life, admits, key_of};
 use crate::config::udp::UdpSpec;
-use crate::generation::Flight;
+use crate::generation::{Flight, Generation};
 use crate::metrics::WorkerContext;
 use crate::net::proxy_protocol;
 use crate::upstream::error::Error;
@@ -52,8 +52,13 @@ impl Udp {
         self.life().holds(definition)
     }
 
-    /// Picks the target of the session of `client`, which is a long flow by then: until then it lives by its listener and
-    /// upstream alone.
+    /// Begins a session, which lives by its listener and upstream from its first instant: its task may run for the first time
+    /// when a swap has asked it already.
+    pub fn begin(&self, generation: &Arc<Generation>, binding: u32) -> Flight {
+        generation.begin_defined(binding, self.life().digest(None))
+    }
+
+    /// Picks the target of the session of `client`, which is a long flow by then. `flight`: of [`Udp::begin`].
     ///
     /// # Errors
     /// No target is to be had.
@@ -63,7 +68,6 @@ impl Udp {
         client: Client,
         flight: &Flight,
     ) -> Result<Picked, Error> {
-        flight.define(self.life().digest(None));
         let upstream = self.upstream.lead(|_| None, false).upstream;
         let (source, destination) = client;
         let key = key_of(upstream, Some(source.ip()));
@@ -79,5 +83,41 @@ impl Udp {
             in_flight,
             header,
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::Format;
+    use crate::document::{Context, Document};
+    use crate::generation::Verdict;
+    use crate::upstream::Shared;
+
+    /// Its task has not run yet, or looks for a target.
+    #[tokio::test]
+    async fn a_session_that_has_just_begun_is_not_ended_by_a_swap_of_other_things() {
+        let text = "[udp.dns]\nlisten = '127.0.0.1:5300'\nupstream = '127.0.0.1:53'\n";
+        let context = Context {
+            base: "/".into(),
+            running: None,
+        };
+        let parsed = Document::parse(text.as_bytes(), Format::Toml, &context);
+        let document = parsed.unwrap().document;
+        let shared = Arc::new(Shared::new(tokio::runtime::Handle::current(), 1));
+        let build = || {
+            let spec = document.udp.values().next().unwrap().clone();
+            let upstream = Upstream::build(document.upstreams.values().next().unwrap(), &shared);
+            Udp::new(spec, Arc::new(upstream))
+        };
+        let (before, after) = (build(), build());
+        let (old, new) = (Generation::new(1), Generation::new(2));
+        let _flight = before.begin(&old, 7);
+        let told = old.settle(false, |asked| match after.holds(asked.definition) {
+            true => Verdict::Moves(new.clone()),
+            false => Verdict::Ends,
+        });
+        assert_eq!((told, old.in_flight(), new.in_flight()), (0, 0, 1));
     }
 }

@@ -212,7 +212,7 @@ impl Receiver {
         }
         let begun = Begun {
             udp: udp.clone(),
-            flight: serving.generation.begin(self.listener.slot.binding),
+            flight: udp.begin(&serving.generation, self.listener.slot.binding),
             listener: self.listener.clone(),
             limit: self.limit.clone(),
         };
