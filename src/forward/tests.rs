@@ -107,7 +107,8 @@ async fn reach(forward: &Forward) -> Result<TargetAddr, Refused> {
 async fn each_address_of_a_name_is_reached_by_its_own_rules_way() {
     let (way, mut asked) = proxy().await;
     let (ruled, good) = (Place::at([127, 0, 0, 2]), Place::at([127, 0, 0, 1]));
-    let nobody = Place::at([127, 0, 0, 1]).addr();
+    // Not where other tests get their ports from.
+    let nobody = Place::at([127, 0, 0, 3]).addr();
     // Nobody goes straight to what a rule has another way for, not even where that is all that is left.
     let none = forward(way, vec![nobody, ruled.addr()]);
     assert!(reach(&none).await.is_err());
