@@ -18,7 +18,7 @@ use crate::kit::grpc::{Feed, message};
 use crate::kit::mortal::Mortal;
 use crate::kit::process::{Base, spawn};
 use crate::kit::tls::{Client, Tls};
-use crate::kit::{Answer, Call, Conn, Gate, Origin, Response, free_port, raw};
+use crate::kit::{Answer, Call, Conn, Gate, Origin, Response, free_port, raw, replaced};
 
 const SITE: &str = include_str!("examples/site.toml");
 const GATEWAY: &str = include_str!("examples/gateway.toml");
@@ -136,9 +136,7 @@ impl Example {
 }
 
 fn put(text: &str, moved: &BTreeMap<String, String>) -> String {
-    moved
-        .iter()
-        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+    replaced(text, moved.iter().map(|(from, to)| (&**from, &**to)))
 }
 
 fn request(host: &str, path: &str, fields: &str) -> String {

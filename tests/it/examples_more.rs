@@ -14,7 +14,7 @@ use crate::kit::authority::Authority;
 use crate::kit::process::{Base, spawn};
 use crate::kit::raw::try_get;
 use crate::kit::tls::Client;
-use crate::kit::{Conn, Gate, Origin, PATIENCE, free_port, until};
+use crate::kit::{Conn, Gate, Origin, PATIENCE, free_port, replaced, until};
 
 const OFFICE: &str = include_str!("examples/office.toml");
 const LAYER4: &str = include_str!("examples/layer4.toml");
@@ -27,10 +27,10 @@ fn local() -> SocketAddr {
 
 /// Every `from` must be there.
 fn put(text: &str, moved: &[(&str, String)]) -> String {
-    moved.iter().fold(text.to_owned(), |text, (from, to)| {
+    for (from, _) in moved {
         assert!(text.contains(from), "{from} is not in\n{text}");
-        text.replace(from, to)
-    })
+    }
+    replaced(text, moved.iter().map(|(from, to)| (*from, &**to)))
 }
 
 fn start(text: &str, files: &[(&str, &str)], env: &[(&str, &str)]) -> Gate {

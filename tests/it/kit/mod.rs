@@ -64,3 +64,25 @@ pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Duration {
     let index = ((times.len() as f64 * share).ceil() as usize).clamp(1, times.len());
     times[index - 1]
 }
+
+/// Every `from` as its `to`, in one pass: what was put in is not looked at again, and of two that begin at one place the longer
+/// one counts.
+pub(crate) fn replaced<'m>(text: &str, moved: impl IntoIterator<Item = (&'m str, &'m str)>) -> String {
+    let moved: Vec<_> = moved.into_iter().collect();
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(next) = rest.chars().next() {
+        let here = moved.iter().filter(|(from, _)| rest.starts_with(from));
+        let size = match here.max_by_key(|(from, _)| from.len()) {
+            Some((from, to)) => {
+                out.push_str(to);
+                from.len()
+            }
+            None => {
+                out.push(next);
+                next.len_utf8()
+            }
+        };
+        rest = &rest[size..];
+    }
+    out
+}
