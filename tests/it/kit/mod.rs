@@ -67,7 +67,10 @@ pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Duration {
 
 /// Every `from` as its `to`, in one pass: what was put in is not looked at again, and of two that begin at one place the longer
 /// one counts.
-pub(crate) fn replaced<'m>(text: &str, moved: impl IntoIterator<Item = (&'m str, &'m str)>) -> String {
+pub(crate) fn replaced<'m>(
+    text: &str,
+    moved: impl IntoIterator<Item = (&'m str, &'m str)>,
+) -> String {
     let moved: Vec<_> = moved.into_iter().collect();
     let (mut out, mut rest) = (String::new(), text);
     while let Some(next) = rest.chars().next() {
