@@ -14,11 +14,9 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Hop, Through, Via, Wanted, Way, socks5};
+use super::{Through, Via, Wanted, Way, socks5};
 use crate::config::scalar::TargetAddr;
-use crate::config::via::HopProtocol;
 use crate::net::Sever as _;
-use crate::upstream::Upstream;
 use crate::upstream::error::{Error, Kind};
 
 /// What proxies do for datagrams, wherever those go. Dropping it ends that.
@@ -45,28 +43,18 @@ pub struct Association {
 
 /// Who has sent a datagram, as a proxy tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sender {
+enum Sender {
     Address(SocketAddr),
     /// A name, of which only the port is told here.
     Port(u16),
 }
 
 impl Via {
-    /// Whether datagrams go this way: through SOCKS5 alone, not over TLS, and past no proxy of which there are several, since
-    /// one would have the connection and another the datagrams.
-    pub fn takes_datagrams(&self) -> bool {
-        let Some((_, before)) = self.hops.split_last() else {
-            return false;
-        };
-        let alone = |hop: &Hop| hop.upstream.members.len() == 1 && hop.upstream.split.is_none();
-        self.hops.iter().all(Hop::takes_datagrams) && before.iter().all(alone)
-    }
-
     /// Has every proxy of the way relay.
     ///
     /// # Errors
     /// All of them unsent, with the proxy that failed.
-    pub async fn relays(&self, worker: usize, deadline: Instant) -> Result<Relays, Error> {
+    async fn relays(&self, worker: usize, deadline: Instant) -> Result<Relays, Error> {
         // Also a wait for a proxy with room is in it. Boxed: of many sessions few come here.
         let opened = timeout_at(deadline, Box::pin(self.open_relays(worker, deadline))).await;
         opened.map_err(|_| {
@@ -127,26 +115,9 @@ impl Via {
     }
 }
 
-impl Hop {
-    fn takes_datagrams(&self) -> bool {
-        let socks = matches!(self.protocol, HopProtocol::Socks5 | HopProtocol::Socks5h);
-        socks && are_plain(&self.upstream)
-    }
-}
-
-/// Whether all targets are at an address of the network, and spoken to as they are.
-fn are_plain(upstream: &Upstream) -> bool {
-    let mut own = upstream.members.iter();
-    own.all(|member| {
-        let near = member.target.address();
-        let plain = member.transport.tls.is_none() && member.transport.via.is_none();
-        plain && matches!(near, TargetAddr::Ip(_) | TargetAddr::Name(..))
-    }) && upstream.members().all(|(part, _)| are_plain(part))
-}
-
 impl Relays {
     /// What is to stand before a datagram to `to`; `None`: SOCKS cannot say it.
-    pub fn header(&self, to: &TargetAddr) -> Option<Vec<u8>> {
+    fn header(&self, to: &TargetAddr) -> Option<Vec<u8>> {
         Some([&*self.outer, &*socks5::header(to)?].concat())
     }
 
@@ -159,7 +130,7 @@ impl Relays {
     }
 
     /// Ready when a proxy has ended its part.
-    pub fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for control in &mut self.controls {
             // Nothing is due there; what comes is of no meaning.
             let mut room = [0; 64];
@@ -177,7 +148,7 @@ impl Relays {
 }
 
 /// Who has sent a datagram, and what it holds; `None`: it has no header, or is a fragment.
-pub fn sent_by(datagram: &[u8]) -> Option<(Sender, &[u8])> {
+fn sent_by(datagram: &[u8]) -> Option<(Sender, &[u8])> {
     let (from, data) = socks5::read(datagram)?;
     let sender = match from {
         Ok(address) => Sender::Address(address),
@@ -187,7 +158,7 @@ pub fn sent_by(datagram: &[u8]) -> Option<(Sender, &[u8])> {
 }
 
 impl Sender {
-    pub fn port(self) -> u16 {
+    fn port(self) -> u16 {
         match self {
             Sender::Address(address) => address.port(),
             Sender::Port(port) => port,
