@@ -370,13 +370,18 @@ impl Flight {
         Duration::from_micros(self.shared.delay.load(Ordering::Relaxed).into())
     }
 
-    /// Ready when the request must end now: its generation's deadline has come and its definition is gone.
+    /// The request must end now: its generation's deadline has come and its definition is gone.
+    pub fn is_cut(&self) -> bool {
+        self.shared.cut.load(Ordering::Acquire)
+    }
+
+    /// Ready when it is so.
     pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.shared.cut.load(Ordering::Acquire) {
+        if self.is_cut() {
             return Poll::Ready(());
         }
         self.shared.waker.register(cx.waker());
-        if self.shared.cut.load(Ordering::Acquire) {
+        if self.is_cut() {
             Poll::Ready(())
         } else {
             Poll::Pending

@@ -445,13 +445,18 @@ impl Session {
         *self.shared.destination.lock() = Some(text.into());
     }
 
-    /// Ready once an operator has told it to end.
+    /// An operator has told it to end.
+    pub fn is_closed(&self) -> bool {
+        self.shared.close.load(Ordering::Acquire)
+    }
+
+    /// Ready once it is so.
     pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.shared.close.load(Ordering::Acquire) {
+        if self.is_closed() {
             return Poll::Ready(());
         }
         self.shared.waker.register(cx.waker());
-        if self.shared.close.load(Ordering::Acquire) {
+        if self.is_closed() {
             Poll::Ready(())
         } else {
             Poll::Pending

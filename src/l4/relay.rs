@@ -7,7 +7,7 @@
 use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -148,6 +148,8 @@ where
 /// Moves what can be moved until the end; nobody is told of it here.
 pub(super) async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relayed {
     let mut told = false;
+    // Whom the flight and the session would wake. That is the same task all along: it need not be told again with each message.
+    let mut watching: Option<Waker> = None;
     let mut ended = poll_fn(|cx| {
         let polled = joined.poll(cx);
         if let Some(session) = terms.session {
@@ -161,11 +163,28 @@ pub(super) async fn run(joined: &mut impl Joined, mut terms: Terms<'_>) -> Relay
             return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())));
         }
         let down = terms.in_flight.as_mut();
-        told = down.is_some_and(|target| target.poll_cut(cx).is_ready())
-            || terms.session.is_some_and(|s| s.poll_closed(cx).is_ready());
-        match told {
+        if down.is_some_and(|target| target.poll_cut(cx).is_ready()) {
+            told = true;
+            return Poll::Ready(None);
+        }
+        let (closed, cut) = match &watching {
+            Some(waker) if waker.will_wake(cx.waker()) => (
+                terms.session.is_some_and(Session::is_closed),
+                terms.flight.is_cut(),
+            ),
+            _ => {
+                watching = Some(cx.waker().clone());
+                let closed = |s: &Session| s.poll_closed(cx).is_ready();
+                (
+                    terms.session.is_some_and(closed),
+                    terms.flight.poll_cut(cx).is_ready(),
+                )
+            }
+        };
+        told = closed;
+        match closed || cut {
             true => Poll::Ready(None),
-            false => terms.flight.poll_cut(cx).map(|()| None),
+            false => Poll::Pending,
         }
     })
     .await;

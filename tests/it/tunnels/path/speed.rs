@@ -149,12 +149,19 @@ fn release_streams_that_lose_packets_are_as_fast_as_plain_ones_with_reno() {
 const ROUND: Duration = Duration::from_millis(60);
 const ENOUGH: Duration = Duration::from_millis(120);
 
-fn in_time(what: &str, since: Instant) {
-    let took = since.elapsed();
-    assert!(took >= ROUND, "{what} took {took:?}: no such way");
+/// Nine of ten: one that the machine itself held up says nothing of the way.
+fn in_time(what: &str, mut times: Vec<Duration>) {
+    let quickest = *times.iter().min().unwrap();
+    assert!(quickest >= ROUND, "{what}: {quickest:?}: no such way");
+    let most = percentile(&mut times, 0.9);
+    println!(
+        "{} {what}: 90 % within {most:?}, all within {:?}",
+        times.len(),
+        times[times.len() - 1]
+    );
     assert!(
-        cfg!(debug_assertions) || took <= ENOUGH,
-        "{what} took {took:?}"
+        cfg!(debug_assertions) || most <= ENOUGH,
+        "{what}: {times:?}"
     );
 }
 
@@ -168,11 +175,12 @@ fn release_requests_and_messages_take_one_round_trip_beside_slow_readers() {
         let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
         // The first makes the connection that the others use.
         assert_eq!(conn.exchange(request("/who")).unwrap().text(), "blog /who");
-        for _ in 0..rounds {
+        let asked = |_| {
             let since = Instant::now();
             assert_eq!(conn.exchange(request("/who")).unwrap().text(), "blog /who");
-            in_time("a request", since);
-        }
+            since.elapsed()
+        };
+        in_time("requests", (0..rounds).map(asked).collect());
         let large = conn.exchange(request("/download?bytes=3000000")).unwrap();
         assert!(large.body == crate::kit::origin::piece_of_pattern(0, 3_000_000));
 
@@ -181,13 +189,14 @@ fn release_requests_and_messages_take_one_round_trip_beside_slow_readers() {
                        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
         socket.send(upgrade).unwrap();
         assert_eq!(socket.response_head().unwrap().status, 101);
-        for n in 0..rounds {
+        let sent = |n| {
             let message = frame(BINARY, Some([1, 2, 3, 4]), &[n as u8; 100]);
             let since = Instant::now();
             socket.send(&message).unwrap();
             assert_eq!(exact(&mut socket, message.len()).unwrap(), message);
-            in_time("a message", since);
-        }
+            since.elapsed()
+        };
+        in_time("messages", (0..rounds).map(sent).collect());
         for slow in slow {
             slow.finish();
         }
