@@ -4,10 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{Request, Response, StatusCode, Version};
+use ::http::{Request, Response};
 
 use super::body::RequestBody;
-use super::connect::{Dialed, http1};
 use super::connection::{Connection, Open, Slot};
 use super::dial::Stream;
 use super::error::{Error, Kind};
@@ -27,25 +26,13 @@ pub async fn send(
     mut request: Request<RequestBody>,
     silence: Option<Duration>,
 ) -> Result<Response<UpstreamBody>, Error> {
-    *request.version_mut() = Version::HTTP_11;
     origin_form(&mut request);
     let sent = request.body().progress();
-    if let Some(sent) = sent.clone().filter(|sent| !sent.gate.is_open()) {
-        hyper::ext::on_informational(&mut request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                sent.gate.open();
-            }
-        });
-    }
     let Some(slot) = Slot::take(&Arc::new(Open::default()), None) else {
         let detail = format!("{peer}: no place for a connection");
         return Err(Error::us(Kind::ProxyInternalError, detail));
     };
-    let Dialed::H1(parts) = http1(Socket::Within(Box::new(stream)), slot, &peer).await? else {
-        let detail = format!("{peer}: not HTTP/1");
-        return Err(Error::us(Kind::ProxyInternalError, detail));
-    };
-    let mut connection = Connection::new(*parts, 0);
+    let mut connection = Connection::new(Socket::Within(Box::new(stream)), slot, 0);
     let answer = exchange(
         &mut connection,
         &mut request,
@@ -55,5 +42,5 @@ pub async fn send(
     )
     .await?;
     let held = Held::Alone(Box::new(Alone { connection, peer }));
-    Ok(answer.map(|body| UpstreamBody::new(body, held, sent, silence)))
+    Ok(answer.map(|()| UpstreamBody::new(held, sent, silence)))
 }

@@ -45,7 +45,7 @@ pub struct BodyRules {
 }
 
 /// The body sent to a target.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RequestBody {
     /// `None`: empty. Boxed because requests are moved about before they are written.
     stream: Option<Box<Stream>>,

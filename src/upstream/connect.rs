@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ::http::HeaderValue;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 #[cfg(unix)]
@@ -14,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use super::connection::{Parts, Slot};
+use super::connection::{Connection, Slot};
 use super::dial::ServiceAt;
 use super::error::{Error, Kind};
 use super::link::Link;
@@ -22,24 +20,18 @@ use super::multiplex;
 use super::resolve::Names;
 use super::transport::{Tls, Transport};
 use super::via::{self, Hop, Way};
-use super::wire::{Socket, Wire};
+use super::wire::Socket;
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::Protocol;
 use crate::net::proxy_protocol;
 use crate::tls::client::Offer;
-
-/// Bytes of a response head, and of its trailers. The number of fields stays at hyper's 100: another one would cost two
-/// heap allocations per response.
-pub(super) const HEAD: usize = 64 * 1024;
-/// Bytes that one connection may buffer in each direction.
-const BUFFER: usize = 128 * 1024;
 
 /// Addresses of a name that are asked of a proxy.
 const ADDRESSES: usize = 3;
 
 /// A new connection in what it speaks.
 pub(super) enum Dialed {
-    H1(Box<Parts>),
+    H1(Box<Connection>),
     H2(Box<multiplex::Parts>),
 }
 
@@ -81,10 +73,10 @@ pub(super) async fn dial(to: To<'_>, slot: Slot, offer: Offer) -> Result<Dialed,
     };
     let socket = socket(to, deadline).await?;
     if transport.tls.is_none() && transport.protocol == Protocol::Http1 {
-        return http1(socket, slot, address).await;
+        return Ok(Dialed::H1(Connection::new(socket, slot, to.worker)));
     }
     // Boxed: of many dials few come here.
-    let settle = Box::pin(settle(socket, slot, address, transport, offer));
+    let settle = Box::pin(settle(socket, slot, to, offer));
     timeout_at(deadline, settle)
         .await
         .map_err(|_| late(address, "agreeing on TLS and HTTP/2", to.within))?
@@ -236,23 +228,19 @@ async fn secure(
 }
 
 /// TLS, then what was chosen in it.
-async fn settle(
-    socket: Socket,
-    slot: Slot,
-    address: &TargetAddr,
-    transport: &Transport,
-    offer: Offer,
-) -> Result<Dialed, Error> {
+async fn settle(socket: Socket, slot: Slot, to: To<'_>, offer: Offer) -> Result<Dialed, Error> {
+    let (address, transport) = (to.address, to.transport);
+    let http1 = |socket, slot| Ok(Dialed::H1(Connection::new(socket, slot, to.worker)));
     let Some(tls) = &transport.tls else {
         return match offer {
-            Offer::H1 | Offer::Nothing => http1(socket, slot, address).await,
+            Offer::H1 | Offer::Nothing => http1(socket, slot),
             Offer::H2 | Offer::Both => http2(socket, slot, address).await,
         };
     };
     let (socket, h2) = secure(socket, tls, offer, address).await?;
     match (h2, offer) {
         (true, _) => http2(socket, slot, address).await,
-        (false, Offer::H1 | Offer::Both | Offer::Nothing) => http1(socket, slot, address).await,
+        (false, Offer::H1 | Offer::Both | Offer::Nothing) => http1(socket, slot),
         (false, Offer::H2) => {
             let detail = format!("{address}: did not choose h2 by ALPN");
             Err(Error::upstream(Kind::TlsProtocolError, detail).unsent())
@@ -285,30 +273,6 @@ async fn tcp(address: SocketAddr) -> io::Result<Socket> {
     // Heads and bodies are written in whole pieces: waiting for more would only delay them.
     stream.set_nodelay(true)?;
     Ok(Socket::Tcp(stream))
-}
-
-/// HTTP/1 needs no round trip: this only sets up hyper's two halves, so it has no time limit of its own.
-pub(super) async fn http1(
-    socket: Socket,
-    slot: Slot,
-    address: &TargetAddr,
-) -> Result<Dialed, Error> {
-    let withdrawn = socket.withdrawn();
-    let wire = Wire::new(socket);
-    let awaited = wire.awaited();
-    let (sender, http) = http1::Builder::new()
-        .max_header_size(HEAD)
-        .max_buf_size(BUFFER)
-        .handshake(TokioIo::new(wire))
-        .await
-        .map_err(|e| Error::exchange(&e, address).unsent())?;
-    Ok(Dialed::H1(Box::new(Parts {
-        sender,
-        http,
-        awaited,
-        withdrawn,
-        slot,
-    })))
 }
 
 async fn http2(socket: Socket, slot: Slot, address: &TargetAddr) -> Result<Dialed, Error> {

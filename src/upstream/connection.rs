@@ -1,51 +1,29 @@
-//! An HTTP/1 connection to a target. hyper's half that reads and writes the socket is a task of the worker, owned here.
-//!
-//! Driving it from the request that waits (no task, no wake-up between tasks) was tried and measured: 14 % less CPU in
-//! user space, but as much more in the kernel, because each request is then written on its own, where the tasks write
-//! in bursts and wake a sleeping origin once.
+//! A target's HTTP/1 connections: what each of them holds, and how many there are.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::body::RequestBody;
-use super::interim::Awaited;
+use super::h1::Http1;
 use super::timer::Deadline;
-use super::wire::Wire;
-
-/// A new connection, before it is known who drives it.
-#[derive(Debug)]
-pub(super) struct Parts {
-    pub(super) sender: http1::SendRequest<RequestBody>,
-    pub(super) http: http1::Connection<TokioIo<Wire>, RequestBody>,
-    pub(super) awaited: Arc<Awaited>,
-    pub(super) withdrawn: Option<CancellationToken>,
-    pub(super) slot: Slot,
-}
+use super::wire::Socket;
 
 /// A connection to a target. Dropping it closes the socket.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) sender: http1::SendRequest<RequestBody>,
-    /// What its socket knows of the answer that is waited for.
-    pub(super) awaited: Arc<Awaited>,
-    _task: AbortOnDropHandle<()>,
-    deadline: Deadline,
-    /// Room for what a second try would need; kept so that it is not allocated per request.
-    pub(super) scratch: Vec<u8>,
+    pub(super) http: Http1,
+    /// All waits on it share one timer.
+    pub(super) deadline: Deadline,
     /// The worker whose runtime knows its socket: it goes back to that one's shard.
     pub(super) home: usize,
     /// Of one that leads through another connection.
     withdrawn: Option<CancellationToken>,
+    /// Given back after the socket is closed.
+    slot: Slot,
 }
 
 /// A place among a target's open connections, held while the socket is open.
@@ -134,61 +112,25 @@ impl Drop for Slot {
 }
 
 impl Connection {
-    /// Starts the connection's task on the current worker; its slot is given back when it ends.
-    pub(super) fn new(parts: Parts, home: usize) -> Box<Connection> {
-        let Parts {
-            sender,
-            http,
-            awaited,
-            withdrawn,
-            slot,
-        } = parts;
-        let task = tokio::spawn(async move {
-            let _slot = slot;
-            if let Err(error) = http.await {
-                // Whoever waits for an answer has been told; an idle connection's end is no event.
-                tracing::debug!(%error, "upstream connection ended");
-            }
-        });
+    pub(super) fn new(socket: Socket, slot: Slot, home: usize) -> Box<Connection> {
         Box::new(Connection {
-            sender,
-            awaited,
-            _task: AbortOnDropHandle::new(task),
+            withdrawn: socket.withdrawn(),
+            http: Http1::new(socket),
             deadline: Deadline::default(),
-            scratch: Vec::new(),
             home,
-            withdrawn,
+            slot,
         })
     }
 
-    /// [`Deadline::watch`]: all waits on the connection share one timer.
-    pub(super) fn poll<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        ask: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-        due: impl FnMut(Option<Instant>) -> Option<Instant>,
-    ) -> Poll<Option<T>> {
-        self.deadline.watch(cx, ask, due)
-    }
-
-    /// Whether it can take a request now.
-    pub(super) fn state(&self) -> State {
+    /// It can take a request.
+    pub(super) fn is_fresh(&mut self) -> bool {
         let withdrawn = self.withdrawn.as_ref();
-        if self.sender.is_closed() || withdrawn.is_some_and(CancellationToken::is_cancelled) {
-            State::Closed
-        } else if self.sender.is_ready() {
-            State::Ready
-        } else {
-            State::Busy
-        }
+        self.http.is_fresh() && !withdrawn.is_some_and(CancellationToken::is_cancelled)
     }
-}
 
-/// What an idle connection is good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    Ready,
-    /// The last bytes of its last request are still on their way out.
-    Busy,
-    Closed,
+    /// What is left of it when it is no HTTP any more: the socket, what came on it, its place.
+    pub(super) fn into_parts(self) -> (Socket, bytes::Bytes, Slot) {
+        let (socket, first) = self.http.into_parts();
+        (socket, first, self.slot)
+    }
 }

@@ -1,25 +1,21 @@
 //! One request on one connection: sent, and waited for until the head of its answer.
 
-use std::pin::pin;
+use std::future::poll_fn;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use ::http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, TRANSFER_ENCODING};
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body::Body;
-use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use tokio::time::Instant;
 
 use super::body::{Progress, RequestBody};
 use super::connection::Connection;
 use super::error::{Error, Kind};
-use super::interim;
+use super::h1::{Fault, Heard};
 use crate::config::scalar::TargetAddr;
 
-/// Bytes of a second try's copy that a connection keeps room for.
-const SCRATCH: usize = 4 * 1024;
-
-/// What makes the length of an answer a matter of taste. hyper lets `chunked` win and hands on what else was said of the
-/// length, so another hop would see another body (RFC 9112 section 6.3).
+/// What makes the length of an answer a matter of taste: another hop would see another body (RFC 9112 section 6.3).
 pub(super) fn ambiguous(head: &HeaderMap) -> Option<&'static str> {
     let mut codings = head.get_all(TRANSFER_ENCODING).iter();
     let coding = codings.next()?;
@@ -30,80 +26,119 @@ pub(super) fn ambiguous(head: &HeaderMap) -> Option<&'static str> {
     (!plain).then_some("a transfer coding that is not chunked alone")
 }
 
-/// Sends on `connection` and waits for the head of the answer, no longer than the response timeout. `request` is left
-/// empty, but for an unsent error.
+/// Sends on `connection` and waits for the head of the answer, no longer than the response timeout. Of `request` the head is
+/// as it was after an error, the body after an unsent one.
 pub(super) async fn exchange(
     connection: &mut Connection,
     request: &mut Request<RequestBody>,
     sent: Option<&Progress>,
     response_timeout: Option<Duration>,
     peer: &TargetAddr,
-) -> Result<Response<Incoming>, Error> {
-    let sending = std::mem::replace(request, Request::new(RequestBody::empty()));
-    connection.awaited.expect();
-    let outcome = {
-        let mut answer = pin!(connection.sender.try_send_request(sending));
-        let mut due = None;
-        std::future::poll_fn(|cx| {
-            connection.poll(
-                cx,
-                |cx| answer.as_mut().poll(cx),
-                |passed| {
-                    let limit = response_timeout?;
-                    match passed {
-                        None => Some(*due.get_or_insert_with(|| Instant::now() + limit)),
-                        // The body was under way meanwhile: the origin's time begins with its last piece.
-                        Some(passed) => {
-                            let later = sent?.deadline(limit);
-                            due = Some(later);
-                            (later > passed && later > Instant::now()).then_some(later)
+) -> Result<Response<()>, Error> {
+    let response = ask(connection, request, sent, response_timeout, peer).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        // No upgrade was asked for: what follows on this connection would be no HTTP.
+        let detail = format!("{peer}: 101 without an upgrade");
+        return Err(Error::upstream(Kind::HttpUpgradeFailed, detail));
+    }
+    Ok(response)
+}
+
+/// The same, where `101` is an answer like others.
+pub(super) async fn ask(
+    connection: &mut Connection,
+    request: &mut Request<RequestBody>,
+    sent: Option<&Progress>,
+    response_timeout: Option<Duration>,
+    peer: &TargetAddr,
+) -> Result<Response<()>, Error> {
+    let Connection { http, deadline, .. } = connection;
+    http.begin(request);
+    let mut due = None;
+    let heard = poll_fn(|cx| {
+        let fields = request.headers_mut();
+        deadline.watch(
+            cx,
+            |cx| {
+                if http.is_sending()
+                    && let Poll::Ready(Err(error)) = http.poll_send(cx)
+                {
+                    return Poll::Ready(Err(Stopped::Request(error)));
+                }
+                loop {
+                    match ready!(http.poll_head(cx, fields)).map_err(Stopped::Answer)? {
+                        Heard::Interim(StatusCode::CONTINUE) => {
+                            if let Some(sent) = sent {
+                                sent.gate.open();
+                            }
                         }
+                        Heard::Interim(_) => {}
+                        Heard::Answer(head) => return Poll::Ready(Ok(head)),
                     }
-                },
-            )
-        })
-        .await
-    };
-    match outcome {
-        Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            // No upgrade was asked for: what follows on this connection would be no HTTP.
-            let detail = format!("{peer}: 101 without an upgrade");
-            Err(Error::upstream(Kind::HttpUpgradeFailed, detail))
-        }
-        Some(Ok(response)) if let Some(fault) = ambiguous(response.headers()) => {
-            let detail = format!("{peer}: {fault}");
-            Err(Error::upstream(Kind::HttpProtocolError, detail))
-        }
-        Some(Ok(response)) => {
-            if let Some(sent) = sent {
-                sent.gate.shut();
-            }
-            Ok(response)
-        }
-        Some(Err(_)) if connection.awaited.flooded() => {
-            let detail = format!("{peer}: more than {} interim responses", interim::MOST);
-            Err(Error::upstream(Kind::HttpProtocolError, detail))
-        }
-        Some(Err(mut error)) => {
-            let unsent = error
-                .take_message()
-                .map(|message| *request = message)
-                .is_some();
-            // hyper ends the exchange when the client's body breaks; the cause is then the client's.
-            let cause = sent.and_then(Progress::failure);
-            let error = cause.unwrap_or_else(|| Error::exchange(error.error(), peer));
-            Err(Error { unsent, ..error })
+                }
+            },
+            |passed| {
+                let limit = response_timeout?;
+                match passed {
+                    None => Some(*due.get_or_insert_with(|| Instant::now() + limit)),
+                    // The body was under way meanwhile: the origin's time begins with its last piece.
+                    Some(passed) => {
+                        let later = sent?.deadline(limit);
+                        due = Some(later);
+                        (later > passed && later > Instant::now()).then_some(later)
+                    }
+                }
+            },
+        )
+    })
+    .await;
+    let head = match heard {
+        Some(Ok(head)) => head,
+        Some(Err(Stopped::Request(error))) => return Err(error),
+        Some(Err(Stopped::Answer(fault))) => {
+            let error = fault.error(peer);
+            return Err(match http.unsent() {
+                // It says what is no HTTP, or has closed, before anything was said to it.
+                Some(body) if error.kind == Kind::ConnectionTerminated => {
+                    *request.body_mut() = body;
+                    error.unsent()
+                }
+                _ => error,
+            });
         }
         None => {
             let limit = response_timeout.unwrap_or_default();
             let detail = format!("{peer}: no response head within {limit:?}");
-            Err(Error::upstream(Kind::HttpResponseTimeout, detail))
+            return Err(Error::upstream(Kind::HttpResponseTimeout, detail));
         }
+    };
+    if let Some(fault) = ambiguous(request.headers()) {
+        let detail = format!("{peer}: {fault}");
+        return Err(Error::upstream(Kind::HttpProtocolError, detail));
     }
+    if let Some(sent) = sent {
+        sent.gate.shut();
+    }
+    let mut response = Response::new(());
+    *response.status_mut() = head.status;
+    *response.version_mut() = head.version;
+    // The map that the request came in: there is room in it already.
+    *response.headers_mut() = std::mem::take(request.headers_mut());
+    if let Some(reason) = head.reason.and_then(|r| ReasonPhrase::try_from(r).ok()) {
+        response.extensions_mut().insert(reason);
+    }
+    Ok(response)
 }
 
-/// What it takes to send a request once more that may be: idempotent and without a body. Its fields lie one after
-/// another in one buffer, for copying a header map costs several allocations and a count per field.
+/// What ended an exchange.
+enum Stopped {
+    /// The client's body broke.
+    Request(Error),
+    Answer(Fault),
+}
+
+/// The head of a request that hyper takes away, for another try. Its fields lie one after another in one buffer, for copying
+/// a header map costs several allocations and a count per field.
 pub(super) struct Spare {
     method: Method,
     uri: Uri,
@@ -112,18 +147,9 @@ pub(super) struct Spare {
 }
 
 impl Spare {
-    /// Takes `scratch` for its buffer.
-    pub(super) fn of(request: &Request<RequestBody>, scratch: &mut Vec<u8>) -> Option<Spare> {
-        if !request.method().is_idempotent() || !request.body().is_end_stream() {
-            return None;
-        }
-        Spare::head(request, scratch)
-    }
-
-    /// The head alone, whatever it is.
-    pub(super) fn head(request: &Request<RequestBody>, scratch: &mut Vec<u8>) -> Option<Spare> {
-        let mut fields = std::mem::take(scratch);
-        fields.clear();
+    /// Of any request, without its body.
+    pub(super) fn head(request: &Request<RequestBody>) -> Option<Spare> {
+        let mut fields = Vec::new();
         for (name, value) in request.headers() {
             let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
             fields.extend_from_slice(&u32::try_from(name.len()).ok()?.to_ne_bytes());
@@ -161,14 +187,6 @@ impl Spare {
         *request.uri_mut() = self.uri;
         Some(request)
     }
-
-    /// The buffer, unless an unusual request made it big.
-    pub(super) fn into_scratch(self) -> Vec<u8> {
-        if self.fields.capacity() > SCRATCH {
-            return Vec::new();
-        }
-        self.fields
-    }
 }
 
 fn take(rest: &mut &[u8]) -> Option<[u8; 4]> {
@@ -188,10 +206,8 @@ pub(super) fn origin_form(request: &mut Request<RequestBody>) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use http_body_util::{BodyExt, Full};
     use proptest::prelude::*;
 
-    use super::super::body::BodyRules;
     use super::*;
 
     proptest! {
@@ -204,21 +220,10 @@ mod tests {
                 let name = HeaderName::try_from(name).unwrap();
                 request.headers_mut().append(name, HeaderValue::from_bytes(&value).unwrap());
             }
-            let mut scratch = b"of another request".to_vec();
-            let again = Spare::of(&request, &mut scratch).and_then(Spare::request).unwrap();
+            let again = Spare::head(&request).and_then(Spare::request).unwrap();
             prop_assert_eq!(again.method(), request.method());
             prop_assert_eq!(again.uri(), request.uri());
             prop_assert_eq!(again.headers(), request.headers());
         }
-    }
-
-    #[test]
-    fn only_what_may_be_sent_twice_is_copied() {
-        let mut scratch = Vec::new();
-        let post = Request::post("/").body(RequestBody::empty()).unwrap();
-        assert!(Spare::of(&post, &mut scratch).is_none());
-        let body = Full::from("x").map_err(|never| match never {});
-        let put = Request::put("/").body(RequestBody::of(body, BodyRules::default()));
-        assert!(Spare::of(&put.unwrap(), &mut scratch).is_none());
     }
 }

@@ -27,9 +27,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connect::HEAD;
 use super::connection::Slot;
 use super::error::{Error, Kind, tls_kind};
+use super::h1::HEAD;
 use super::outgoing::Outgoing;
 use super::pool::Keep;
 use super::timer::Deadline;

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::connection::{Connection, Open, Slot, State};
+use super::connection::{Connection, Open, Slot};
 use super::health::{self, Health, Passive};
 use super::latency::Latency;
 use super::multiplex::{Dial, Entry, Multiplexed, Ticket};
@@ -376,23 +376,13 @@ impl Shard {
     }
 
     fn check_out(&self) -> Option<Box<Connection>> {
-        let mut busy = Vec::new();
-        let found = loop {
+        loop {
             // One at a time: no lock is held while a connection is looked at.
-            let Some(one) = self.held.lock().idle.pop() else {
-                break None;
-            };
-            match one.connection.state() {
-                State::Ready => break Some(one.connection),
-                State::Busy => busy.push(one),
-                State::Closed => {}
+            let mut connection = self.held.lock().idle.pop()?.connection;
+            if connection.is_fresh() {
+                return Some(connection);
             }
-        };
-        if !busy.is_empty() {
-            busy.reverse();
-            self.held.lock().idle.append(&mut busy);
         }
-        found
     }
 
     fn give_back(self: &Arc<Self>, connection: Box<Connection>, keep: Keep) {
@@ -417,7 +407,7 @@ impl Shard {
         let mut idle = std::mem::take(&mut self.held.lock().idle);
         idle.retain_mut(|one| {
             let since = now.saturating_duration_since(*one.seen.get_or_insert(now));
-            since < one.timeout && one.connection.state() != State::Closed
+            since < one.timeout && one.connection.is_fresh()
         });
         let mut held = self.held.lock();
         idle.append(&mut held.idle);
@@ -453,7 +443,7 @@ impl Keep {
     }
 }
 
-/// A connection in use, and where it belongs afterwards. Dropping it closes the connection.
+/// An HTTP/1 connection in use, and where it belongs afterwards. Dropping it closes the connection.
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) connection: Box<Connection>,
@@ -476,8 +466,9 @@ impl Lease {
     }
 
     /// Puts the connection back, if it still lives and there is room.
-    pub(super) fn give_back(self) {
-        if self.connection.state() != State::Closed {
+    pub(super) fn give_back(mut self) {
+        if self.connection.is_fresh() {
+            self.connection.http.rest_idle();
             self.shard.give_back(self.connection, self.keep);
         }
     }

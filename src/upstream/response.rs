@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::body::Progress;
 use super::connection::Connection;
+use super::driven::Driven;
 use super::error::{Error, Kind, chain};
 use super::multiplex::Ticket;
 use super::pool::Lease;
@@ -23,8 +24,7 @@ use crate::config::scalar::TargetAddr;
 /// Dropped before its end, it closes the connection, which stops the origin.
 #[derive(Debug)]
 pub struct UpstreamBody {
-    incoming: Incoming,
-    /// The connection, until it goes back.
+    /// What it comes on, until it has ended.
     held: Option<Held>,
     /// The request's body, unless it was empty.
     sent: Option<Arc<Progress>>,
@@ -46,26 +46,33 @@ pub(super) enum Held {
     /// HTTP/1: the connection.
     H1(Lease),
     /// HTTP/2: a stream.
-    H2(Ticket),
+    H2(Ticket, Incoming),
     /// HTTP/1 on a connection that ends with it.
     Alone(Box<Alone>),
+    /// HTTP/1, while the request is still being sent.
+    Driven(Box<Driven>),
 }
 
 impl UpstreamBody {
     pub(super) fn new(
-        incoming: Incoming,
         held: Held,
         sent: Option<Arc<Progress>>,
         limit: Option<Duration>,
     ) -> UpstreamBody {
+        let is_sending = held
+            .connection()
+            .is_some_and(|one| one.http.is_sending() && !one.http.is_answered());
+        let held = match is_sending {
+            true => Held::Driven(Box::new(Driven::new(held))),
+            false => held,
+        };
         let mut body = UpstreamBody {
-            incoming,
             held: Some(held),
             sent,
             limit,
             due: None,
         };
-        if body.incoming.is_end_stream() {
+        if body.held.as_ref().is_none_or(Held::is_ended) {
             body.release();
         }
         body
@@ -74,24 +81,19 @@ impl UpstreamBody {
     /// The response is whole: its connection is free, unless the origin answered before it had the whole request.
     /// Then the connection's next bytes would still be that request's, so it is closed; a stream is reset.
     fn release(&mut self) {
-        if let Some(Held::H1(lease)) = self.held.take()
-            && self.sent.as_ref().is_none_or(|sent| sent.ended())
-        {
+        if let Some(Held::H1(lease)) = self.held.take() {
             lease.give_back();
         }
     }
 
     /// The next piece, driving the connection until it comes or is late.
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let UpstreamBody {
-            incoming,
             held,
             sent,
             limit,
             due,
         } = self;
-        let mut incoming = Pin::new(incoming);
-        let ask = |cx: &mut Context<'_>| incoming.as_mut().poll_frame(cx);
         let due = |passed| {
             let limit = (*limit)?;
             let Some(passed) = passed else {
@@ -103,16 +105,21 @@ impl UpstreamBody {
             (later > passed).then_some(later)
         };
         let piece = match held {
-            Some(Held::H1(lease)) => lease.connection.poll(cx, ask, due),
-            Some(Held::H2(ticket)) => ticket.deadline.watch(cx, ask, due),
-            Some(Held::Alone(alone)) => alone.connection.poll(cx, ask, due),
+            Some(Held::H1(Lease { connection, .. })) => ready!(poll_h1(connection, cx, due)),
+            Some(Held::Alone(alone)) => ready!(poll_h1(&mut alone.connection, cx, due)),
+            Some(Held::H2(ticket, incoming)) => {
+                let ask = |cx: &mut Context<'_>| Pin::new(incoming).poll_frame(cx);
+                let piece = ready!(ticket.deadline.watch(cx, ask, due));
+                piece.map(|piece| piece.map(|piece| piece.map_err(|e| chain(&e))))
+            }
+            Some(Held::Driven(driven)) => ready!(driven.poll(cx, due)),
             // All of it is here.
-            None => return incoming.poll_frame(cx).map_err(Cut::Broken),
+            None => Some(None),
         };
-        match ready!(piece) {
-            Some(piece) => Poll::Ready(piece.map(|piece| piece.map_err(Cut::Broken))),
-            None => Poll::Ready(Some(Err(Cut::Late(limit.unwrap_or_default())))),
-        }
+        Poll::Ready(match piece {
+            Some(piece) => piece.map(|piece| piece.map_err(Cut::Broken)),
+            None => Some(Err(Cut::Late(limit.unwrap_or_default()))),
+        })
     }
 
     fn cut(&mut self, kind: Kind, why: String) -> Error {
@@ -120,7 +127,7 @@ impl UpstreamBody {
             .held
             .take()
             .map_or_else(String::new, |held| format!("{}: ", held.peer()));
-        // When the client's own body broke, hyper ends both directions; the cause is the client's.
+        // When the client's own body broke, both directions end; the cause is the client's.
         match self.sent.as_ref().and_then(|sent| sent.failure()) {
             Some(error) => error,
             None => Error::upstream(kind, format!("{peer}{why}")),
@@ -129,18 +136,66 @@ impl UpstreamBody {
 }
 
 impl Held {
-    fn peer(&self) -> &TargetAddr {
+    pub(super) fn peer(&self) -> &TargetAddr {
         match self {
             Held::H1(lease) => lease.peer(),
-            Held::H2(ticket) => ticket.connection.peer(),
+            Held::H2(ticket, _) => ticket.connection.peer(),
             Held::Alone(alone) => &alone.peer,
+            Held::Driven(driven) => driven.peer(),
         }
     }
+
+    pub(super) fn connection(&self) -> Option<&Connection> {
+        match self {
+            Held::H1(lease) => Some(&lease.connection),
+            Held::Alone(alone) => Some(&alone.connection),
+            Held::H2(..) | Held::Driven(_) => None,
+        }
+    }
+
+    /// It holds a connection of HTTP/1.
+    pub(super) fn connection_mut(&mut self) -> Option<&mut Connection> {
+        match self {
+            Held::H1(lease) => Some(&mut lease.connection),
+            Held::Alone(alone) => Some(&mut alone.connection),
+            Held::H2(..) | Held::Driven(_) => None,
+        }
+    }
+
+    /// No piece will come, as far as is known.
+    fn is_ended(&self) -> bool {
+        match self {
+            Held::H2(_, incoming) => incoming.is_end_stream(),
+            Held::Driven(driven) => driven.rest() == Some(0),
+            _ => self.connection().is_none_or(|one| one.http.is_answered()),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = match self {
+            Held::H2(_, incoming) => return incoming.size_hint(),
+            Held::Driven(driven) => driven.rest(),
+            _ => self.connection().and_then(|one| one.http.rest()),
+        };
+        rest.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// The next piece of an answer over HTTP/1; `None`: it is late.
+fn poll_h1(
+    connection: &mut Connection,
+    cx: &mut Context<'_>,
+    due: impl FnMut(Option<Instant>) -> Option<Instant>,
+) -> Poll<Option<Option<Result<Frame<Bytes>, String>>>> {
+    let Connection { http, deadline, .. } = connection;
+    let piece = ready!(deadline.watch(cx, |cx| http.poll_body(cx), due));
+    Poll::Ready(piece.map(|piece| piece.map(|piece| piece.map_err(|fault| fault.to_string()))))
 }
 
 /// Why a body ends before its end.
 enum Cut {
-    Broken(hyper::Error),
+    /// What broke it.
+    Broken(String),
     Late(Duration),
 }
 
@@ -153,11 +208,11 @@ impl Body for UpstreamBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        match this.poll_incoming(cx) {
+        match this.poll_piece(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.due = None;
                 // A reader that sees the end coming does not ask again.
-                if frame.is_trailers() || this.incoming.is_end_stream() {
+                if frame.is_trailers() || this.is_end_stream() {
                     this.release();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -168,7 +223,7 @@ impl Body for UpstreamBody {
             }
             Poll::Ready(Some(Err(cut))) => {
                 let (kind, why) = match cut {
-                    Cut::Broken(error) => (Kind::HttpResponseIncomplete, chain(&error)),
+                    Cut::Broken(why) => (Kind::HttpResponseIncomplete, why),
                     Cut::Late(limit) => (
                         Kind::ConnectionReadTimeout,
                         format!("no piece of the response body within {limit:?}"),
@@ -181,10 +236,11 @@ impl Body for UpstreamBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.held.as_ref().is_none_or(Held::is_ended)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        let held = self.held.as_ref();
+        held.map_or_else(|| SizeHint::with_exact(0), Held::size_hint)
     }
 }

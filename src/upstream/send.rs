@@ -1,7 +1,6 @@
 //! One request to its answer: pick, check out or dial, send, and try again where that is safe.
 //!
-//! What is safe: a request that hyper hands back was never written, so any method may go elsewhere; a failed dial
-//! likewise. One that was written on a *pooled* connection which then ended may have met nothing but a server that was
+//! What is safe: a request of which nothing was written may go elsewhere, whatever its method; a failed dial likewise. One that was written on a *pooled* connection which then ended may have met nothing but a server that was
 //! just closing an idle connection: it is sent once more if it is idempotent and has no body (RFC 9110 section 9.2.2).
 //! Everything else is the caller's to know.
 
@@ -11,13 +10,14 @@ use std::time::Duration;
 
 use ::http::header::HOST;
 use ::http::{Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use tokio::time::{Instant, timeout};
 
 use super::body::{Progress, RequestBody};
 use super::connect::{Dialed, To, dial};
-use super::connection::{Connection, Parts, Slot};
+use super::connection::{Connection, Slot};
 use super::error::{Error, Kind};
-use super::exchange::{Spare, exchange, origin_form};
+use super::exchange::{exchange, origin_form};
 use super::pool::{InFlight, Keep, Lease};
 use super::response::{Held, UpstreamBody};
 use super::retry::{Again, repeats};
@@ -51,7 +51,7 @@ impl Upstream {
     /// again on another target or connection only where that is safe: the request was not sent, or it is idempotent
     /// (RFC 9110 9.2.2), has no body, and a *pooled* connection ended before the head of an answer was complete.
     ///
-    /// The connection goes back to this worker's pool when the response body has ended (hyper's sender is ready again).
+    /// The connection goes back to this worker's pool when the response body has ended.
     ///
     /// # Errors
     /// [`Error`] in the vocabulary of RFC 9209. Dropping the future cancels the request and its connection.
@@ -173,12 +173,8 @@ impl Upstream {
                 None => self.connection(member, plan, pooled).await?,
             };
             pooled = pooled.saturating_sub(u32::from(reused));
-            // hyper keeps what it writes, so the copy must be made before.
-            let spare = if reused {
-                Spare::of(request, &mut connection.scratch)
-            } else {
-                None
-            };
+            let repeatable =
+                reused && request.method().is_idempotent() && request.body().is_end_stream();
             match exchange(
                 &mut connection,
                 request,
@@ -189,24 +185,18 @@ impl Upstream {
             .await
             {
                 Ok(response) => {
-                    if let Some(spare) = spare {
-                        connection.scratch = spare.into_scratch();
-                    }
                     let held = Held::H1(Lease::new(connection, &member.pool, plan.keep));
                     let (sent, idle) = (plan.sent.clone(), self.timeouts.idle);
                     return Ok((
-                        response.map(|body| UpstreamBody::new(body, held, sent, idle)),
+                        response.map(|()| UpstreamBody::new(held, sent, idle)),
                         flight,
                     ));
                 }
                 Err(error) if error.unsent && reused => {}
-                Err(error) => match spare.and_then(Spare::request) {
-                    Some(again) if error.kind == Kind::ConnectionTerminated && !error.unsent => {
-                        *request = again;
-                        pooled = 0;
-                    }
-                    _ => return Err(error),
-                },
+                Err(error) if repeatable && error.kind == Kind::ConnectionTerminated => {
+                    pooled = 0;
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -247,7 +237,7 @@ impl Upstream {
         // Boxed: dialing is rare, and every request's future would carry its state.
         let to = member.to(plan.client, worker, self.timeouts.connect);
         let fresh = Box::pin(dial_h1(to, slot)).await?;
-        Ok((Connection::new(fresh, worker), false))
+        Ok((fresh, false))
     }
 
     /// Connections that one target may have open.
@@ -301,10 +291,10 @@ impl Upstream {
 }
 
 /// A fresh connection that speaks HTTP/1.
-pub(super) async fn dial_h1(to: To<'_>, slot: Slot) -> Result<Parts, Error> {
+pub(super) async fn dial_h1(to: To<'_>, slot: Slot) -> Result<Box<Connection>, Error> {
     let address = to.address;
     match dial(to, slot, Offer::H1).await? {
-        Dialed::H1(parts) => Ok(*parts),
+        Dialed::H1(connection) => Ok(connection),
         Dialed::H2(_) => {
             let detail = format!("{address}: chose h2 unasked");
             Err(Error::upstream(Kind::TlsProtocolError, detail).unsent())

@@ -61,12 +61,12 @@ impl Upstream {
                 Err(error) if error.kind == Kind::ConnectionTerminated && left > 0 => continue,
                 Err(error) => return Err(error),
             };
-            let spare = Spare::head(request, &mut Vec::new());
+            let spare = Spare::head(request);
             let sending = exchange(&mut ticket, request, plan, member.transport.scheme());
             match sending.await {
                 Ok(response) => {
                     let (sent, idle) = (plan.sent.clone(), self.timeouts.idle);
-                    let body = |body| UpstreamBody::new(body, Held::H2(ticket), sent, idle);
+                    let body = |body| UpstreamBody::new(Held::H2(ticket, body), sent, idle);
                     return Ok((response.map(body), flight));
                 }
                 Err(failure) => {
@@ -153,11 +153,11 @@ impl Upstream {
                 drop(dialing);
                 Ok(Channel::Stream(ticket, false))
             }
-            Ok(Dialed::H1(parts)) => {
+            Ok(Dialed::H1(connection)) => {
                 if let Some(dialing) = dialing {
                     dialing.chose_h1();
                 }
-                Ok(Channel::H1(Some(Connection::new(*parts, worker))))
+                Ok(Channel::H1(Some(connection)))
             }
             Err(error) => {
                 if let Some(dialing) = dialing {

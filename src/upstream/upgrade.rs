@@ -14,16 +14,15 @@ use std::time::Duration;
 use ::http::header::{CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::body::RequestBody;
-use super::connection::{Connection, Parts, Slot};
+use super::connection::Slot;
 use super::error::{Error, Kind};
-use super::exchange::{Spare, ambiguous, origin_form};
+use super::exchange::{Spare, ask, origin_form};
 use super::multiplex::Ticket;
 use super::outgoing::Outgoing;
 use super::pool::{InFlight, Keep, Lease};
@@ -31,7 +30,7 @@ use super::response::{Held, UpstreamBody};
 use super::select::{Picked, Tries};
 use super::send::dial_h1;
 use super::streams::{Channel, as_h2, broken};
-use super::wire::Wire;
+use super::wire::Socket;
 use super::{Client, Member, SendOptions, Upstream, handshake};
 use crate::config::scalar::TargetAddr;
 use crate::config::upstream::Protocol;
@@ -61,7 +60,7 @@ pub struct Stream {
 
 enum Link {
     H1 {
-        link: Wire,
+        link: Socket,
         _slot: Slot,
     },
     H2 {
@@ -167,7 +166,7 @@ impl Upstream {
             return Ok(None);
         }
         let peer = ticket.connection.peer().clone();
-        let spare = Spare::head(request, &mut Vec::new());
+        let spare = Spare::head(request);
         let (mut parts, _) =
             std::mem::replace(request, Request::new(RequestBody::empty())).into_parts();
         let key = handshake::strip(&mut parts.headers);
@@ -201,8 +200,9 @@ impl Upstream {
             None => return Err(no_head(&peer, limit)),
         };
         if response.status() != StatusCode::OK {
-            let (held, idle) = (Held::H2(ticket), self.timeouts.idle);
-            let refused = response.map(|body| UpstreamBody::new(body, held, None, idle));
+            let idle = self.timeouts.idle;
+            let refused =
+                response.map(|body| UpstreamBody::new(Held::H2(ticket, body), None, idle));
             return Ok(Some(Answer::Refused(refused)));
         }
         let mut response = response;
@@ -242,7 +242,6 @@ impl Upstream {
             within,
         } = *asking;
         let target = &member.target;
-        let address = target.address();
         let most = self.most_connections();
         let slot = self.free(member, || {
             target.slot(most).or_else(|| {
@@ -253,42 +252,24 @@ impl Upstream {
         });
         let slot = slot.await?;
         let to = member.to(client, worker.index, within);
-        let mut parts = dial_h1(to, slot).await?;
-        let response = ask(&mut parts, request, limit, member).await?;
-        if let Some(fault) = ambiguous(response.headers()) {
-            let detail = format!("{address}: {fault}");
-            return Err(Error::upstream(Kind::HttpProtocolError, detail));
-        }
+        let mut connection = dial_h1(to, slot).await?;
+        let response = ask(&mut connection, request, None, limit, target.address()).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let connection = Connection::new(parts, worker.index);
             // Not kept: what was asked of it is not what pooled connections are for.
             let keep = Keep::new(0, Duration::ZERO, worker.index, worker.of);
             let held = Held::H1(Lease::new(connection, &member.pool, keep));
             let idle = self.timeouts.idle;
-            let response = response.map(|body| UpstreamBody::new(body, held, None, idle));
+            let response = response.map(|()| UpstreamBody::new(held, None, idle));
             return Ok(Answer::Refused(response));
         }
-        let Parts {
-            sender: _sender,
-            mut http,
-            slot,
-            ..
-        } = parts;
-        // The head is read and the request written: hyper has nothing left to do but to let go.
-        poll_fn(|cx| http.poll_without_shutdown(cx))
-            .await
-            .map_err(|e| Error::exchange(&e, address))?;
-        let http = http.into_parts();
+        let (link, first, slot) = connection.into_parts();
         let switched = Switched {
             stream: Stream {
-                link: Link::H1 {
-                    link: http.io.into_inner(),
-                    _slot: slot,
-                },
+                link: Link::H1 { link, _slot: slot },
             },
-            first: http.read_buf,
+            first,
         };
-        Ok(Answer::Switched(response.map(|_| ()), switched))
+        Ok(Answer::Switched(response, switched))
     }
 }
 
@@ -296,49 +277,6 @@ fn no_head(peer: &TargetAddr, limit: Option<Duration>) -> Error {
     let limit = limit.unwrap_or_default();
     let detail = format!("{peer}: no response head within {limit:?}");
     Error::upstream(Kind::HttpResponseTimeout, detail)
-}
-
-/// Sends and waits for the answer's head, no longer than `limit`. `request` is left empty, but for an unsent error.
-async fn ask(
-    parts: &mut Parts,
-    request: &mut Request<RequestBody>,
-    limit: Option<Duration>,
-    member: &Member,
-) -> Result<Response<Incoming>, Error> {
-    let address = member.target.address();
-    let sending = std::mem::replace(request, Request::new(RequestBody::empty()));
-    let outcome = {
-        let http = &mut parts.http;
-        let mut over = false;
-        let mut answer = pin!(parts.sender.try_send_request(sending));
-        let both = poll_fn(|cx| {
-            // hyper first: what it reads is then at hand. Its end is told through the answer.
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                return Poll::Ready(answer);
-            }
-            if over {
-                return Poll::Pending;
-            }
-            over = http.poll_without_shutdown(cx).is_ready();
-            answer.as_mut().poll(cx)
-        });
-        match limit {
-            Some(limit) => tokio::time::timeout(limit, both).await.ok(),
-            None => Some(both.await),
-        }
-    };
-    match outcome {
-        Some(Ok(response)) => Ok(response),
-        Some(Err(mut error)) => {
-            let unsent = error
-                .take_message()
-                .map(|message| *request = message)
-                .is_some();
-            let error = Error::exchange(error.error(), address);
-            Err(Error { unsent, ..error })
-        }
-        None => Err(no_head(address, limit)),
-    }
 }
 
 impl std::fmt::Debug for Stream {

@@ -2,8 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -13,7 +12,6 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::dial::Stream;
-use super::interim::{Awaited, Interim};
 use crate::net::{self, Sever};
 
 /// A connected socket, in cleartext or after its TLS handshake.
@@ -37,6 +35,22 @@ impl Socket {
             #[cfg(unix)]
             Socket::Unix(_) => None,
         }
+    }
+
+    /// Nothing of it is to be read, and it has not ended, as far as the last event tells.
+    pub(super) fn is_silent(&mut self) -> bool {
+        let mut byte = [0];
+        let read = match self {
+            Socket::Tcp(tcp) => tcp.try_read(&mut byte),
+            #[cfg(unix)]
+            Socket::Unix(unix) => unix.try_read(&mut byte),
+            Socket::Tls(_) | Socket::Within(_) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                let mut byte = ReadBuf::new(&mut byte);
+                return Pin::new(self).poll_read(&mut cx, &mut byte).is_pending();
+            }
+        };
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Lets the kernel find out that the other end is gone while others wait on it. Only a hint: a socket that cannot be
@@ -71,42 +85,6 @@ impl Sever for Socket {
         match self {
             Socket::Tcp(tcp) => Some(tcp),
             _ => None,
-        }
-    }
-}
-
-/// A socket whose broken write side never hides an answer. An origin may refuse a large body and close: the next write
-/// fails while its answer is still to be read, and hyper would give up at the write. So after a failed write the
-/// rest is swallowed; the read side then brings the answer, or the same failure.
-#[derive(Debug)]
-pub(super) struct Wire {
-    socket: Socket,
-    deaf: bool,
-    interim: Interim,
-}
-
-impl Wire {
-    pub(super) fn new(socket: Socket) -> Wire {
-        Wire {
-            socket,
-            deaf: false,
-            interim: Interim::default(),
-        }
-    }
-
-    /// Where it is told that a request is about to be sent.
-    pub(super) fn awaited(&self) -> Arc<Awaited> {
-        self.interim.awaited.clone()
-    }
-
-    fn swallow(&mut self, result: Poll<io::Result<usize>>, len: usize) -> Poll<io::Result<usize>> {
-        match result {
-            Poll::Ready(Err(error)) => {
-                tracing::debug!(%error, "upstream write failed; reading what the origin still said");
-                self.deaf = true;
-                Poll::Ready(Ok(len))
-            }
-            other => other,
         }
     }
 }
@@ -160,61 +138,5 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         either!(self, socket => Pin::new(socket).poll_shutdown(cx))
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
-        Poll::Ready(self.interim.look(&buf.filled()[before..]))
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.deaf {
-            return Poll::Ready(Ok(buf.len()));
-        }
-        let result = Pin::new(&mut self.socket).poll_write(cx, buf);
-        self.swallow(result, buf.len())
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let len = || bufs.iter().map(|buf| buf.len()).sum();
-        if self.deaf {
-            return Poll::Ready(Ok(len()));
-        }
-        let result = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
-        self.swallow(result, len())
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.deaf {
-            return Poll::Ready(Ok(()));
-        }
-        let result = Pin::new(&mut self.socket).poll_flush(cx);
-        // Of TLS this may be the first write that fails.
-        self.swallow(result.map_ok(|()| 0), 0).map_ok(drop)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }

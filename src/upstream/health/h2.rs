@@ -12,8 +12,8 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::connect::HEAD;
 use super::super::error::chain;
+use super::super::h1::HEAD;
 use super::super::wire::Socket;
 
 /// An answer, and what it comes on.

@@ -18,9 +18,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::connect::{HEAD, within_tunnel};
+use super::super::connect::within_tunnel;
 use super::super::dial::ServiceAt;
 use super::super::error::chain;
+use super::super::h1::HEAD;
 use super::super::resolve::Names;
 use super::super::transport::{Tls, Transport};
 use super::super::via::{self, Via, Way};
