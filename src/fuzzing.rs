@@ -21,6 +21,7 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 pub use crate::http::action::files::fuzzing as files;
 pub use crate::net::websocket::fuzzing as carrier;
+pub use crate::upstream::answers;
 pub use crate::upstream::via::fuzzing as via;
 
 /// Hands out the input piece by piece; zeros when it is used up.

@@ -20,6 +20,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("carrier", fuzzing::carrier::codec),
     ("connect_reply", fuzzing::via::connect_reply),
     ("socks_reply", fuzzing::via::socks_reply),
+    ("answer", fuzzing::answers::answer),
     ("hello", fuzzing::hello),
     ("place", fuzzing::files::place),
     ("range", fuzzing::files::range),

@@ -68,6 +68,8 @@ use crate::config::upstream::{
 use crate::registry::Registry;
 use crate::tls;
 use error::{Error, Kind};
+#[cfg(any(test, fuzzing))]
+pub use h1::fuzzing as answers;
 use health::{Check, CheckKey, Health, Passive, Ward};
 pub use pool::{InFlight, Target, sweep};
 use pool::{Pool, Round};

@@ -1,4 +1,4 @@
-//! What `scripts/fuzz` asks of those who read the answers of origins.
+//! Whole answers read in pieces: what `scripts/fuzz` and the tests ask of those who read them.
 
 use ::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
@@ -8,10 +8,10 @@ use super::decode::{self, Framing, Parsed};
 use super::{FIELDS, HEAD};
 
 /// Status, whether the connection stays, the body, the trailers, and what is left.
-type Whole = (u16, bool, Vec<u8>, Option<HeaderMap>, Vec<u8>);
+pub(super) type Whole = (u16, bool, Vec<u8>, Option<HeaderMap>, Vec<u8>);
 
 /// Reads one answer that comes in pieces of `cut` bytes. `None`: it is not whole; the error is what was wrong with it.
-fn read(bytes: &[u8], cut: usize, bodiless: bool) -> Result<Option<Whole>, String> {
+pub(super) fn read(bytes: &[u8], cut: usize, bodiless: bool) -> Result<Option<Whole>, String> {
     let (mut read, mut fields, mut spans) = (BytesMut::new(), HeaderMap::new(), Vec::new());
     let mut pieces = bytes.chunks(cut.max(1));
     let mut seen = 0;

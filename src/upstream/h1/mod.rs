@@ -9,9 +9,10 @@ mod chunked;
 mod connection;
 mod decode;
 mod encode;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 pub(super) use connection::{Heard, Http1};
