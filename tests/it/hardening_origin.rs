@@ -201,7 +201,8 @@ fn an_answer_that_breaks_off_looks_whole_to_nobody() {
         let mut wire = Wire::open(to, &[]);
         wire.send(&get2(1, "/")).unwrap();
         match wire.fate(1) {
-            Fate::Answer(502) => {}
+            // What breaks at once may be reset before its head has left.
+            Fate::Answer(502) | Fate::Reset(_) => {}
             Fate::Answer(_) => {
                 assert!(matches!(wire.fate(1), Fate::Reset(_)), "{what} over HTTP/2")
             }

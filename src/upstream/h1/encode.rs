@@ -5,7 +5,10 @@
 
 use std::io::Write as _;
 
-use ::http::header::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING};
+use ::http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    COOKIE, HOST, MAX_FORWARDS, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
+};
 use ::http::{HeaderMap, HeaderName, Request};
 use http_body::Body as _;
 
@@ -25,6 +28,23 @@ pub(super) enum Framing {
     /// With these trailers, if they come: who takes them is told beforehand.
     Chunked(Vec<HeaderName>),
 }
+
+/// What says how a message is framed, routed, or who sent it, is not said after it (RFC 9110 section 6.5.1).
+const NO_TRAILERS: [HeaderName; 13] = [
+    AUTHORIZATION,
+    CACHE_CONTROL,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    COOKIE,
+    HOST,
+    MAX_FORWARDS,
+    SET_COOKIE,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+];
 
 /// Appends the head of `request` to `out`. `None`: there is no body.
 pub(super) fn head(request: &Request<RequestBody>, out: &mut Vec<u8>) -> Option<Framing> {
@@ -107,8 +127,5 @@ fn trailer_names(fields: &HeaderMap) -> Vec<HeaderName> {
     let lines = fields.get_all(TRAILER).iter();
     let names = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     let names = names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok());
-    // Those would say anew how long the body is.
-    names
-        .filter(|name| name != CONTENT_LENGTH && name != TRANSFER_ENCODING)
-        .collect()
+    names.filter(|name| !NO_TRAILERS.contains(name)).collect()
 }
