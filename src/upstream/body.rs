@@ -2,7 +2,7 @@
 //! `Expect: 100-continue` puts before it.
 //!
 //! A body that has an end in sight already (none was sent) costs nothing. Any other shares a `Progress` with the
-//! exchange that sends it: hyper takes the body away, yet the exchange must know whether the client is being waited for,
+//! exchange that sends it: the connection takes the body away, yet the exchange must know whether the client is being waited for,
 //! whether the body has ended, and what went wrong on the client's side.
 
 use std::collections::VecDeque;
@@ -229,7 +229,7 @@ impl Stream {
                 return self.fail(Error::client(StatusCode::PAYLOAD_TOO_LARGE, detail));
             }
         }
-        // With a known length hyper stops asking at its last byte, also where trailers follow.
+        // With a known length nobody asks after its last byte, also where trailers follow.
         if frame.is_trailers()
             || self.source.is_end_stream()
             || self.source.size_hint().exact() == Some(0)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::HOST;
-use ::http::{Request, Response, StatusCode, Version};
+use ::http::{Request, Response, Version};
 use http_body::Body as _;
 use tokio::time::{Instant, timeout};
 
@@ -86,13 +86,6 @@ impl Upstream {
             keep: self.keep(worker),
             client: options.client.as_deref().copied(),
         };
-        if let Some(sent) = plan.sent.clone().filter(|sent| !sent.gate.is_open()) {
-            hyper::ext::on_informational(request, move |response| {
-                if response.status() == StatusCode::CONTINUE {
-                    sent.gate.open();
-                }
-            });
-        }
         let again = match &options.retries {
             Some(spec) if spec.repeats_sent() => {
                 self.budget.request();
