@@ -7,7 +7,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
@@ -189,6 +189,8 @@ pub struct Idle {
     limit: Duration,
     last: Instant,
     sleep: Pin<Box<Sleep>>,
+    /// Whom `sleep` would wake.
+    waker: Option<Waker>,
 }
 
 impl Idle {
@@ -198,13 +200,22 @@ impl Idle {
             limit,
             last,
             sleep: Box::pin(tokio::time::sleep_until(last + limit)),
+            waker: None,
         }
     }
 
     /// Ready when nothing has moved for the limit. `moved`: since the last call.
     pub fn poll(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<()> {
+        let knows = |waker: &Waker| waker.will_wake(cx.waker());
         if moved {
             self.last = Instant::now();
+            // It is set already, for no later than it must be.
+            if self.last < self.sleep.deadline() && self.waker.as_ref().is_some_and(knows) {
+                return Poll::Pending;
+            }
+        }
+        if !self.waker.as_ref().is_some_and(knows) {
+            self.waker = Some(cx.waker().clone());
         }
         loop {
             ready!(self.sleep.as_mut().poll(cx));
