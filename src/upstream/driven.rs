@@ -5,22 +5,18 @@
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use http_body::Frame;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::PollSender;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::h1::Http1;
-use super::response::Held;
+use super::response::{Held, Piece};
 use super::timer::Deadline;
 use crate::config::scalar::TargetAddr;
 
 /// Pieces of the answer that wait for their reader.
 const WAITING: usize = 1;
-
-type Piece = Result<Frame<Bytes>, String>;
 
 /// The answer. Dropped before its end, it closes the connection.
 #[derive(Debug)]

@@ -186,11 +186,14 @@ fn poll_h1(
     connection: &mut Connection,
     cx: &mut Context<'_>,
     due: impl FnMut(Option<Instant>) -> Option<Instant>,
-) -> Poll<Option<Option<Result<Frame<Bytes>, String>>>> {
+) -> Poll<Option<Option<Piece>>> {
     let Connection { http, deadline, .. } = connection;
     let piece = ready!(deadline.watch(cx, |cx| http.poll_body(cx), due));
     Poll::Ready(piece.map(|piece| piece.map(|piece| piece.map_err(|fault| fault.to_string()))))
 }
+
+/// A piece of an answer, or what broke it.
+pub(super) type Piece = Result<Frame<Bytes>, String>;
 
 /// Why a body ends before its end.
 enum Cut {

@@ -381,11 +381,9 @@ impl Sending {
                     self.end(None)?;
                 }
             }
-            Some(encode::Framing::Chunked(_)) if data.is_empty() => {
-                if is_last {
-                    self.end(None)?;
-                }
-            }
+            // A chunk without bytes would be the last.
+            Some(encode::Framing::Chunked(_)) if data.is_empty() && !is_last => {}
+            Some(encode::Framing::Chunked(_)) if data.is_empty() => self.end(None)?,
             Some(encode::Framing::Chunked(_)) => {
                 self.make_room();
                 encode::chunk(data.len(), &mut self.out);
