@@ -29,6 +29,10 @@ use crate::tls::Session;
 /// lose a request that crosses our FIN.
 pub const IDLE_LINGER: Duration = Duration::from_secs(2);
 
+/// How long an idle HTTP/1 connection keeps what its next request would need. Those of clients that are busy have another by
+/// then; and the timer of the others fires no more often for it.
+pub const QUIET: Duration = Duration::from_secs(2);
+
 /// How long a client that shut down its side of an HTTP/1 connection is waited on without sending it anything. It may
 /// have done so to say that this was its last request, or have gone away: TCP shows the same. An answer that takes
 /// longer is given up, and so is its request at the origin.
@@ -70,6 +74,8 @@ struct State {
     since: Option<Instant>,
     open: u32,
     served: u64,
+    /// Nothing is held for its next request.
+    parked: bool,
     /// A write could make no progress.
     blocked: bool,
     blocked_since: Option<Instant>,
@@ -123,6 +129,8 @@ pub enum Expired {
     Header { partial: bool },
     /// `timeouts.idle`, or the linger of a connection that must end.
     Idle,
+    /// [`QUIET`]: nothing ends, but the connection can be parked ([`Connection::park`]).
+    Quiet,
     /// `timeouts.write`.
     Write,
     /// [`HALF_CLOSED`].
@@ -176,6 +184,7 @@ impl Connection {
                 since: None,
                 open: 0,
                 served: 0,
+                parked: false,
                 blocked: false,
                 blocked_since: None,
                 clean: true,
@@ -414,7 +423,14 @@ impl Connection {
         if first {
             state.phase = Phase::Head;
             state.since = None;
+            state.parked = false;
         }
+    }
+
+    /// HTTP/1: nothing is held for the next request until its first byte has come. The time until then counts on.
+    pub fn park(&self) {
+        self.state.lock().parked = true;
+        crate::memory::loosened();
     }
 
     /// What the head that is being read shows.
@@ -448,7 +464,18 @@ impl Connection {
                 shorter(self.spec.header_timeout, linger),
                 Expired::Header { partial },
             ),
-            Phase::New | Phase::Idle => (shorter(self.spec.idle_timeout, linger), Expired::Idle),
+            Phase::New | Phase::Idle => {
+                let limit = shorter(self.spec.idle_timeout, linger);
+                let quiet = !state.parked
+                    && !state.blocked
+                    && limit.is_none_or(|limit| limit > QUIET)
+                    && !self.multiplexed.load(Ordering::Relaxed)
+                    && state.is_clean();
+                match quiet {
+                    true => (Some(QUIET), Expired::Quiet),
+                    false => (limit, Expired::Idle),
+                }
+            }
         };
         let mut next = limit.map(|limit| {
             let since = *state.since.get_or_insert_with(Instant::now);

@@ -2,24 +2,25 @@
 //! then hyper speaks it and the timers watch. hyper's own timer would count header and idle time together and end without
 //! an answer, so it is off.
 
+mod h1;
+
 use std::future::poll_fn;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, Wake as _, ready};
-use std::time::Duration;
+use std::task::{Poll, Wake as _};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::Request;
 use hyper::body::{Body as _, Incoming};
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use self::h1::LAST_WRITE;
 use super::entry::Entry;
-use super::framing::Framing;
 use super::io::Watched;
 use super::streams::{Owner, Streams};
 use super::timers::{Event, Watch};
@@ -27,9 +28,9 @@ use crate::config::http::ConnectionSpec;
 use crate::generation::{EpochGuard, Slot};
 use crate::http::body::{Answer, Exchange};
 use crate::http::connection::{Connection, Expired};
+use crate::http::pipeline;
 use crate::http::progress::Progress;
 use crate::http::switch::Becomes;
-use crate::http::{Face as _, pipeline};
 use crate::metrics::WorkerContext;
 use crate::net::{H2Stream, Peer, Sever};
 use crate::tls;
@@ -47,15 +48,6 @@ pub struct Listener {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Of the first read: as a rule a whole head, so that choosing the protocol costs no extra call to the system.
 const FIRST_READ: usize = 2048;
-/// How long a closed connection is read on so that our last answer is not lost to a reset: while its client sends, and
-/// in all. Nothing of it is kept, so its bytes are not counted.
-const LAST_SILENCE: Duration = Duration::from_secs(2);
-const LAST_READ: Duration = Duration::from_secs(10);
-const LAST_BUFFER: usize = 4 * 1024;
-/// How long the answer to a head that never ended may take to leave.
-const LAST_WRITE: Duration = Duration::from_secs(1);
-/// Bytes of an HTTP/1 read or write buffer, if no larger head is allowed. Also the bound of a head that never ends.
-const BUFFER: usize = 64 * 1024;
 /// Windows towards clients, who are not trusted to hold more than this of our memory.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -148,12 +140,12 @@ async fn speak<S>(
 where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
-    let framing = (protocol == Protocol::Http1).then(Framing::default);
-    let io = Watched::new(stream, prefix, connection.clone(), framing);
     match protocol {
-        Protocol::Http1 => serve_http1(io, listener, connection, watch).await,
+        Protocol::Http1 => h1::serve(stream, prefix, listener, connection, watch).await,
         Protocol::Http2 => {
-            let left = serve_http2(io, listener, connection, watch).await;
+            let io = Watched::new(stream, prefix, connection.clone(), None);
+            // Boxed: those of HTTP/1 would have its room.
+            let left = Box::pin(serve_http2(io, listener, connection, watch)).await;
             left.map(Switched::Streams)
         }
     }
@@ -223,33 +215,36 @@ async fn choose<S: AsyncRead + Unpin>(
         if common < first.len() {
             return http1.then(|| (Protocol::Http1, Bytes::from(first)));
         }
-        let came = poll_fn(|cx| {
-            // Read aside, so that only as much memory is held as came.
-            let mut room = [MaybeUninit::uninit(); FIRST_READ];
-            let mut buffer = ReadBuf::uninit(&mut room);
-            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) => {
-                    first.extend_from_slice(buffer.filled());
-                    return Poll::Ready(!buffer.filled().is_empty());
-                }
-                Poll::Ready(Err(_)) => return Poll::Ready(false),
-                Poll::Pending => {}
-            }
-            match watch.as_mut().poll(cx) {
-                // It has the linger to say what it came for.
-                Poll::Ready(Event::Finish) => {
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                }
-                Poll::Ready(Event::Cut | Event::Expired(_)) => Poll::Ready(false),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await;
-        if !came {
-            return None;
-        }
+        first.extend_from_slice(&read_aside(stream, watch.as_mut()).await?);
     }
+}
+
+/// What comes next, read aside, so that only as much memory is held as came. `None`: the client left, or its time is over.
+async fn read_aside<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    mut watch: Pin<&mut Watch<'_>>,
+) -> Option<Bytes> {
+    poll_fn(|cx| {
+        let mut room = [MaybeUninit::uninit(); FIRST_READ];
+        let mut buffer = ReadBuf::uninit(&mut room);
+        match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                return Poll::Ready(Some(Bytes::copy_from_slice(buffer.filled())));
+            }
+            Poll::Ready(_) => return Poll::Ready(None),
+            Poll::Pending => {}
+        }
+        match watch.as_mut().poll(cx) {
+            // It has the linger to say what it came for.
+            Poll::Ready(Event::Finish) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Ready(Event::Cut | Event::Expired(_)) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Pins the generation of this instant and begins a request in it.
@@ -275,154 +270,6 @@ fn begin(
         connection: connection.clone(),
     };
     pipeline::serve(exchange, begun, serving, request)
-}
-
-async fn serve_http1<S>(
-    io: Watched<S>,
-    listener: Arc<Listener>,
-    connection: Arc<Connection>,
-    mut watch: Pin<&mut Watch<'_>>,
-) -> Option<Switched<S>>
-where
-    S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
-{
-    let service = {
-        let (listener, connection) = (listener.clone(), connection.clone());
-        service_fn(move |request| begin(&listener, &connection, None, request))
-    };
-    let spec = &connection.spec;
-    let mut serving = http1::Builder::new()
-        // A client that shuts down its side after the request still gets its answer, within a limit of ours.
-        .half_close(true)
-        .keep_alive(true)
-        .max_headers(spec.headers)
-        .max_header_size(spec.header_size)
-        .max_buf_size(spec.header_size.max(BUFFER))
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(io), service);
-    let ended = loop {
-        let step = poll_fn(|cx| match Pin::new(&mut serving).poll(cx) {
-            Poll::Ready(result) => Poll::Ready(Ok(result)),
-            Poll::Pending if connection.poll_cut(cx).is_ready() => Poll::Ready(Err(Event::Cut)),
-            Poll::Pending => watch.as_mut().poll(cx).map(Err),
-        })
-        .await;
-        match step {
-            Ok(result) => break result,
-            // Responses say so from now on; between two the deadline is the linger.
-            Err(Event::Finish) => {}
-            Err(Event::Expired(Expired::Header { partial: true }))
-                if connection.may_refuse_head() =>
-            {
-                refused(&listener, &connection, StatusCode::REQUEST_TIMEOUT);
-                // Boxed, like all last words: the connection's task would have their room all its life.
-                let last = Box::pin(refuse_slow_head(serving.into_parts().io.into_inner()));
-                watch.epoch.cut.run_until_cancelled(last).await;
-                return None;
-            }
-            Err(Event::Cut | Event::Expired(_)) => {
-                give_up(&serving.into_parts().io.into_inner());
-                return None;
-            }
-        }
-    };
-    if ended.is_ok()
-        && let Some(becomes) = connection.take_tunnel()
-    {
-        becomes.settle(&listener.slot.pin());
-        let parts = serving.into_parts();
-        let (stream, later) = parts.io.into_inner().into_parts();
-        let early = if parts.read_buf.is_empty() {
-            later
-        } else {
-            [parts.read_buf, later].concat().into()
-        };
-        return Some(Switched::Whole {
-            becomes,
-            stream,
-            early,
-        });
-    }
-    let malformed = match &ended {
-        Ok(()) => false,
-        Err(error) => {
-            tracing::debug!(peer = %connection.peer, %error, "HTTP/1 connection ended");
-            if error.is_parse() {
-                // What hyper has answered by itself.
-                let status = if error.is_parse_too_large() {
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-                } else {
-                    StatusCode::BAD_REQUEST
-                };
-                refused(&listener, &connection, status);
-            }
-            error.is_parse()
-        }
-    };
-    if malformed || (ended.is_ok() && connection.is_unread()) {
-        let last = Box::pin(read_away(serving.into_parts().io.into_inner()));
-        watch.epoch.cut.run_until_cancelled(last).await;
-    } else if ended.is_err() {
-        give_up(&serving.into_parts().io.into_inner());
-    }
-    None
-}
-
-/// A close is the end of some responses: it must not be taken for that where they have been cut.
-fn give_up<S: Sever>(io: &Watched<S>) {
-    if io.connection().is_open_ended() {
-        io.sever();
-    }
-}
-
-/// What could not be read as a request is counted and written down like one.
-fn refused(listener: &Listener, connection: &Connection, status: StatusCode) {
-    let serving = listener.slot.pin();
-    let generation = serving.generation.id;
-    serving
-        .entry
-        .http()
-        .watch
-        .refused(connection, generation, status.as_u16());
-}
-
-/// `408` by hand, since no request came that hyper could answer.
-async fn refuse_slow_head<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>) {
-    const ANSWER: &[u8] =
-        b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-    let write = async {
-        io.write_all(ANSWER).await?;
-        io.shutdown().await
-    };
-    // Best effort: the connection ends either way.
-    let _ = tokio::time::timeout(LAST_WRITE, write).await;
-}
-
-/// Reads what the client still sends after our side was shut down: closing with unread bytes would be a reset, and that
-/// may overtake our last answer.
-async fn read_away<S: AsyncRead + AsyncWrite + Unpin>(mut io: Watched<S>) {
-    // hyper leaves that to us when the client had asked for another protocol.
-    if !matches!(
-        tokio::time::timeout(LAST_WRITE, io.shutdown()).await,
-        Ok(Ok(()))
-    ) {
-        return;
-    }
-    let read = async {
-        while let Ok(true) = tokio::time::timeout(LAST_SILENCE, read_some(&mut io)).await {}
-    };
-    // Time over: it is closed as it is.
-    let _ = tokio::time::timeout(LAST_READ, read).await;
-}
-
-/// True if there was something. It is read aside, so that nothing is held or cleared for it.
-fn read_some<S: AsyncRead + Unpin>(io: &mut Watched<S>) -> impl Future<Output = bool> {
-    poll_fn(|cx| {
-        let mut room = [MaybeUninit::uninit(); LAST_BUFFER];
-        let mut buffer = ReadBuf::uninit(&mut room);
-        let read = ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer));
-        Poll::Ready(read.is_ok() && !buffer.filled().is_empty())
-    })
 }
 
 async fn serve_http2<S>(

@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::FutureExt as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -39,6 +40,9 @@ use crate::worker::Worker;
 
 /// Free memory is given back so long after a swap or a drain: once for many, and at most so often.
 const GIVE_BACK: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether clients' connections have let go of much.
+const TIDY: Duration = Duration::from_secs(10);
 
 /// What the supervisor is started with.
 pub struct Options {
@@ -163,6 +167,8 @@ impl Supervisor {
                 let _ = fatal.try_send("the watch over certificates panicked".into());
             }
         }));
+        let mut tidy = tokio::time::interval(TIDY);
+        tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let Some(queued) = inner.next() else {
                 let wake = inner.expire().map(tokio::time::Instant::from_std);
@@ -170,6 +176,11 @@ impl Supervisor {
                     () = inner.queued.notified() => {}
                     () = sleep_until(wake) => {}
                     () = sleep_until(self.give_back) => self.give_back(),
+                    _ = tidy.tick() => {
+                        if crate::memory::is_loose() {
+                            self.give_back();
+                        }
+                    }
                     Some(ended) = self.drains.join_next() => self.drained(ended),
                     Some(ask) = self.asked.recv() => self.answer(ask).await,
                 }

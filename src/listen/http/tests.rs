@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use tokio::io::{AsyncReadExt as _, DuplexStream};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::config::http::{ConnectionSpec, HttpSpec};
 use crate::generation::{Generation, Serving, Verdict};
+use crate::http::Face as _;
 use crate::http::Files;
+use crate::http::connection::QUIET;
 use crate::http::pipeline::DISCARD_TIME;
 use crate::http::record::Recording;
 use crate::http::test_kit::{records, server, spec, worker};
@@ -778,4 +782,104 @@ mod http2 {
         assert!(response.into_body().collect().await.is_err());
         assert_eq!(generation.in_flight(), 0);
     }
+}
+
+/// Lets a connection fall idle for longer than it keeps anything, unless it ends before.
+async fn fall_quiet() {
+    tokio::time::sleep(QUIET + Duration::from_millis(100)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_connection_serves_on_as_often_as_it_falls_quiet() {
+    let listener = listener(spec());
+    let mut client = Client::connect(&listener);
+    for round in 0..3 {
+        client.send(GET).await;
+        let answer = client.read_until("hello").await;
+        assert!(!answer.contains("connection: close"), "{answer}");
+        fall_quiet().await;
+        // A head that comes in pieces, and two that come as one.
+        client.send(&GET[..round * 5 + 1]).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        client.send(&GET[round * 5 + 1..]).await;
+        client.read_until("hello").await;
+        fall_quiet().await;
+        client.send(&GET.repeat(2)).await;
+        let mut answers = String::new();
+        while answers.matches("hello").count() < 2 {
+            answers.push_str(&client.read_until("hello").await);
+        }
+        fall_quiet().await;
+    }
+    client.ended().await;
+    let counters = &listener.worker.counters;
+    let served = counters.requests.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(served, 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_connection_has_the_time_it_would_have_had() {
+    let idle = Duration::from_secs(20);
+    let listener = listener(ConnectionSpec {
+        idle_timeout: Some(idle),
+        header_timeout: Some(Duration::from_secs(5)),
+        ..spec()
+    });
+    let mut client = Client::connect(&listener);
+    client.send(GET).await;
+    client.read_until("hello").await;
+    let begun = tokio::time::Instant::now();
+    assert_eq!(client.rest().await, "");
+    assert_eq!(begun.elapsed().as_secs(), idle.as_secs());
+    // A head that does not end has its own from its first byte.
+    let mut client = Client::connect(&listener);
+    client.send(GET).await;
+    client.read_until("hello").await;
+    tokio::time::sleep(idle - Duration::from_secs(1)).await;
+    client.send("GET / HT").await;
+    let begun = tokio::time::Instant::now();
+    assert!(client.rest().await.starts_with("HTTP/1.1 408 "));
+    assert_eq!(begun.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_connection_ends_when_it_is_told_to_and_with_its_client() {
+    let listener = listener(spec());
+    let parked = async || {
+        let mut client = Client::connect(&listener);
+        client.send(GET).await;
+        client.read_until("hello").await;
+        fall_quiet().await;
+        client
+    };
+    let client = parked().await;
+    assert!(!client.served.is_finished());
+    client.ended().await;
+    // It lingers for one more request, which is told.
+    let (mut asks, mut silent, mut cut) = (parked().await, parked().await, parked().await);
+    listener.slot.epoch().finish.cancel();
+    let begun = tokio::time::Instant::now();
+    // All have heard of it once there is nothing to do but to wait.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    asks.send(GET).await;
+    cut.send("GET / ").await;
+    assert!(asks.rest().await.contains("connection: close"));
+    assert_eq!(begun.elapsed().as_secs(), 0);
+    assert_eq!(silent.rest().await, "");
+    assert_eq!(begun.elapsed().as_secs(), 2);
+    listener.slot.epoch().cut.cancel();
+    assert_eq!(cut.rest().await, "");
+}
+
+/// What a parked connection keeps of its task.
+#[tokio::test]
+async fn the_task_of_a_connection_is_small() {
+    let listener = listener(spec());
+    let (_io, theirs) = tokio::io::duplex(1);
+    let spec = listener.slot.pin().entry.http().connection.clone();
+    let peer: std::net::SocketAddr = "192.0.2.1:50000".parse().unwrap();
+    let guard = listener.slot.epoch().join();
+    let task = serve(theirs, peer.into(), None, listener.clone(), spec, guard);
+    let size = std::mem::size_of_val(&task);
+    assert!(size <= 1536, "{size} bytes");
 }
