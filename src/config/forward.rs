@@ -54,8 +54,8 @@ section! {
         /// What happens to a session when a swap removed its proxy or address; left out: as `[runtime]` says.
         on_change: OnChange,
         /// The proxies through which destinations are reached, the nearest first; left out, or `"direct"`: none. Names are looked up by the
-        /// last one, but for `socks5`; what is known of such a destination is its name, and by that alone it is judged. There
-        /// are no datagrams then.
+        /// last one, but for `socks5`; what is known of such a destination is its name, and by that alone it is judged.
+        /// Datagrams go that way too if all proxies on it speak SOCKS5, not over TLS; those of other ways are lost.
         via: List<HopRaw>,
     }
     later = [];

@@ -1,8 +1,10 @@
 //! UDP ASSOCIATE (RFC 1928 section 7): datagrams of one client to anywhere it may go, and back.
 //!
 //! It promises: what comes from another address than the client's is dropped, and so is what comes from where the client
-//! has sent nothing; every destination is judged as one of a connection is; names are looked up beside everything else;
-//! all that it keeps is bounded. It lives as long as the connection that asked for it.
+//! has sent nothing, or another way than it was sent; every destination is judged, and reached, as one of a connection is; names
+//! are looked up beside everything else; all that it keeps is bounded. It lives as long as the connection that asked for it.
+
+mod ways;
 
 use std::future::poll_fn;
 use std::io;
@@ -21,9 +23,12 @@ use tokio::time::Instant;
 use super::socks::datagram::{self, HEAD};
 use super::socks::v5::To;
 use super::target::Destination;
-use super::{Ask, Forward, Place};
+use super::{Ask, Forward, Place, Verdict};
+use crate::config::scalar::TargetAddr;
 use crate::generation::Flight;
 use crate::session::{End, Session};
+use crate::upstream::via::Via;
+pub use ways::Ways;
 
 /// Bytes of the largest datagram.
 const DATAGRAM: usize = 65_535;
@@ -81,7 +86,17 @@ pub struct Association {
     near: UdpSocket,
     /// Towards everybody else, once there is somebody of that family.
     far: [Option<UdpSocket>; 2],
+    /// Towards those that are reached through other proxies.
+    ways: Ways,
     _place: Option<Place>,
+}
+
+/// How datagrams leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Direct,
+    /// By one of the ways.
+    Way(usize),
 }
 
 /// A datagram whose name has been looked up.
@@ -91,8 +106,10 @@ type Found = (Destination, Vec<u8>, Option<SocketAddr>);
 struct State {
     /// Where the client's datagrams come from: the first one tells.
     client: Option<SocketAddr>,
-    asked: Cache<SocketAddr, ()>,
-    names: Cache<Destination, (SocketAddr, Instant)>,
+    asked: Cache<SocketAddr, Route>,
+    /// Ways and ports of names that proxies look up: only they know whom those have led to.
+    told: Cache<(usize, u16), ()>,
+    names: Cache<Destination, (SocketAddr, Route, Instant)>,
     waiting: FuturesUnordered<BoxFuture<'static, Found>>,
     budget: Option<Budget>,
     moved: bool,
@@ -103,7 +120,12 @@ impl Association {
     ///
     /// # Errors
     /// That there is none.
-    pub fn open(proxy: Arc<Forward>, who: Who, place: Option<Place>) -> io::Result<Association> {
+    pub fn open(
+        proxy: Arc<Forward>,
+        who: Who,
+        ways: Ways,
+        place: Option<Place>,
+    ) -> io::Result<Association> {
         let near = bind(who.local, proxy.spec.udp.ports.clone())?;
         let port = near.local_addr()?.port();
         let given = &proxy.spec.udp.advertise;
@@ -114,6 +136,7 @@ impl Association {
             who,
             near,
             far: [None, None],
+            ways,
             _place: place,
         })
     }
@@ -127,6 +150,7 @@ impl Association {
         let mut state = State {
             client: None,
             asked: Cache::new(PEERS),
+            told: Cache::new(NAMES),
             names: Cache::new(NAMES),
             waiting: FuturesUnordered::new(),
             budget: self.proxy.spec.limits.bandwidth.map(Budget::new),
@@ -144,6 +168,7 @@ impl Association {
                 }
             };
             let [v4, v6] = &self.far;
+            let ways = &mut self.ways;
             let passed = tokio::select! {
                 read = control.read(&mut ignored) => match read {
                     // Nothing is due there; what comes is of no meaning.
@@ -167,10 +192,16 @@ impl Association {
                     Ok(()) => self.hear_others(1, &mut state, &mut buffer, session),
                     Err(error) => Err(error),
                 },
+                number = poll_fn(|cx| ways.poll(cx)) => {
+                    self.hear_way(number, &mut state, &mut buffer, session)
+                }
                 Some((name, data, found)) = state.waiting.next() => {
-                    if let Some(address) = found {
-                        state.names.insert(name, (address, Instant::now() + REMEMBERED));
-                        self.send(address, &data, &mut state);
+                    if let Some(address) = found
+                        && let Some(route) = self.route(&name, address)
+                    {
+                        let until = Instant::now() + REMEMBERED;
+                        state.names.insert(name, (address, route, until));
+                        self.send(address, route, &data, &mut state);
                     }
                     Ok(())
                 }
@@ -222,27 +253,64 @@ impl Association {
         if address.port() == 0 {
             return;
         }
-        if state.asked.get(&address).is_none() {
+        let known = state.asked.get(&address).copied();
+        let route = known.or_else(|| {
             let destination = Destination::Address(address);
-            let ask = Ask {
-                user: self.who.user.as_ref(),
-                client: Some(self.who.ip),
-                destination: &destination,
-            };
-            if !self.proxy.allows(ask, address) {
+            if !self.proxy.allows(self.ask(&destination), address) {
                 tracing::debug!(client = %self.who.ip, %address, "a datagram to where it may not go");
-                return;
+                return None;
             }
+            self.route(&destination, address)
+        });
+        if let Some(route) = route {
+            self.send(address, route, data, state);
         }
-        self.send(address, data, state);
+    }
+
+    fn ask<'a>(&'a self, destination: &'a Destination) -> Ask<'a> {
+        Ask {
+            user: self.who.user.as_ref(),
+            client: Some(self.who.ip),
+            destination,
+        }
+    }
+
+    /// How datagrams to `destination` leave, for which `address` was found. `None`: they cannot.
+    fn route(&mut self, destination: &Destination, address: SocketAddr) -> Option<Route> {
+        match self.proxy.way_to(self.ask(destination), address).cloned() {
+            Some(via) => self.way(&via),
+            None => Some(Route::Direct),
+        }
+    }
+
+    fn way(&mut self, via: &Arc<Via>) -> Option<Route> {
+        let number = self.ways.number(via);
+        if number.is_none() {
+            tracing::debug!(client = %self.who.ip, "a datagram to where no datagrams go");
+        }
+        number.map(Route::Way)
     }
 
     fn named(&mut self, name: Destination, data: &[u8], state: &mut State) {
-        if let Some((address, until)) = state.names.get(&name)
-            && *until > Instant::now()
+        if let Some((address, route, until)) = state.names.get(&name).copied()
+            && until > Instant::now()
         {
-            let address = *address;
-            return self.send(address, data, state);
+            return self.send(address, route, data, state);
+        }
+        if let Destination::Name(host, port) = &name
+            && let Some((via, verdict)) = self.proxy.way_of_name(self.ask(&name), host, *port)
+        {
+            let via = via.clone();
+            if verdict != Verdict::Allowed {
+                tracing::debug!(client = %self.who.ip, %name, "a datagram to where it may not go");
+            } else if let Some(Route::Way(number)) = self.way(&via)
+                && takes(&mut state.budget, data)
+            {
+                state.told.insert((number, *port), ());
+                let to = TargetAddr::Name(Arc::from(&**host), *port);
+                self.ways.send(number, to, data, &self.proxy);
+            }
+            return;
         }
         if state.waiting.len() >= WAITING {
             return;
@@ -262,7 +330,15 @@ impl Association {
     }
 
     /// What cannot leave at once is lost, as datagrams are.
-    fn send(&mut self, address: SocketAddr, data: &[u8], state: &mut State) {
+    fn send(&mut self, address: SocketAddr, route: Route, data: &[u8], state: &mut State) {
+        if let Route::Way(number) = route {
+            if takes(&mut state.budget, data) {
+                state.asked.insert(address, route);
+                self.ways
+                    .send(number, TargetAddr::Ip(address), data, &self.proxy);
+            }
+            return;
+        }
         let family = usize::from(address.is_ipv6());
         let [v4, v6] = &mut self.far;
         let far = if family == 0 { v4 } else { v6 };
@@ -275,9 +351,10 @@ impl Association {
                 .inspect_err(|error| tracing::debug!(%error, "no socket for datagrams"))
                 .ok();
         }
-        let within = state.budget.as_mut().is_none_or(|b| b.takes(data.len()));
-        if let (Some(far), true) = (far, within) {
-            state.asked.insert(address, ());
+        if let Some(far) = far
+            && takes(&mut state.budget, data)
+        {
+            state.asked.insert(address, route);
             send_now(far, data, address);
         }
     }
@@ -302,7 +379,7 @@ impl Association {
             };
             let from = SocketAddr::new(from.ip().to_canonical(), from.port());
             let within = state.budget.as_mut().is_none_or(|b| b.takes(size));
-            if state.asked.get(&from).is_none() || !within {
+            if state.asked.get(&from) != Some(&Route::Direct) || !within {
                 continue;
             }
             state.moved = true;
@@ -319,6 +396,51 @@ impl Association {
         }
         Ok(())
     }
+}
+
+impl Association {
+    /// Takes what has come by way `number`.
+    fn hear_way(
+        &mut self,
+        number: usize,
+        state: &mut State,
+        buffer: &mut [u8],
+        session: &Session,
+    ) -> io::Result<()> {
+        for _ in 0..ROUNDS {
+            let Some(whole) = self.ways.next(number, buffer)? else {
+                return Ok(());
+            };
+            let (Some((from, data)), Some(client)) = (datagram::read(whole), state.client) else {
+                continue;
+            };
+            let port = match &from {
+                To::Address(address) => address.port(),
+                To::Name(Destination::Name(_, port)) => *port,
+                To::Name(_) | To::Nowhere => continue,
+            };
+            let asked = match from {
+                To::Address(from) => state.asked.get(&from) == Some(&Route::Way(number)),
+                To::Name(_) | To::Nowhere => false,
+            };
+            if (!asked && state.told.get(&(number, port)).is_none())
+                || !takes(&mut state.budget, data)
+            {
+                continue;
+            }
+            state.moved = true;
+            session.sent(data.len() as u64);
+            send_now(&self.near, whole, client);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a datagram may pass within its budget.
+fn takes(budget: &mut Option<Budget>, data: &[u8]) -> bool {
+    budget
+        .as_mut()
+        .is_none_or(|budget| budget.takes(data.len()))
 }
 
 /// Sends past the runtime, which does not know yet that a socket just made can be written. What cannot leave at once is

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use crate::config::forward::{ForwardSpec, Way};
+use crate::config::forward::{ForwardSpec, RuleSpec, Way};
 use crate::config::scalar::TargetAddr;
 use crate::http::record::AccessLog;
 use crate::metrics::WorkerContext;
@@ -215,10 +215,8 @@ impl Forward {
         let place = self.place(ask.user)?;
         let deadline = Instant::now() + self.spec.timeouts.connect;
         if let Destination::Name(name, port) = ask.destination
-            && let Some(via) = self.way(self.rules.first_by_name(&ask, name, *port))
-            && via.takes_names()
+            && let Some((via, verdict)) = self.way_of_name(ask, name, *port)
         {
-            let verdict = self.rules.judge_by_name(&ask, name, *port);
             if verdict != Verdict::Allowed {
                 return Err(Refused::denied(ask.destination, None));
             }
@@ -235,8 +233,9 @@ impl Forward {
         let addresses = self.resolve(ask, deadline).await?;
         self.room()?;
         let first = addresses.first().copied();
-        let rule = first.and_then(|first| self.rules.first(&ask, ask.destination.name(), first));
-        if let (Some(via), Some(first)) = (self.way(rule), first) {
+        if let Some(first) = first
+            && let Some(via) = self.way_to(ask, first)
+        {
             let to = TargetAddr::Ip(first);
             let link = via.connect(worker.index, &to, deadline, passed).await?;
             return Ok(Reached {
@@ -247,10 +246,7 @@ impl Forward {
             });
         }
         // Each by its own rule: one that has a way must not be raced against it.
-        let straight = |address: &SocketAddr| {
-            let rule = self.rules.first(&ask, ask.destination.name(), *address);
-            self.way(rule).is_none()
-        };
+        let straight = |address: &SocketAddr| self.way_to(ask, *address).is_none();
         let addresses: Vec<SocketAddr> = addresses.into_iter().filter(straight).collect();
         let (link, address) = dial::any(&addresses, ask.destination, deadline).await?;
         Ok(Reached {
@@ -270,9 +266,24 @@ impl Forward {
         }
     }
 
-    /// Whether some destinations are reached through other proxies: datagrams would pass those by.
-    pub fn has_ways(&self) -> bool {
-        self.spec.ways().next().is_some()
+    /// The way to what was asked for, for which `address` was found; `None`: direct.
+    pub fn way_to(&self, ask: Ask<'_>, address: SocketAddr) -> Option<&Arc<Via>> {
+        self.way(self.rules.first(&ask, ask.destination.name(), address))
+    }
+
+    /// The way for a name that is looked up at its end, and whether one may go there; `None`: it is looked up here.
+    pub fn way_of_name(&self, ask: Ask<'_>, name: &str, port: u16) -> Option<(&Arc<Via>, Verdict)> {
+        let via = self.way(self.rules.first_by_name(&ask, name, port))?;
+        via.takes_names()
+            .then(|| (via, self.rules.judge_by_name(&ask, name, port)))
+    }
+
+    /// The way that everything goes, if it all goes through the same proxies.
+    pub fn only_way(&self) -> Option<&Arc<Via>> {
+        let usual = |rule: &RuleSpec| matches!(rule.way, Way::Usual);
+        self.via
+            .as_ref()
+            .filter(|_| self.spec.rules.iter().all(usual))
     }
 
     /// Whether there is a descriptor for another connection: the last ones are not for clients, and a client of HTTP/2 takes

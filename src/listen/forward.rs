@@ -19,7 +19,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::entry::Plane;
 use super::http::{Listener, serve_read};
-use crate::forward::associate::{self, Association};
+use crate::forward::associate::{self, Association, Ways};
 use crate::forward::socks::v5::{self, Method};
 use crate::forward::socks::{Parsed, Reply, v4};
 use crate::forward::{Ask, Forward, Reached, Refused};
@@ -518,21 +518,27 @@ async fn begin(proxy: &Arc<Forward>, client: &Client, asked: &Asked) -> Result<B
             Ok(Begun::Connected(Box::new(reached.map_err(refused)?)))
         }
         What::Associate => {
-            if proxy.has_ways() {
-                tracing::debug!(%peer, "datagrams through other proxies are not supported yet");
-                return Err(NO_DATAGRAMS);
-            }
             let (Some(ip), Some(local)) = (peer.ip(), client.local) else {
                 return Err(NO_DATAGRAMS);
             };
             let place = proxy.place(user).map_err(refused)?;
             proxy.room().map_err(refused)?;
+            let mut ways = Ways::new(client.listener.worker.index);
+            if let Some(via) = proxy.only_way() {
+                if !via.takes_datagrams() {
+                    tracing::debug!(%peer, "no datagrams go through the proxies on the way");
+                    return Err(NO_DATAGRAMS);
+                }
+                let deadline = Instant::now() + proxy.spec.timeouts.connect;
+                let made = ways.make(via, deadline).await;
+                made.map_err(|error| refused(error.into()))?;
+            }
             let who = associate::Who {
                 ip,
                 local: local.ip().to_canonical(),
                 user: user.cloned(),
             };
-            let made = Association::open(proxy.clone(), who, place);
+            let made = Association::open(proxy.clone(), who, ways, place);
             let made = made.map_err(|error| {
                 tracing::warn!(%error, proxy = %proxy.name, "no port for datagrams");
                 (Reply::Failed, StatusCode::INTERNAL_SERVER_ERROR)

@@ -60,6 +60,7 @@ mod sni_shared;
 mod sockets;
 mod socks;
 mod socks_refused;
+mod socks_udp_via;
 mod split;
 mod swap_load;
 mod target_limits;

@@ -14,9 +14,11 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Through, Via, Wanted, Way, socks5};
+use super::{Hop, Through, Via, Wanted, Way, socks5};
 use crate::config::scalar::TargetAddr;
+use crate::config::via::HopProtocol;
 use crate::net::Sever as _;
+use crate::upstream::Upstream;
 use crate::upstream::error::{Error, Kind};
 
 /// What proxies do for datagrams, wherever those go. Dropping it ends that.
@@ -50,11 +52,21 @@ enum Sender {
 }
 
 impl Via {
+    /// Whether datagrams go this way: through SOCKS5 alone, not over TLS, and past no proxy of which there are several, since
+    /// one would have the connection and another the datagrams.
+    pub fn takes_datagrams(&self) -> bool {
+        let Some((_, before)) = self.hops.split_last() else {
+            return false;
+        };
+        let alone = |hop: &Hop| hop.upstream.members.len() == 1 && hop.upstream.split.is_none();
+        self.hops.iter().all(Hop::takes_datagrams) && before.iter().all(alone)
+    }
+
     /// Has every proxy of the way relay.
     ///
     /// # Errors
     /// All of them unsent, with the proxy that failed.
-    async fn relays(&self, worker: usize, deadline: Instant) -> Result<Relays, Error> {
+    pub async fn relays(&self, worker: usize, deadline: Instant) -> Result<Relays, Error> {
         // Also a wait for a proxy with room is in it. Boxed: of many sessions few come here.
         let opened = timeout_at(deadline, Box::pin(self.open_relays(worker, deadline))).await;
         opened.map_err(|_| {
@@ -115,9 +127,26 @@ impl Via {
     }
 }
 
+impl Hop {
+    fn takes_datagrams(&self) -> bool {
+        let socks = matches!(self.protocol, HopProtocol::Socks5 | HopProtocol::Socks5h);
+        socks && are_plain(&self.upstream)
+    }
+}
+
+/// Whether all targets are at an address of the network, and spoken to as they are.
+fn are_plain(upstream: &Upstream) -> bool {
+    let mut own = upstream.members.iter();
+    own.all(|member| {
+        let near = member.target.address();
+        let plain = member.transport.tls.is_none() && member.transport.via.is_none();
+        plain && matches!(near, TargetAddr::Ip(_) | TargetAddr::Name(..))
+    }) && upstream.members().all(|(part, _)| are_plain(part))
+}
+
 impl Relays {
     /// What is to stand before a datagram to `to`; `None`: SOCKS cannot say it.
-    fn header(&self, to: &TargetAddr) -> Option<Vec<u8>> {
+    pub fn header(&self, to: &TargetAddr) -> Option<Vec<u8>> {
         Some([&*self.outer, &*socks5::header(to)?].concat())
     }
 
@@ -130,7 +159,7 @@ impl Relays {
     }
 
     /// Ready when a proxy has ended its part.
-    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for control in &mut self.controls {
             // Nothing is due there; what comes is of no meaning.
             let mut room = [0; 64];

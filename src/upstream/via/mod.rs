@@ -43,7 +43,7 @@ use crate::config::scalar::TargetAddr;
 use crate::config::via::{HopProtocol, LoginSpec, ViaSpec};
 use crate::net::Sever;
 
-pub use association::Association;
+pub use association::{Association, Relays};
 
 /// The proxies through which something is reached.
 pub struct Via {
