@@ -6,12 +6,16 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::CatchUnwind;
 use parking_lot::Mutex;
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, watch};
@@ -512,13 +516,36 @@ impl Accepted {
 /// Runs a connection in a task of its own: owned by its epoch (told to finish, cut at the deadline) and by the worker's
 /// runtime.
 pub(super) fn spawn(connection: impl Future<Output = ()> + Send + 'static, peer: Peer, held: Held) {
-    tokio::spawn(async move {
-        if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
-            WorkerCounters::add(&held.worker.counters.panics);
+    tokio::spawn(Guarded {
+        connection: AssertUnwindSafe(connection).catch_unwind(),
+        peer,
+        held,
+    });
+}
+
+pin_project! {
+    /// A connection's task. No `async` block: that would have room for the connection twice, as what it is given and as what
+    /// it waits for.
+    struct Guarded<F> {
+        #[pin]
+        connection: CatchUnwind<AssertUnwindSafe<F>>,
+        peer: Peer,
+        held: Held,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Guarded<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if ready!(this.connection.poll(cx)).is_err() {
+            WorkerCounters::add(&this.held.worker.counters.panics);
+            let peer = this.peer;
             tracing::error!(%peer, "a connection's task panicked; only that connection ended");
         }
-        drop(held);
-    });
+        Poll::Ready(())
+    }
 }
 
 #[cfg(test)]

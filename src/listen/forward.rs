@@ -347,7 +347,7 @@ where
             None => connection,
         };
         let read = self.bytes.freeze();
-        serve_read(self.stream, read, connection, listener, guard).await;
+        serve_read(self.stream, read, Arc::new(connection), listener, guard).await;
     }
 
     /// Says its last words and ends; that is written down.

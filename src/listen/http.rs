@@ -66,31 +66,33 @@ const LOCAL_RESETS: usize = 100;
 ///
 /// Ends early when `guard.epoch.cut` is cancelled; finishes kindly when `guard.epoch.finish` is: the next HTTP/1
 /// response says `Connection: close`, an idle HTTP/1 connection lingers for `IDLE_LINGER`, HTTP/2 sends GOAWAY.
-pub async fn serve<S>(
+//
+// No `async fn`: a future has room for what it is called with beside the room of those that it hands that on to.
+pub fn serve<S>(
     stream: S,
     peer: Peer,
     local: Option<SocketAddr>,
     listener: Arc<Listener>,
     spec: Arc<ConnectionSpec>,
     guard: EpochGuard,
-) where
+) -> impl Future<Output = ()> + Send
+where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
     let connection = Connection::new(peer, local, spec, listener.worker.clone());
-    serve_read(stream, Bytes::new(), connection, listener, guard).await;
+    serve_read(stream, Bytes::new(), Arc::new(connection), listener, guard)
 }
 
 /// The same for a connection of which `first` was read already.
 pub(super) async fn serve_read<S>(
     mut stream: S,
     first: Bytes,
-    connection: Connection,
+    connection: Arc<Connection>,
     listener: Arc<Listener>,
     guard: EpochGuard,
 ) where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
-    let connection = Arc::new(connection);
     let switched = {
         let mut watch = pin!(watch(&connection, &guard));
         let chosen = choose(&mut stream, first, &connection, watch.as_mut());
@@ -105,14 +107,13 @@ pub(super) async fn serve_read<S>(
 /// The same for a connection whose protocol a handshake has settled.
 pub(super) async fn serve_chosen<S>(
     stream: S,
-    connection: Connection,
+    connection: Arc<Connection>,
     protocol: Protocol,
     listener: Arc<Listener>,
     guard: EpochGuard,
 ) where
     S: AsyncRead + AsyncWrite + Sever + Unpin + Send + 'static,
 {
-    let connection = Arc::new(connection);
     let switched = {
         let watch = pin!(watch(&connection, &guard));
         speak(stream, Bytes::new(), protocol, listener, connection, watch).await

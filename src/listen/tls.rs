@@ -95,7 +95,7 @@ pub(super) async fn serve_begun<S>(
         }
     };
     let connection = Connection::new(peer, local, spec, listener.worker.clone()).over_tls(session);
-    http::serve_chosen(stream, connection, protocol, listener, guard).await;
+    http::serve_chosen(stream, Arc::new(connection), protocol, listener, guard).await;
 }
 
 async fn handshake<S>(

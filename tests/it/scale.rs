@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::kit::load::{Load, Shape};
-use crate::kit::{Call, Gate, count, free_port, get, percentile, until};
+use crate::kit::{Call, Conn, Gate, count, free_port, get, percentile, until};
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -310,4 +310,38 @@ fn the_oldest_of_too_many_generations_is_hurried() {
         "A /g11/hold"
     );
     gate.wait_settled();
+}
+
+/// Connections that wait for their next request hold next to nothing, and all of them are there.
+#[test]
+fn release_idle_connections_are_small_and_answer() {
+    let to = local(free_port());
+    let document =
+        format!("[http.web]\nlisten = \"{to}\"\ntimeouts.idle = \"1h\"\nrespond = \"here\"\n");
+    let gate = Gate::start(&document);
+    let request = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    let connect = || {
+        let mut conn = Conn::open(to).unwrap();
+        assert_eq!(conn.exchange(request).unwrap().text(), "here");
+        conn
+    };
+    drop(connect());
+    let before = at_rest(&gate);
+    // A process may have 20,000 descriptors where this runs.
+    let mut all: Vec<Conn> = (0..count(8000, 200)).map(|_| connect()).collect();
+    let held = gate.own_memory() - before;
+    if !cfg!(debug_assertions) && cfg!(all(target_os = "linux", target_env = "gnu")) {
+        until("what they let go of to be given back", || {
+            (gate.own_memory() - before < held / 2).then_some(())
+        });
+    }
+    let each = gate.own_memory().saturating_sub(before) / all.len() as u64;
+    println!(
+        "each of {} that came at once: {} bytes, then {each}",
+        all.len(),
+        held / all.len() as u64
+    );
+    for conn in &mut all {
+        assert_eq!(conn.exchange(request).unwrap().text(), "here");
+    }
 }

@@ -881,5 +881,5 @@ async fn the_task_of_a_connection_is_small() {
     let guard = listener.slot.epoch().join();
     let task = serve(theirs, peer.into(), None, listener.clone(), spec, guard);
     let size = std::mem::size_of_val(&task);
-    assert!(size <= 1536, "{size} bytes");
+    assert!(size <= 768, "{size} bytes");
 }
