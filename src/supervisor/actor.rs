@@ -42,7 +42,7 @@ use crate::worker::Worker;
 const GIVE_BACK: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether clients' connections have let go of much.
-const TIDY: Duration = Duration::from_secs(10);
+const TIDY: Duration = Duration::from_secs(5);
 
 /// What the supervisor is started with.
 pub struct Options {

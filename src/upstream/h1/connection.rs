@@ -21,7 +21,7 @@ use super::{Fault, INTERIM};
 /// Bytes that are read at a time: at first, and at most, once the origin has filled that again and again.
 const FIRST_READ: usize = 8 * 1024;
 const MOST_READ: usize = 128 * 1024;
-/// Bytes of a buffer that a connection keeps while it waits for its next request.
+/// Bytes for heads of requests that a connection keeps room for while it waits for its next one.
 const KEPT: usize = 16 * 1024;
 
 /// One HTTP/1 connection, from our side.
@@ -34,6 +34,8 @@ pub(in crate::upstream) struct Http1 {
     read: BytesMut,
     /// How much the next read should have room for.
     room: usize,
+    /// `read` has had more room than a first read needs.
+    grown: bool,
     /// Used by each head anew.
     spans: Vec<Span>,
     /// The origin will take another request after this answer.
@@ -91,6 +93,7 @@ impl Http1 {
             receiving: Receiving::Nothing,
             read: BytesMut::new(),
             room: FIRST_READ,
+            grown: false,
             spans: Vec::new(),
             stays: true,
         }
@@ -328,7 +331,7 @@ impl Http1 {
     /// Lets go of what the last request needed.
     pub(in crate::upstream) fn rest_idle(&mut self) {
         self.receiving = Receiving::Nothing;
-        if self.read.capacity() > KEPT {
+        if std::mem::take(&mut self.grown) {
             self.read = BytesMut::new();
         }
         if self.sending.out.capacity() > KEPT {
@@ -345,6 +348,7 @@ impl Http1 {
     /// Reads once; 0 is the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.read.capacity() - self.read.len() < self.room / 2 {
+            self.grown |= self.room > FIRST_READ;
             self.read.reserve(self.room);
         }
         let spare = self.read.capacity() - self.read.len();
