@@ -18,7 +18,7 @@ from bench_load import Load
 from bench_servers import Broken, free_port
 
 ROUTES, KEPT, FRESH, SHARE, PAIRS, MOST = 10_000, 32, 100, 0.7, 5, 1.05
-SIZE = 100
+SIZE = 60
 
 
 def body(mark):
